@@ -1,0 +1,52 @@
+"""What a KV block looks like in memory, as a value two workers can compare."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import msgspec
+
+KVDtype = Literal["float32", "bfloat16", "float16"]
+_ITEM_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+BLOCK_ORDER = "layer,kv,head,token,dim"
+"""Order within one block: a block is one contiguous span, a range of layers is contiguous in it, heads can be sliced."""
+
+
+class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
+    """Shape of one KV block; the pool is `[num_blocks]` of these, `[blocks][layers][2][kv_heads][block_tokens][head_dim]`."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    block_tokens: int
+    dtype: KVDtype
+    order: str = BLOCK_ORDER
+
+    @property
+    def block_shape(self) -> tuple[int, int, int, int, int]:
+        """`[num_layers, 2, num_kv_heads, block_tokens, head_dim]`; index 0 of the second axis is K, 1 is V."""
+        return (self.num_layers, 2, self.num_kv_heads, self.block_tokens, self.head_dim)
+
+    @property
+    def layer_bytes(self) -> int:
+        return 2 * self.num_kv_heads * self.block_tokens * self.head_dim * _ITEM_BYTES[self.dtype]
+
+    @property
+    def block_bytes(self) -> int:
+        return self.num_layers * self.layer_bytes
+
+    @property
+    def layout_id(self) -> str:
+        """32 hexadecimal digits; equal exactly when every field is."""
+        return hashlib.blake2b(msgspec.msgpack.encode(self), digest_size=16).hexdigest()
+
+
+def compat_id(layout: KVLayout, model_digest: str, numerics_id: str) -> str:
+    """Identity of a prefill/decode pair: KV computed under one id may be read only under the same id.
+
+    `model_digest` identifies weights and architecture, `numerics_id` the arithmetic (instruction set, kernels, dtype).
+    """
+    text = "\0".join((layout.layout_id, model_digest, numerics_id))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
