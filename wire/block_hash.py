@@ -19,7 +19,8 @@ def root_hash(cache_salt: bytes = b"", adapter: str = "", media: Sequence[tuple[
     if not cache_salt and not adapter and not media:
         return ROOT
     digest = hashlib.blake2b(key=_KEY, digest_size=HASH_BYTES, person=b"root")
-    for part in (cache_salt, adapter.encode(), *(position.to_bytes(8, "little") + content for position, content in media)):
+    media_parts = (position.to_bytes(8, "little") + content for position, content in media)
+    for part in (cache_salt, adapter.encode(), *media_parts):
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.digest()

@@ -11,11 +11,11 @@ KVDtype = Literal["float32", "bfloat16", "float16"]
 _ITEM_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 BLOCK_ORDER = "layer,kv,head,token,dim"
-"""Order within one block: a block is one contiguous span, a range of layers is contiguous in it, heads can be sliced."""
+"""Order within a block: one contiguous span; a range of layers is contiguous in it; heads can be sliced."""
 
 
 class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
-    """Shape of one KV block; the pool is `[num_blocks]` of these, `[blocks][layers][2][kv_heads][block_tokens][head_dim]`."""
+    """Shape of one KV block; a pool is `[num_blocks]` of these, one after another."""
 
     num_layers: int
     num_kv_heads: int
