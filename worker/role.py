@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import grpc.aio
@@ -66,6 +67,7 @@ class Role(ABC):
         self.settings = parts.settings
         self.table = RequestTable()
         self.draining = False
+        self._waiting_for_idle: list[Future[None]] = []
         self._post = parts.post
         self._clock = parts.clock
 
@@ -106,9 +108,19 @@ class Role(ABC):
         for tracked in self.table.of_session(session):
             self.cancel(tracked.key)
 
+    def drain(self, idle: Future[None]) -> None:
+        """Refuses new requests from now on; `idle` is resolved once none is left."""
+        self.draining = True
+        self._waiting_for_idle.append(idle)
+
     # From the engine loop
 
     def tick(self) -> None:
+        if self._waiting_for_idle and not len(self.table):
+            for idle in self._waiting_for_idle:
+                if idle.set_running_or_notify_cancel():
+                    idle.set_result(None)
+            self._waiting_for_idle.clear()
         now_s = self._clock()
         for tracked in self.table.expired(now_s):
             waited = tracked.deadline_s - tracked.received_s

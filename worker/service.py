@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from functools import partial
 
 import grpc
@@ -87,11 +88,13 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     async def drain(self, timeout_s: float) -> int:
         """Refuses new work, waits up to `timeout_s` for the running work; returns how many requests are left."""
         self._drain_requested.set()
-        await self._loop.call(partial(setattr, self._role, "draining", True), STATS_TIMEOUT_S)
-        ends_s = asyncio.get_running_loop().time() + timeout_s
-        while (unfinished := len(self._role.table)) and asyncio.get_running_loop().time() < ends_s:
-            await asyncio.sleep(0.05)
-        return unfinished
+        idle: Future[None] = Future()
+        self._loop.post(partial(self._role.drain, idle))
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(idle), timeout_s)
+        except TimeoutError:
+            log.warning("drain_timed_out", timeout_s=timeout_s)
+        return len(self._role.table)
 
     async def _hello(
         self,
