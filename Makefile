@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 SAY    := @printf '\033[2m%s\033[0m\n'
 
 NATIVE := $(shell find csrc cmake proto -type f) CMakeLists.txt
