@@ -110,13 +110,12 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     from its own beginning, so that which elements go through the scalar tail depends on the column alone.
     """
     width = gate_up.shape[1] // 2
-    gates, ups = gate_up.split(width, dim=1)
+    out = gate_up.new_empty(gate_up.shape[0], width)
     rows = max(1, _SERIAL_ELEMENTS // width)
-    parts = [
-        (F.silu(gate.float() if gate.dtype != torch.float32 else gate) * up).to(gate_up.dtype)
-        for gate, up in zip(gates.split(rows), ups.split(rows), strict=True)
-    ]
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    for first in range(0, gate_up.shape[0], rows):
+        part = gate_up[first : first + rows]
+        out[first : first + rows] = F.silu(part[:, :width].float()) * part[:, width:]
+    return out
 
 
 def _row_tiles(x: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
