@@ -1,0 +1,82 @@
+"""Prefill on the engine thread: step outputs become announcements, ended leases become free blocks."""
+
+from __future__ import annotations
+
+import grpc.aio
+
+from engine.outputs import StepOutput, TokenRow
+from engine.request import RequestKey, RequestKind
+from kvtransfer.final import KvFinalData
+from kvtransfer.source import KvSource
+from wire.errors import ErrorCode, SpliceError
+from wire.sampling import FinishReason
+from worker.role import HandoffCounters, Role, RoleParts
+
+
+class PrefillRole(Role):
+    """A request lives here from `prefill` until its lease ends: pulled, cancelled or expired."""
+
+    kinds = frozenset({RequestKind.PREFILL})
+
+    def __init__(self, parts: RoleParts) -> None:
+        super().__init__(parts)
+        self._held: set[RequestKey] = set()
+        self._source = KvSource(
+            parts.pool_memory,
+            parts.identity,
+            lease_ttl_s=parts.settings.lease_ttl_s,
+            transports=parts.settings.kv_transports,
+            on_release=lambda key, reason: parts.post(lambda: self._released(key)),
+            host=parts.settings.host,
+        )
+
+    def on_output(self, output: StepOutput) -> None:
+        """Announces before the first tokens are sent: decode starts its last fetch while the token travels."""
+        rows = {row.key: row for row in output.rows}
+        for blocks in output.computed:
+            row = rows.get(blocks.key)
+            final = _final(row) if blocks.is_last and row is not None else None
+            self._source.announce(blocks.key, blocks.first_block, blocks.block_ids, blocks.num_tokens, final)
+        for row in output.rows:
+            if row.handed_off:
+                self._held.add(row.key)
+        super().on_output(output)
+        for row in output.rows:
+            if row.finish != FinishReason.NONE:
+                self._source.fail(row.key, SpliceError(ErrorCode.CANCELLED, "the answer ended on its first token"))
+        for key, error in output.failed:
+            self._source.fail(key, error)
+
+    def handoff_counters(self) -> HandoffCounters:
+        stats = self._source.stats
+        return HandoffCounters(leases_active=stats.leases_active, leases_expired=stats.leases_expired)
+
+    def add_to_server(self, server: grpc.aio.Server) -> None:
+        self._source.add_to_server(server)
+
+    async def start(self) -> None:
+        await self._source.start()
+
+    async def close(self) -> None:
+        await self._source.close()
+
+    def _end(self, key: RequestKey) -> None:
+        # A held block may be on its way through a socket: only the lease knows when it may be reused.
+        if key not in self._held:
+            self.engine.abort(key)
+        self._source.fail(key, SpliceError(ErrorCode.CANCELLED, "the request was cancelled"))
+
+    def _released(self, key: RequestKey) -> None:
+        if key in self._held:
+            self._held.discard(key)
+            self.engine.release_hold(key)
+            self.table.remove(key)
+
+
+def _final(row: TokenRow) -> KvFinalData:
+    return KvFinalData(
+        first_tokens=row.tokens,
+        first_seq=row.seq,
+        logprobs=row.logprobs or (),
+        finished=row.finish != FinishReason.NONE,
+    )

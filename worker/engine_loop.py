@@ -1,0 +1,100 @@
+"""The engine's own thread: commands in, step outputs out, and a progress counter others can watch."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Protocol, TypeVar
+
+import structlog
+
+from engine.engine import Engine
+from engine.outputs import StepOutput
+
+IDLE_WAIT_S = 0.05
+"""Longest sleep without work: how late a timer of the role can fire."""
+
+log = structlog.get_logger()
+
+Command = Callable[[], None]
+T = TypeVar("T")
+
+
+class LoopOwner(Protocol):
+    """What runs on the engine thread besides the engine: a role."""
+
+    def on_output(self, output: StepOutput) -> None: ...
+
+    def tick(self) -> None:
+        """Called before every step, and at least every 50 ms while there is nothing to compute."""
+
+
+class EngineLoop:
+    """Owns the engine's thread. Engine and role are touched by no other thread, so neither needs a lock."""
+
+    def __init__(self, engine: Engine, on_dead: Callable[[BaseException], None]) -> None:
+        """`on_dead` is told when the loop itself fails: a bug, after which the process should end and be restarted."""
+        self._engine = engine
+        self._on_dead = on_dead
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.turns = 0
+        """Turns since start; work pending and no turn for long means hung."""
+
+    def start(self, owner: LoopOwner) -> None:
+        self._thread = threading.Thread(target=self._run, args=(owner,), name="engine", daemon=True)
+        self._thread.start()
+
+    def post(self, command: Command) -> None:
+        """Runs `command()` on the engine thread before the next step. Any thread may call this."""
+        self._commands.put(command)
+
+    async def call(self, function: Callable[[], T], timeout_s: float) -> T:
+        """Runs `function` on the engine thread and returns its result; TimeoutError after `timeout_s` seconds."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+
+        self.post(run)
+        return await asyncio.wait_for(asyncio.wrap_future(future), timeout_s)
+
+    def stop(self, timeout_s: float) -> bool:
+        """Ends the thread after the step it is in; False if that took longer than `timeout_s`."""
+        self._stopping.set()
+        self.post(lambda: None)
+        if self._thread is None:
+            return True
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self, owner: LoopOwner) -> None:
+        try:
+            while not self._stopping.is_set():
+                self._turn(owner)
+        except BaseException as error:
+            log.exception("engine_loop_failed")
+            self._on_dead(error)
+
+    def _turn(self, owner: LoopOwner) -> None:
+        self._receive(wait=not self._engine.has_work())
+        owner.tick()
+        if self._engine.has_work():
+            owner.on_output(self._engine.step())
+        self.turns += 1
+
+    def _receive(self, *, wait: bool) -> None:
+        try:
+            command = self._commands.get(timeout=IDLE_WAIT_S) if wait else self._commands.get_nowait()
+            while True:
+                command()
+                command = self._commands.get_nowait()
+        except queue.Empty:
+            return

@@ -1,0 +1,250 @@
+"""One worker, assembled: model, memory, engine thread, role, gRPC server, registration."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import grpc.aio
+import structlog
+import torch
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from engine.block_pool import BlockPool
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.loader import LoadedModel, load_model
+from kvtransfer.identity import WorkerIdentity, host_id
+from kvtransfer.pool_memory import KVPoolMemory
+from membership.client import EtcdClient
+from membership.registration import Registration
+from wire.errors import ErrorCode, SpliceError
+from wire.kv_layout import KVLayout, compat_id
+from wire.v1 import kv_pb2, worker_pb2, worker_pb2_grpc
+from wire.worker_record import WorkerRecord, draw_incarnation
+from worker.engine_loop import EngineLoop
+from worker.role import Role, RoleParts
+from worker.service import WorkerService
+from worker.settings import WorkerSettings
+
+SWITCH_INTERVAL_S = 0.0005
+"""The interpreter's default of 5 ms would show as a tail of the inter-token latency."""
+ENGINE_STOP_S = 10.0
+SERVER_GRACE_S = 1.0
+MAX_MESSAGE_BYTES = 16 << 20
+
+log = structlog.get_logger()
+
+BuildRole = Callable[[RoleParts], Role]
+
+
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """What exists before the first connection: the model, its memory and the engine that owns both."""
+
+    loaded: LoadedModel
+    layout: KVLayout
+    memory: KVPoolMemory
+    engine: Engine
+    incarnation: int
+
+
+async def serve_worker(
+    settings: WorkerSettings,
+    build_role: BuildRole,
+    stop: asyncio.Event,
+    on_ready: Callable[[WorkerRecord], None],
+) -> None:
+    """Runs one worker until `stop` is set, then drains and leaves.
+
+    `on_ready` is called once requests are accepted. Raises SpliceError for a model or setting that cannot work.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    torch.set_num_threads(settings.threads)
+    _refuse_open_faults(settings)
+    body = await asyncio.to_thread(_build_body, settings)
+    async with AsyncExitStack() as cleanup:
+        cleanup.callback(body.memory.close)
+        loop = EngineLoop(body.engine, on_dead=lambda _: os._exit(70))
+        identity = _identity(settings, body)
+        role = build_role(RoleParts(body.engine, body.memory, identity, settings, loop.post, time.monotonic))
+        server = grpc.aio.server(options=_SERVER_OPTIONS)
+        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+        if port == 0:
+            raise SpliceError(
+                ErrorCode.BAD_SETTING,
+                f"port {settings.port} on {settings.host} is in use; choose another or 0 for a free one",
+                param="port",
+            )
+        record = _record(settings, body, identity, f"{settings.host}:{port}")
+        service = WorkerService(role, loop, record, body.loaded.card)
+        worker_pb2_grpc.add_WorkerServicer_to_server(service, server)
+        role.add_to_server(server)
+        health_service = await _add_health(server)
+        await role.start()
+        cleanup.push_async_callback(role.close)
+        loop.start(role)
+        cleanup.callback(loop.stop, ENGINE_STOP_S)
+        await server.start()
+        cleanup.push_async_callback(server.stop, SERVER_GRACE_S)
+        registration = await _register(settings, record, cleanup)
+        log.info("worker_ready", worker=record.worker_id, endpoint=record.endpoint, blocks=record.num_blocks)
+        on_ready(record)
+        await _until(stop, service, registration)
+        await health_service.enter_graceful_shutdown()
+        await service.drain(settings.drain_timeout_s)
+
+
+def run_worker(settings: WorkerSettings, build_role: BuildRole, on_ready: Callable[[WorkerRecord], None]) -> None:
+    """Runs one worker in this process until SIGTERM or SIGINT; a second signal ends it at once."""
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, _stop_or_die, stop)
+        await serve_worker(settings, build_role, stop, on_ready)
+
+    asyncio.run(main())
+
+
+_SERVER_OPTIONS: Sequence[tuple[str, int]] = (
+    ("grpc.so_reuseport", 0),  # a port in use must be an error, not a second listener
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+
+def _stop_or_die(stop: asyncio.Event) -> None:
+    if stop.is_set():
+        os._exit(130)
+    stop.set()
+
+
+def _refuse_open_faults(settings: WorkerSettings) -> None:
+    if settings.faults and settings.host not in ("127.0.0.1", "localhost", "::1"):
+        raise SpliceError(
+            ErrorCode.BAD_SETTING,
+            f"fault points are for tests on loopback, but host is {settings.host}; drop --fault or bind 127.0.0.1",
+            param="faults",
+        )
+
+
+def _build_body(settings: WorkerSettings) -> _Body:
+    loaded = load_model(
+        settings.path,
+        served_name=settings.served_model_name,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+    )
+    kv_dtype = loaded.dtype if settings.kv_cache_dtype == "auto" else settings.kv_cache_dtype
+    layout = loaded.model.kv_layout(settings.block_size, kv_dtype)
+    config = EngineConfig(
+        num_blocks=_num_blocks(settings, layout),
+        block_tokens=settings.block_size,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_model_len=loaded.card.max_model_len,
+        enable_prefix_caching=settings.enable_prefix_caching,
+        eos_token_ids=loaded.card.eos_token_ids,
+    )
+    incarnation = draw_incarnation()
+    memory = KVPoolMemory.create(layout, config.num_blocks, incarnation)
+    kv_cache = torch.frombuffer(memory.data(), dtype=getattr(torch, kv_dtype))
+    kv_cache = kv_cache.view(config.num_blocks, *layout.block_shape)
+    engine = Engine(loaded.model, kv_cache, config, BlockPool(config.num_blocks, memory))
+    return _Body(loaded, layout, memory, engine, incarnation)
+
+
+def _num_blocks(settings: WorkerSettings, layout: KVLayout) -> int:
+    if settings.num_kv_blocks is not None:
+        return settings.num_kv_blocks
+    num_blocks = settings.kv_cache_bytes // layout.block_bytes
+    if num_blocks < 2:
+        raise SpliceError(
+            ErrorCode.BAD_SETTING,
+            f"{settings.kv_cache_bytes} bytes hold {num_blocks} KV blocks of {layout.block_bytes} bytes; "
+            "at least 2 are needed: raise --kv-cache-memory",
+            param="kv_cache_bytes",
+        )
+    return num_blocks
+
+
+def _identity(settings: WorkerSettings, body: _Body) -> WorkerIdentity:
+    return WorkerIdentity(
+        worker_id=settings.worker_id or f"{settings.role}-{body.incarnation & 0xFFFFFFFF:08x}",
+        incarnation=body.incarnation,
+        compat_id=compat_id(body.layout, body.loaded.card.model_digest, body.loaded.numerics_id),
+        host_id=host_id(),
+    )
+
+
+def _record(settings: WorkerSettings, body: _Body, identity: WorkerIdentity, endpoint: str) -> WorkerRecord:
+    card = body.loaded.card
+    return WorkerRecord(
+        worker_id=identity.worker_id,
+        incarnation=identity.incarnation,
+        role=settings.role,
+        endpoint=endpoint,
+        model=card.name,
+        card_id=card.card_id,
+        compat_id=identity.compat_id,
+        layout=body.layout,
+        numerics_id=body.loaded.numerics_id,
+        num_blocks=body.memory.num_blocks,
+        max_num_seqs=settings.max_num_seqs,
+        max_model_len=card.max_model_len,
+        host_id=identity.host_id,
+        pid=os.getpid(),
+    )
+
+
+async def _add_health(server: grpc.aio.Server) -> health.aio.HealthServicer:
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    names = [
+        worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name,
+        kv_pb2.DESCRIPTOR.services_by_name["KvSource"].full_name,
+    ]
+    for name in ("", names[0]):
+        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    return servicer
+
+
+async def _register(settings: WorkerSettings, record: WorkerRecord, cleanup: AsyncExitStack) -> Registration | None:
+    if not settings.etcd_endpoints:
+        return None
+    client = EtcdClient(settings.etcd_endpoints)
+    cleanup.push_async_callback(client.close)
+    registration = Registration(
+        client,
+        record,
+        cluster=settings.cluster,
+        ttl_s=settings.registration_ttl_s,
+        rng=random.Random(record.incarnation),  # noqa: S311 (jitter, not a secret)
+    )
+    await registration.start()
+    cleanup.push_async_callback(registration.close)
+    return registration
+
+
+async def _until(stop: asyncio.Event, service: WorkerService, registration: Registration | None) -> None:
+    """Returns when `stop` is set; a Drain call meanwhile is written into the registration."""
+    stopping = asyncio.create_task(stop.wait())
+    draining = asyncio.create_task(service.drain_requested.wait())
+    await asyncio.wait((stopping, draining), return_when=asyncio.FIRST_COMPLETED)
+    if registration is not None:
+        await registration.update_draining()
+    await stopping
+    draining.cancel()

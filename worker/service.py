@@ -1,0 +1,198 @@
+"""The worker's gRPC face towards routers: one stream per router, and a few questions."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from functools import partial
+
+import grpc
+import grpc.aio
+import psutil
+import structlog
+
+from engine.request import RequestKind
+from wire.model_card import ModelCard
+from wire.v1 import worker_pb2, worker_pb2_grpc
+from wire.worker_record import WorkerRecord
+from worker.engine_loop import EngineLoop
+from worker.role import Role
+from worker.session import RouterSession
+
+HEARTBEAT_S = 0.1
+STATS_TIMEOUT_S = 5.0
+MAX_LISTED_REQUESTS = 256
+
+log = structlog.get_logger()
+
+
+class WorkerService(worker_pb2_grpc.WorkerServicer):
+    """Translates between routers and the role; decides nothing."""
+
+    def __init__(self, role: Role, loop: EngineLoop, record: WorkerRecord, card: ModelCard) -> None:
+        self._role = role
+        self._loop = loop
+        self._record = record
+        self._card = worker_pb2.ModelCardReply(card_id=card.card_id, card=card.encode())
+        self._drain_requested = asyncio.Event()
+
+    @property
+    def drain_requested(self) -> asyncio.Event:
+        """Set once this worker has been told to take no new work."""
+        return self._drain_requested
+
+    async def Session(
+        self,
+        request_iterator: AsyncIterator[worker_pb2.RouterMessage],
+        context: grpc.aio.ServicerContext[worker_pb2.RouterMessage, worker_pb2.WorkerMessage],
+    ) -> AsyncIterator[worker_pb2.WorkerMessage]:
+        hello = await self._hello(request_iterator, context)
+        session = RouterSession(hello.router_id, self._record.incarnation, asyncio.get_running_loop())
+        session.send(welcome=worker_pb2.WorkerWelcome(worker_id=self._record.worker_id, role=self._record.role))
+        tasks = (
+            asyncio.create_task(self._read(request_iterator, session)),
+            asyncio.create_task(self._beat(session)),
+        )
+        try:
+            async for message in session.messages():
+                yield message
+        finally:
+            for task in tasks:
+                task.cancel()
+            self._loop.post(lambda: self._role.session_lost(session))
+
+    async def GetModelCard(
+        self,
+        request: worker_pb2.GetModelCardRequest,
+        context: grpc.aio.ServicerContext[worker_pb2.GetModelCardRequest, worker_pb2.ModelCardReply],
+    ) -> worker_pb2.ModelCardReply:
+        return self._card
+
+    async def Drain(
+        self,
+        request: worker_pb2.DrainRequest,
+        context: grpc.aio.ServicerContext[worker_pb2.DrainRequest, worker_pb2.DrainReply],
+    ) -> worker_pb2.DrainReply:
+        unfinished = await self.drain(request.timeout_s)
+        return worker_pb2.DrainReply(drained=unfinished == 0, unfinished=unfinished)
+
+    async def GetStats(
+        self,
+        request: worker_pb2.GetStatsRequest,
+        context: grpc.aio.ServicerContext[worker_pb2.GetStatsRequest, worker_pb2.WorkerStats],
+    ) -> worker_pb2.WorkerStats:
+        return await self._loop.call(self._stats, STATS_TIMEOUT_S)
+
+    async def drain(self, timeout_s: float) -> int:
+        """Refuses new work, waits up to `timeout_s` for the running work; returns how many requests are left."""
+        self._drain_requested.set()
+        idle: Future[None] = Future()
+        self._loop.post(partial(self._role.drain, idle))
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(idle), timeout_s)
+        except TimeoutError:
+            log.warning("drain_timed_out", timeout_s=timeout_s)
+        return len(self._role.table)
+
+    async def _hello(
+        self,
+        messages: AsyncIterator[worker_pb2.RouterMessage],
+        context: grpc.aio.ServicerContext[worker_pb2.RouterMessage, worker_pb2.WorkerMessage],
+    ) -> worker_pb2.RouterHello:
+        first = await anext(aiter(messages), None)
+        if first is None or first.WhichOneof("body") != "hello":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message of a session must be `hello`")
+        assert first is not None  # noqa: S101 (abort raises; this only tells the type checker)
+        if first.hello.worker_incarnation != self._record.incarnation:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"worker_incarnation {first.hello.worker_incarnation:016x} is not mine: this address now belongs to "
+                f"{self._record.worker_id} ({self._record.incarnation:016x}); look it up again",
+            )
+        return first.hello
+
+    async def _read(self, messages: AsyncIterator[worker_pb2.RouterMessage], session: RouterSession) -> None:
+        try:
+            async for message in messages:
+                self._receive(message, session)
+        finally:
+            session.close()
+
+    def _receive(self, message: worker_pb2.RouterMessage, session: RouterSession) -> None:
+        role = self._role
+        command: Callable[[], None]
+        match message.WhichOneof("body"):
+            case "reserve":
+                command = partial(role.submit, RequestKind.RESERVE, message.reserve, session)
+            case "prefill":
+                command = partial(role.submit, RequestKind.PREFILL, message.prefill, session)
+            case "generate":
+                command = partial(role.submit, RequestKind.GENERATE, message.generate, session)
+            case "attach":
+                command = partial(role.attach, message.attach, session)
+            case "cancel":
+                command = partial(role.cancel, (message.cancel.request, message.cancel.attempt))
+            case unknown:
+                log.warning("router_message_ignored", body=unknown, router=session.router_id)
+                return
+        self._loop.post(command)
+
+    async def _beat(self, session: RouterSession) -> None:
+        while True:
+            session.send(heartbeat=self._heartbeat())
+            await asyncio.sleep(HEARTBEAT_S)
+
+    def _heartbeat(self) -> worker_pb2.Heartbeat:
+        load = self._role.engine.load()
+        return worker_pb2.Heartbeat(
+            progress=self._loop.turns,
+            busy=load.running + load.waiting > 0,
+            running=load.running,
+            waiting=load.waiting,
+            free_blocks=load.free_blocks,
+            queued_prefill_tokens=load.queued_prefill_tokens,
+            draining=self._role.draining,
+        )
+
+    def _stats(self) -> worker_pb2.WorkerStats:
+        engine, counters = self._role.engine, self._role.handoff_counters()
+        load, totals, blocks = engine.load(), engine.stats, engine.pool.counts()
+        return worker_pb2.WorkerStats(
+            worker_id=self._record.worker_id,
+            incarnation=self._record.incarnation,
+            role=self._record.role,
+            model=self._record.model,
+            pid=os.getpid(),
+            steps=totals.steps,
+            running=load.running,
+            waiting=load.waiting,
+            num_blocks=self._record.num_blocks,
+            free_blocks=blocks.free + blocks.cached,
+            held_blocks=blocks.held,
+            draining_blocks=blocks.draining,
+            max_batch_rows=totals.max_batch_rows,
+            prompt_tokens=totals.prompt_tokens,
+            generated_tokens=totals.generated_tokens,
+            prefix_hit_tokens=totals.prefix_hit_tokens,
+            preemptions=totals.preemptions,
+            kv_bytes_in=counters.kv_bytes_in,
+            kv_blocks_in=counters.kv_blocks_in,
+            digest_mismatches=counters.digest_mismatches,
+            transport_fallbacks=counters.transport_fallbacks,
+            leases_active=counters.leases_active,
+            leases_expired=counters.leases_expired,
+            rss_bytes=psutil.Process().memory_info().rss,
+            draining=self._role.draining,
+            requests=[
+                worker_pb2.RunningRequest(
+                    request=request.key[0],
+                    attempt=request.key[1],
+                    state=request.status.name.lower(),
+                    num_tokens=len(request.tokens),
+                    num_computed_tokens=request.num_computed_tokens,
+                )
+                for request in engine.requests()[:MAX_LISTED_REQUESTS]
+            ],
+        )

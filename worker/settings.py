@@ -1,0 +1,50 @@
+"""Everything a worker process is told at start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from wire.worker_record import Role
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of one worker; built once by the command line or the launcher, never read from the environment here."""
+
+    role: Role
+    model_path: str
+    served_model_name: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    block_size: int = 32
+    num_kv_blocks: int | None = None
+    """Size of the KV pool in blocks; wins over `kv_cache_bytes`."""
+    kv_cache_bytes: int = 1 << 30
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    enable_prefix_caching: bool = True
+    host: str = "127.0.0.1"
+    port: int = 0
+    """0 takes a free port; the registration says which."""
+    etcd_endpoints: tuple[str, ...] = ()
+    """Empty: the worker registers nowhere and is reached by its address alone."""
+    cluster: str = "default"
+    worker_id: str | None = None
+    """None draws one from the role and the incarnation."""
+    threads: int = 1
+    """Threads of one engine step."""
+    kv_transports: tuple[str, ...] = ("shm", "ucx", "tcp")
+    """Best first; a prefill worker offers them, a decode worker accepts them."""
+    lease_ttl_s: float = 10.0
+    """How long announced KV stays readable without a renewal."""
+    registration_ttl_s: int = 5
+    drain_timeout_s: float = 30.0
+    faults: tuple[str, ...] = ()
+    """Named fault points armed at start; refused unless `host` is a loopback address."""
+
+    @property
+    def path(self) -> Path:
+        return Path(self.model_path).expanduser()
