@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import grpc.aio
@@ -93,11 +95,18 @@ class Fleet(SessionListener):
         """Listed workers with a live session and a known card."""
         for key, session in self._sessions.items():
             if key in self._listed and session.connected and session.record.card_id in self._cards:
-                yield session.load
+                yield replace(session.load, model_digest=self._cards[session.record.card_id].model_digest)
 
     def models(self) -> dict[str, ModelCard]:
-        """Cards of the models some available worker serves, by served name."""
-        return {load.record.model: self._cards[load.record.card_id] for load in self.workers()}
+        """Cards of the models some available worker serves, by served name.
+
+        Where workers of one name hold different weights, those that most decode workers hold are served.
+        """
+        votes: dict[str, Counter[tuple[bool, str]]] = defaultdict(Counter)
+        for load in self.workers():
+            votes[load.record.model][(load.record.role == "decode", load.record.card_id)] += 1
+        served = {name: _winner(count) for name, count in votes.items()}
+        return {name: self._cards[card_id] for name, card_id in served.items()}
 
     def card(self, model: str) -> ModelCard:
         """Raises model_not_found naming what is served. A model whose workers are away stays known by its card."""
@@ -151,3 +160,8 @@ class Fleet(SessionListener):
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _winner(count: Counter[tuple[bool, str]]) -> str:
+    """Card id with the most votes, decode workers' before prefill workers'."""
+    return max(count, key=lambda vote: (vote[0], count[vote], vote[1]))[1]

@@ -36,9 +36,11 @@ from router.metrics import RouterMetrics
 from router.policy import Demand, pick
 from router.receipt import Receipt, Timings
 from router.session import WorkerSession
-from router.translate import events_of, sampling_to_proto, target_of
+from router.translate import events_of, target_of
 from wire.block_hash import chain
+from wire.convert import sampling_to_proto
 from wire.errors import ErrorCode, SpliceError
+from wire.model_card import ModelCard
 from wire.sampling import FinishReason, SamplingParams, TokenLogprobs
 from wire.v1 import worker_pb2 as pb
 
@@ -60,7 +62,7 @@ class Run:
         self,
         dispatcher: Dispatcher,
         request: int,
-        model: str,
+        card: ModelCard,
         *,
         lifecycle: RequestLifecycle,
         sampling: SamplingParams,
@@ -68,10 +70,13 @@ class Run:
         now_s: float,
     ) -> None:
         self.request = request
-        self.model = model
+        self.card = card
+        self.model = card.name
         self.lifecycle = lifecycle
         self.sampling = sampling
         self.timings = Timings(now_s)
+        self.compat_id: str | None = None
+        """Of the decode worker chosen last."""
         self.timer: asyncio.TimerHandle | None = None
         self.submitted_to: dict[WorkerKey, int] = {}
         """Prompt tokens still counted on a worker on behalf of this request."""
@@ -130,7 +135,7 @@ class Dispatcher:
         fleet.attach(self)
 
     def submit(
-        self, model: str, prompt: tuple[int, ...], sampling: SamplingParams, timeout_s: float, wake: asyncio.Event
+        self, card: ModelCard, prompt: tuple[int, ...], sampling: SamplingParams, timeout_s: float, wake: asyncio.Event
     ) -> Run:
         """Starts a request; its tokens, its end and its failure all come through the run."""
         now_s = self._now_s()
@@ -138,9 +143,9 @@ class Dispatcher:
         while request in self._runs:
             request = self._draw_id()
         lifecycle = RequestLifecycle(prompt, self._limits, deadline_s=now_s + timeout_s)
-        run = Run(self, request, model, lifecycle=lifecycle, sampling=sampling, wake=wake, now_s=now_s)
+        run = Run(self, request, card, lifecycle=lifecycle, sampling=sampling, wake=wake, now_s=now_s)
         self._runs[request] = run
-        self._metrics.running.labels(model).inc()
+        self._metrics.running.labels(card.name).inc()
         self._carry_out(run, lifecycle.start())
         return run
 
@@ -200,8 +205,17 @@ class Dispatcher:
         block_tokens = next((each.record.layout.block_tokens for each in workers), 32)
         hashes = list(chain(tokens, block_tokens))
         cached = {each.key: self._memory.leading_blocks(each.key, hashes) * block_tokens for each in workers}
-        choice = pick(Demand(run.model, len(tokens), cached, tie_seed=run.request), workers, excluded)
+        demand = Demand(
+            model=run.model,
+            model_digest=run.card.model_digest,
+            num_tokens=len(tokens),
+            cached_tokens=cached,
+            tie_seed=run.request,
+            compat_id=run.compat_id if run.lifecycle.emitted else None,
+        )
+        choice = pick(demand, workers, excluded)
         if isinstance(choice, Picked):
+            run.compat_id = next(each.record.compat_id for each in workers if each.key == choice.decode)
             for worker in (choice.decode, choice.prefill):
                 if worker is not None:
                     self._memory.record(worker, hashes)

@@ -18,6 +18,8 @@ class WorkerLoad:
     """A live worker as the router sees it: its record, its last heartbeat, and what this router sent since."""
 
     record: WorkerRecord
+    model_digest: str = ""
+    """Of the model card: equal digests mean equal weights."""
     running: int = 0
     waiting: int = 0
     free_blocks: int = 0
@@ -47,12 +49,17 @@ class CostWeights:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What is to be placed. `cached_tokens`: tokens of this prompt believed to be in a worker's prefix cache."""
+    """What is to be placed. `cached_tokens`: tokens of this prompt believed to be in a worker's prefix cache.
+
+    `compat_id` is set once tokens are out: only the same arithmetic continues an answer bit for bit.
+    """
 
     model: str
+    model_digest: str
     num_tokens: int
     cached_tokens: Mapping[WorkerKey, int]
     tie_seed: int = 0
+    compat_id: str | None = None
 
 
 def pick(
@@ -62,8 +69,12 @@ def pick(
     weights: CostWeights = CostWeights(),
 ) -> Picked | NoPair:
     """The compatible pair of least cost; decode alone when no compatible prefill worker is available."""
-    serving = [worker for worker in workers if worker.record.model == demand.model and worker.key not in excluded]
+    serving = [worker for worker in workers if _serves(worker, demand) and worker.key not in excluded]
     decoders = [worker for worker in serving if worker.record.role == "decode" and worker.available]
+    if demand.compat_id is not None and decoders:
+        decoders = [worker for worker in decoders if worker.record.compat_id == demand.compat_id]
+        if not decoders:
+            return NoPair(_nobody_alike(demand.model))
     prefillers = [worker for worker in serving if worker.record.role == "prefill" and worker.available]
     if not decoders:
         return NoPair(_why_nobody(serving, demand.model))
@@ -95,6 +106,19 @@ def decode_cost(demand: Demand, worker: WorkerLoad, weights: CostWeights) -> flo
     needed_blocks = uncached // record.layout.block_tokens + 1
     pressure = min(needed_blocks / max(worker.free_blocks, 1), 2.0)
     return weights.transfer * uncached + weights.decode_load * load + weights.kv_pressure * pressure
+
+
+def _serves(worker: WorkerLoad, demand: Demand) -> bool:
+    return worker.record.model == demand.model and worker.model_digest == demand.model_digest
+
+
+def _nobody_alike(model: str) -> SpliceError:
+    return SpliceError(
+        ErrorCode.NO_COMPATIBLE_PAIR,
+        f"the decode workers left for {model!r} compute with other arithmetic or KV layout than the one that began "
+        "this answer; send the request again",
+        retry_after_s=RETRY_AFTER_S,
+    )
 
 
 def _why_nobody(serving: Iterable[WorkerLoad], model: str) -> SpliceError:

@@ -19,6 +19,7 @@ from router.http.frontdoor import KeyRing
 from router.lifecycle import LifecycleLimits
 from router.membership_feed import follow_membership
 from router.metrics import RouterMetrics
+from router.rpc.server import grpc_server
 from router.service import InferenceService, Randomness
 from router.session import SessionTiming
 from router.settings import BoundPorts, RouterSettings
@@ -38,11 +39,12 @@ async def serve(
     async with contextlib.AsyncExitStack() as stack:
         service = await stack.enter_async_context(_service(settings))
         listener = stack.enter_context(_listen(settings.host, settings.http_port))
+        grpc_port = await stack.enter_async_context(grpc_server(service, keys, settings))
         http = _HttpServer(service, keys, settings)
         http_task = asyncio.create_task(http.serve(sockets=[listener]), name="http server")
         stack.push_async_callback(http.end, http_task)
         await _first_of(http.accepting.wait(), http_task)
-        on_bound(BoundPorts(settings.host, listener.getsockname()[1], 0))
+        on_bound(BoundPorts(settings.host, listener.getsockname()[1], grpc_port))
         await _first_of(stop.wait(), http_task)
         service.draining = True
 
@@ -94,16 +96,14 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
         try:
             listener.bind((host, port))
         except OSError as error:
-            raise port_taken("http_port", host, port, error) from error
+            raise SpliceError(
+                ErrorCode.BAD_SETTING,
+                f"cannot listen on {host}:{port}: {error.strerror}; choose another port or 0",
+                param="http_port",
+            ) from error
         listener.listen(_BACKLOG)
         listener.setblocking(False)
         yield listener
-
-
-def port_taken(setting: str, host: str, port: int, error: Exception) -> SpliceError:
-    return SpliceError(
-        ErrorCode.BAD_SETTING, f"cannot listen on {host}:{port}: {error}; choose another port or 0", param=setting
-    )
 
 
 class _HttpServer(uvicorn.Server):

@@ -30,7 +30,7 @@ class Randomness:
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether a request sent now would find workers, and if not, why."""
+    """Whether a request sent now would find workers, and what is amiss (an error code, or empty)."""
 
     ready: bool
     reason: str
@@ -93,7 +93,9 @@ class InferenceService:
     def context_limit(self, text: ModelText) -> int:
         """Most tokens of prompt and answer: the model's, the workers' and the router's own limit, the least of them."""
         limits = [text.card.max_model_len]
-        limits += [load.record.max_model_len for load in self.fleet.workers() if load.record.model == text.card.name]
+        limits += [
+            load.record.max_model_len for load in self.fleet.workers() if load.model_digest == text.card.model_digest
+        ]
         if self.settings.max_model_len is not None:
             limits.append(self.settings.max_model_len)
         return min(limits)
@@ -106,6 +108,7 @@ class InferenceService:
         *,
         where: str,
         timeout_s: float | None = None,
+        first_choice: int = 0,
     ) -> Generation:
         """Starts `n` choices of every prompt. Everything is checked before the first of them is sent."""
         if self.draining:
@@ -129,9 +132,9 @@ class InferenceService:
         for prompt, params in zip(prompts, sampling, strict=True):
             for choice in range(requested.n):
                 run = self._dispatcher.submit(
-                    text.card.name,
+                    text.card,
                     prompt,
-                    msgspec.structs.replace(params, choice=choice),
+                    msgspec.structs.replace(params, choice=first_choice + choice),
                     min(timeout_s, longest_s) if timeout_s is not None else longest_s,
                     wake,
                 )
@@ -139,7 +142,8 @@ class InferenceService:
         return Generation(streams, prompts, wake)
 
     def readiness(self) -> Readiness:
-        """Ready with at least one decode worker and a prefill worker it can pair with, or none that it cannot."""
+        """Ready with a decode worker. Prefill workers none of which fits a decode worker are named as what is amiss:
+        requests are served, computed on decode alone."""
         workers = [load for load in self.fleet.workers() if load.available]
         prefill = [load.record for load in workers if load.record.role == "prefill"]
         decode = [load.record for load in workers if load.record.role == "decode"]
@@ -152,4 +156,4 @@ class InferenceService:
             reason = ErrorCode.NO_COMPATIBLE_PAIR.value
         else:
             reason = ""
-        return Readiness(not reason, reason, len(prefill), len(decode))
+        return Readiness(bool(decode) and not self.draining, reason, len(prefill), len(decode))

@@ -19,9 +19,10 @@ from router.events import (
     TokenRow,
     WorkerKey,
 )
+from wire.convert import logprobs_from_proto
 from wire.errors import ErrorCode, SpliceError
-from wire.sampling import FinishReason, SamplingParams, TokenLogprobs
-from wire.v1 import sampling_pb2, worker_pb2
+from wire.sampling import FinishReason
+from wire.v1 import worker_pb2
 
 
 def events_of(worker: WorkerKey, message: worker_pb2.WorkerMessage) -> Iterator[tuple[int, Event]]:
@@ -79,20 +80,12 @@ def _rows(worker: WorkerKey, frame: worker_pb2.StepFrame) -> Iterator[tuple[int,
                 frame.seq[index],
                 tuple(tokens[start:end]),
                 FinishReason(frame.finish[index]),
-                tuple(_logprobs(each) for each in logprobs[start:end]) if logprobs else (),
+                logprobs_from_proto(logprobs[start:end]) if logprobs else (),
                 frame.cached_tokens[index],
                 frame.handed_off[index],
             ),
         )
         start = end
-
-
-def _logprobs(entry: sampling_pb2.TokenLogprobs) -> TokenLogprobs:
-    return TokenLogprobs(entry.logprob, tuple(entry.top_ids), tuple(entry.top_logprobs))
-
-
-def logprobs_to_proto(entry: TokenLogprobs) -> sampling_pb2.TokenLogprobs:
-    return sampling_pb2.TokenLogprobs(logprob=entry.logprob, top_ids=entry.top_ids, top_logprobs=entry.top_logprobs)
 
 
 def _error_code(name: str) -> ErrorCode:
@@ -101,27 +94,6 @@ def _error_code(name: str) -> ErrorCode:
         return ErrorCode(name.lower())
     except ValueError:
         return ErrorCode.INTERNAL_ERROR
-
-
-def sampling_to_proto(sampling: SamplingParams) -> sampling_pb2.SamplingParams:
-    """Complete: every field is set, so that no worker fills in a default of its own."""
-    return sampling_pb2.SamplingParams(
-        max_tokens=sampling.max_tokens,
-        min_tokens=sampling.min_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        repetition_penalty=sampling.repetition_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        presence_penalty=sampling.presence_penalty,
-        logit_bias=sampling.logit_bias,
-        seed=sampling.seed,
-        stop_token_ids=sampling.stop_token_ids,
-        ignore_eos=sampling.ignore_eos,
-        logprobs=sampling.logprobs,
-        choice=sampling.choice,
-    )
 
 
 def target_of(action: Action) -> WorkerKey:

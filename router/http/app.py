@@ -77,8 +77,7 @@ class _Pages:
             {
                 "ready": readiness.ready,
                 "reason": readiness.reason or None,
-                "prefill_workers": readiness.prefill_workers,
-                "decode_workers": readiness.decode_workers,
+                "workers": {"prefill": readiness.prefill_workers, "decode": readiness.decode_workers},
                 "models": self._names(),
             },
             200 if readiness.ready else 503,

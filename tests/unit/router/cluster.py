@@ -75,6 +75,6 @@ async def until_connected(cluster: Cluster) -> None:
     async with cluster.http() as http, asyncio.timeout(10):
         while True:
             ready = (await http.get("/ready")).json()
-            if ready["prefill_workers"] + ready["decode_workers"] == expected:
+            if sum(ready["workers"].values()) == expected:
                 return
             await asyncio.sleep(0.01)
