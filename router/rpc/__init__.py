@@ -1,0 +1,1 @@
+"""The gRPC front door: splice.v1.Inference with health and reflection; same validator, same service as HTTP."""
