@@ -22,7 +22,8 @@ from engine.block_pool import BlockPool
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.loader import LoadedModel, load_model
-from kvtransfer.identity import WorkerIdentity, host_id
+from kvtransfer.handoff import WorkerIdentity
+from kvtransfer.host import host_id
 from kvtransfer.pool_memory import KVPoolMemory
 from membership.client import EtcdClient
 from membership.registration import Registration

@@ -12,9 +12,9 @@ import grpc.aio
 import structlog
 
 from engine.engine import Engine
-from engine.outputs import StepOutput, TokenRow
+from engine.step_output import StepOutput, TokenRow
 from engine.request import Request, RequestKey, RequestKind
-from kvtransfer.identity import WorkerIdentity
+from kvtransfer.handoff import WorkerIdentity
 from kvtransfer.pool_memory import KVPoolMemory
 from wire.block_hash import root_hash
 from wire.convert import sampling_from_proto
@@ -67,6 +67,8 @@ class Role(ABC):
         self.settings = parts.settings
         self.table = RequestTable()
         self.draining = False
+        self.load = parts.engine.load()
+        """As of the last turn of the engine thread; other threads may read it."""
         self._waiting_for_idle: list[Future[None]] = []
         self._post = parts.post
         self._clock = parts.clock
@@ -116,6 +118,7 @@ class Role(ABC):
     # From the engine loop
 
     def tick(self) -> None:
+        self.load = self.engine.load()
         if self._waiting_for_idle and not len(self.table):
             for idle in self._waiting_for_idle:
                 if idle.set_running_or_notify_cancel():

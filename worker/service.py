@@ -13,6 +13,7 @@ import grpc.aio
 import psutil
 import structlog
 
+from engine.block_pool import BlockState
 from engine.request import RequestKind
 from wire.model_card import ModelCard
 from wire.v1 import worker_pb2, worker_pb2_grpc
@@ -145,7 +146,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             await asyncio.sleep(HEARTBEAT_S)
 
     def _heartbeat(self) -> worker_pb2.Heartbeat:
-        load = self._role.engine.load()
+        load = self._role.load
         return worker_pb2.Heartbeat(
             progress=self._loop.turns,
             busy=load.running + load.waiting > 0,
@@ -158,7 +159,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
 
     def _stats(self) -> worker_pb2.WorkerStats:
         engine, counters = self._role.engine, self._role.handoff_counters()
-        load, totals, blocks = engine.load(), engine.stats, engine.pool.counts()
+        load, totals = engine.load(), engine.stats
         return worker_pb2.WorkerStats(
             worker_id=self._record.worker_id,
             incarnation=self._record.incarnation,
@@ -169,9 +170,9 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             running=load.running,
             waiting=load.waiting,
             num_blocks=self._record.num_blocks,
-            free_blocks=blocks.free + blocks.cached,
-            held_blocks=blocks.held,
-            draining_blocks=blocks.draining,
+            free_blocks=load.free_blocks,
+            held_blocks=engine.count_blocks(BlockState.HELD),
+            draining_blocks=engine.count_blocks(BlockState.DRAINING),
             max_batch_rows=totals.max_batch_rows,
             prompt_tokens=totals.prompt_tokens,
             generated_tokens=totals.generated_tokens,

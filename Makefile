@@ -1,0 +1,83 @@
+# Everything happens in .venv; nothing is installed outside it. Run `make help` for the targets.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
+SAY    := @printf '\033[2m%s\033[0m\n'
+
+NATIVE := $(shell find csrc cmake proto -type f) CMakeLists.txt
+
+.PHONY: help setup build demo serve test test-fast lint types floors format clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: setup ## start everything, stream one answer, show the receipt, leave nothing behind
+	@$(BIN)/splice demo
+
+serve: setup ## start a local cluster and keep it running
+	@$(BIN)/splice serve smollm2 $(ARGS)
+
+test: setup $(VENV)/.test ## every test: units, end to end, faults
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+test-fast: setup $(VENV)/.test ## tests that start no cluster and load no real model
+	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+lint: $(VENV)/.lint ## style
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup $(VENV)/.test $(VENV)/.lint ## mypy, strict
+	@$(BIN)/mypy
+
+floors: setup $(VENV)/.lint ## who may import whom
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.lint ## rewrite what `lint` would complain of
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+setup: $(VENV)/.project $(VENV)/.native ## .venv with all dependencies and the native modules
+
+build: $(VENV)/.native ## native modules and gRPC stubs, in place
+
+clean: ## remove what was built and installed
+	rm -rf $(VENV) build wire/v1 wire/inference wire/etcd
+	find . -name '*.so' -not -path './.git/*' -delete
+
+$(VENV)/.python:
+	$(SAY) "set-up 1/4  virtual environment in $(VENV)"
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Splice needs Python 3.11 or newer, $(PYTHON) is {v.major}.{v.minor}: make PYTHON=python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.build: $(VENV)/.python constraints.txt
+	$(SAY) "set-up 2/4  build tools"
+	@$(PIP) install -c constraints.txt --group build
+	@touch $@
+
+$(VENV)/.project: $(VENV)/.build pyproject.toml constraints.txt
+	$(SAY) "set-up 3/4  dependencies (about 2 minutes the first time)"
+	@$(PIP) install -c constraints.txt torch
+	@$(PIP) install -c constraints.txt --no-build-isolation -e . -C editable.mode=inplace -C wheel.cmake=false
+	@$(BIN)/splice --version >/dev/null
+	@touch $@
+
+$(VENV)/.native: $(VENV)/.build $(NATIVE) 
+	$(SAY) "set-up 4/4  native modules and gRPC stubs"
+	@mkdir -p build
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/inplace -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python >build/.log 2>&1 || { cat build/.log; exit 1; }
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/inplace >build/.log 2>&1 || { cat build/.log; exit 1; }
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --install build/inplace --prefix . >build/.log 2>&1 || { cat build/.log; exit 1; }
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.project pyproject.toml constraints.txt
+	$(SAY) "set-up      test tools"
+	@$(PIP) install -c constraints.txt --group test
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.python pyproject.toml constraints.txt
+	$(SAY) "set-up      lint tools"
+	@$(PIP) install -c constraints.txt --group lint
+	@touch $@
