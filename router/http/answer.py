@@ -1,0 +1,120 @@
+"""Drives one generation to its end, streamed or whole, and stops it when the client leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+from router.dispatch import internal_error
+from router.generation import Generation, TextDelta, Usage
+from router.http.errors import error_body
+from router.http.exchange import ClientLeft, Exchange
+from router.http.openai_format import Logprobs, pair_logprobs, receipt_object
+from wire.errors import ErrorCode, SpliceError
+from wire.sampling import FinishReason
+
+RECEIPT_HEADER = b"x-splice-receipt"
+DONE = b"[DONE]"
+
+
+@dataclass(slots=True)
+class WholeChoice:
+    """One choice, complete."""
+
+    index: int
+    text: str = ""
+    logprobs: list[Any] = field(default_factory=list)
+    finish: FinishReason = FinishReason.NONE
+
+
+class AnswerFormat(Protocol):
+    """The shape of one endpoint's objects."""
+
+    def opening(self, num_choices: int) -> list[dict[str, Any]]:
+        """Chunks sent before any token."""
+
+    def chunk(self, delta: TextDelta, logprobs: Logprobs) -> dict[str, Any]: ...
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        """The last chunk: no choices, only figures."""
+
+    def whole(self, choices: list[WholeChoice], usage: Usage) -> dict[str, Any]: ...
+
+
+class Answer:
+    """One response. `wants_logprobs` decides whether figures are carried at all."""
+
+    def __init__(self, exchange: Exchange, generation: Generation, answer_format: AnswerFormat) -> None:
+        self._exchange = exchange
+        self._generation = generation
+        self._format = answer_format
+        self._wants_receipt = exchange.header(RECEIPT_HEADER) == b"1"
+
+    async def send(self, *, stream: bool, include_usage: bool) -> None:
+        """Raises ClientLeft when the client went; SpliceError only while nothing has been sent."""
+        watcher = self._exchange.watch_client(self._generation.abandon)
+        try:
+            if stream:
+                await self._stream(include_usage)
+            else:
+                await self._whole()
+        except SpliceError as error:
+            if error.code is ErrorCode.CANCELLED:
+                raise ClientLeft from error
+            raise
+        finally:
+            self._generation.cancel()
+            watcher.cancel()
+
+    async def _whole(self) -> None:
+        choices = [WholeChoice(index) for index in range(len(self._generation.streams))]
+        async for deltas in self._generation.deltas():
+            for delta in deltas:
+                choice = choices[delta.choice]
+                choice.text += delta.text
+                choice.logprobs.extend(pair_logprobs(delta))
+                choice.finish = delta.finish
+        answer = self._format.whole(choices, self._generation.usage)
+        if self._wants_receipt:
+            answer["splice_receipt"] = receipt_object(self._generation)
+        await self._exchange.send_json(answer)
+
+    async def _stream(self, include_usage: bool) -> None:
+        """Headers go out with the first token, so that whatever fails before has a status code of its own."""
+        exchange, encode = self._exchange, msgspec.json.encode
+        try:
+            async for deltas in self._generation.deltas():
+                chunks: list[dict[str, Any]] = []
+                if not exchange.started:
+                    await exchange.start_events()
+                    chunks += self._format.opening(len(self._generation.streams))
+                chunks += [
+                    self._format.chunk(delta, pair_logprobs(delta)) for delta in deltas if self._is_worth_sending(delta)
+                ]
+                if chunks:
+                    await exchange.send_events([encode(chunk) for chunk in chunks])
+            await exchange.send_events([*(encode(each) for each in self._closing(include_usage)), DONE], last=True)
+        except SpliceError as error:
+            if not exchange.started or error.code is ErrorCode.CANCELLED:
+                raise
+            await exchange.send_events([error_body(error)], last=True)
+        except Exception as error:
+            if not exchange.started:
+                raise
+            await exchange.send_events([error_body(internal_error(error))], last=True)
+            raise
+
+    def _is_worth_sending(self, delta: TextDelta) -> bool:
+        return bool(delta.text or delta.logprobs) or delta.finish is not FinishReason.NONE
+
+    def _closing(self, include_usage: bool) -> list[dict[str, Any]]:
+        if not include_usage and not self._wants_receipt:
+            return []
+        last = self._format.usage_chunk(self._generation.usage)
+        if not include_usage:
+            last.pop("usage", None)
+        if self._wants_receipt:
+            last["splice_receipt"] = receipt_object(self._generation)
+        return [last]

@@ -1,0 +1,94 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from router.fields import CHAT_FIELDS
+from router.generation import TextDelta, Usage
+from router.http.answer import Answer, WholeChoice
+from router.http.exchange import Exchange
+from router.http.openai_format import Logprobs, chat_logprobs, finish_name, usage_object
+from router.service import InferenceService
+from router.text.vocabulary import Vocabulary
+from router.validate import read_chat_logprobs, read_messages, read_model, read_sampling, read_stream
+
+
+class ChatEndpoint:
+    """ASGI app."""
+
+    def __init__(self, service: InferenceService) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service, exchange = self._service, Exchange(scope, receive, send)
+        settings = service.settings
+        body = await exchange.read_json(settings.max_body_bytes, settings.body_timeout_s)
+        CHAT_FIELDS.check(body)
+        text = service.model_text(read_model(body))
+        messages = read_messages(body.get("messages"))
+        stream, include_usage = read_stream(body)
+        requested = read_sampling(body, text.card, logprobs=read_chat_logprobs(body))
+        prompt = await text.encode_chat(messages)
+        generation = service.generate(text, [prompt], requested, where="messages")
+        chat = ChatFormat(
+            f"chatcmpl-{service.randomness.draw_id():016x}",
+            service.created(),
+            text.card.name,
+            text.vocabulary,
+            with_logprobs=requested.logprobs is not None,
+        )
+        await Answer(exchange, generation, chat).send(stream=stream, include_usage=include_usage)
+
+
+class ChatFormat:
+    """`chat.completion` and `chat.completion.chunk` objects."""
+
+    def __init__(
+        self, answer_id: str, created: int, model: str, vocabulary: Vocabulary, *, with_logprobs: bool
+    ) -> None:
+        self._head = {"id": answer_id, "created": created, "model": model}
+        self._vocabulary = vocabulary
+        self._with_logprobs = with_logprobs
+
+    def opening(self, num_choices: int) -> list[dict[str, Any]]:
+        return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(num_choices)]
+
+    def chunk(self, delta: TextDelta, logprobs: Logprobs) -> dict[str, Any]:
+        content = {"content": delta.text} if delta.text else {}
+        return self._chunk(delta.choice, content, logprobs, finish_name(delta.finish))
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage_object(usage)}
+
+    def whole(self, choices: list[WholeChoice], usage: Usage) -> dict[str, Any]:
+        return {
+            **self._head,
+            "object": "chat.completion",
+            "choices": [
+                {
+                    "index": choice.index,
+                    "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                    "logprobs": self._logprobs(choice.logprobs),
+                    "finish_reason": finish_name(choice.finish),
+                }
+                for choice in choices
+            ],
+            "usage": usage_object(usage),
+        }
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], logprobs: Logprobs = (), finish: str | None = None
+    ) -> dict[str, Any]:
+        choice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": self._logprobs(logprobs) if logprobs else None,
+            "finish_reason": finish,
+        }
+        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+
+    def _logprobs(self, entries: Logprobs) -> dict[str, Any] | None:
+        return chat_logprobs(entries, self._vocabulary) if self._with_logprobs else None

@@ -1,0 +1,79 @@
+"""Deltas, answers and logprobs in the shapes OpenAI clients parse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from router.generation import Generation, TextDelta, Usage
+from router.text.vocabulary import Vocabulary
+from wire.sampling import FinishReason, TokenLogprobs
+
+Logprobs = Sequence[tuple[int, TokenLogprobs]]
+"""(chosen token, its figures), in order."""
+
+
+def usage_object(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def finish_name(finish: FinishReason) -> str | None:
+    return None if finish is FinishReason.NONE else finish.openai_name
+
+
+def receipt_object(generation: Generation) -> dict[str, Any]:
+    built: dict[str, Any] = msgspec.to_builtins(generation.receipt)
+    return built
+
+
+def pair_logprobs(delta: TextDelta) -> Logprobs:
+    return list(zip(delta.tokens, delta.logprobs, strict=True)) if delta.logprobs else []
+
+
+def chat_logprobs(entries: Logprobs, vocabulary: Vocabulary) -> dict[str, Any]:
+    return {
+        "content": [
+            {
+                **_chat_token(token, figures.logprob, vocabulary),
+                "top_logprobs": [
+                    _chat_token(top, logprob, vocabulary)
+                    for top, logprob in zip(figures.top_ids, figures.top_logprobs, strict=True)
+                ],
+            }
+            for token, figures in entries
+        ],
+        "refusal": None,
+    }
+
+
+def _chat_token(token: int, logprob: float, vocabulary: Vocabulary) -> dict[str, Any]:
+    spelled = vocabulary.token_bytes(token)
+    return {"token": spelled.decode("utf-8", errors="replace"), "logprob": logprob, "bytes": list(spelled)}
+
+
+def completion_logprobs(entries: Logprobs, vocabulary: Vocabulary, text_offset: int) -> dict[str, Any]:
+    """`text_offset`: characters of this choice's tokens before the first entry."""
+    tokens = [vocabulary.token_text(token) for token, _ in entries]
+    offsets = []
+    for text in tokens:
+        offsets.append(text_offset)
+        text_offset += len(text)
+    return {
+        "tokens": tokens,
+        "token_logprobs": [figures.logprob for _, figures in entries],
+        "top_logprobs": [
+            {
+                vocabulary.token_text(top): logprob
+                for top, logprob in zip(figures.top_ids, figures.top_logprobs, strict=True)
+            }
+            for _, figures in entries
+        ],
+        "text_offset": offsets,
+    }

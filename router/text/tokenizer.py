@@ -1,0 +1,62 @@
+"""Text to token ids for one model; long texts are encoded beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from tokenizers import Tokenizer
+
+from router.text.detokenizer import Detokenizer, make_detokenizer
+from router.text.template import ChatMessage, ChatTemplate
+from router.text.vocabulary import Vocabulary
+from wire.errors import ErrorCode, SpliceError
+from wire.model_card import ModelCard
+
+_INLINE_CHARACTERS = 8_192
+"""Shorter texts take well under a millisecond: a thread would cost more than it spares."""
+
+
+class ModelText:
+    """Everything about text of one model card: encode, render, decode."""
+
+    def __init__(self, card: ModelCard, now: Callable[[], datetime]) -> None:
+        self.card = card
+        try:
+            self._tokenizer: Tokenizer = Tokenizer.from_str(card.tokenizer_json)
+        except Exception as error:  # the library raises bare Exception
+            raise SpliceError(
+                ErrorCode.BAD_MODEL_FILE, f"the tokenizer of {card.name!r} is unusable: {error}"
+            ) from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.vocabulary = Vocabulary(self._tokenizer, card.tokenizer_json)
+        self._template = ChatTemplate(card, now)
+
+    async def encode(self, text: str, *, add_bos: bool) -> tuple[int, ...]:
+        """Token ids of plain text. Special tokens written in it are recognised, as the template needs them to be."""
+        if len(text) <= _INLINE_CHARACTERS:
+            return self._encode(text, add_bos)
+        return await asyncio.to_thread(self._encode, text, add_bos)
+
+    async def encode_prompt(self, text: str) -> tuple[int, ...]:
+        """A completion prompt: begins with the BOS token where the model wants one."""
+        return await self.encode(text, add_bos=self.card.add_bos)
+
+    async def encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+        """Messages rendered through the template, which writes BOS itself."""
+        size = sum(len(str(message.get("content") or "")) for message in messages)
+        if size <= _INLINE_CHARACTERS:
+            return self._encode(self._template.render(messages), False)
+        rendered = await asyncio.to_thread(self._template.render, messages)
+        return await self.encode(rendered, add_bos=False)
+
+    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
+        return make_detokenizer(self.vocabulary, skip_special_tokens=skip_special_tokens)
+
+    def _encode(self, text: str, add_bos: bool) -> tuple[int, ...]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if add_bos and self.card.bos_token_id is not None and ids[:1] != [self.card.bos_token_id]:
+            return (self.card.bos_token_id, *ids)
+        return tuple(ids)

@@ -1,0 +1,131 @@
+"""Between the worker protocol's messages and the events and actions of the life cycle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from router.events import (
+    Action,
+    Event,
+    Failed,
+    HandedOff,
+    HandoffFigures,
+    Reserved,
+    SendAttach,
+    SendCancel,
+    SendGenerate,
+    SendPrefill,
+    SendReserve,
+    TokenRow,
+    WorkerKey,
+)
+from wire.errors import ErrorCode, SpliceError
+from wire.sampling import FinishReason, SamplingParams, TokenLogprobs
+from wire.v1 import sampling_pb2, worker_pb2
+
+
+def events_of(worker: WorkerKey, message: worker_pb2.WorkerMessage) -> Iterator[tuple[int, Event]]:
+    """(request, event) pairs of one message, in its order.
+
+    Raises invalid_request when the columns of a frame do not fit together: such a worker cannot be trusted further.
+    """
+    body = message.WhichOneof("body")
+    if body == "frame":
+        yield from _rows(worker, message.frame)
+    elif body == "reserved":
+        reserved = message.reserved
+        yield reserved.request, Reserved(worker, reserved.attempt, reserved.cached_tokens, reserved.queue_s)
+    elif body == "handoff":
+        report = message.handoff
+        figures = HandoffFigures(
+            transport=report.transport,
+            kv_bytes=report.kv_bytes,
+            kv_blocks=report.kv_blocks,
+            copy_s=report.copy_s,
+            exposed_s=report.exposed_s,
+            transport_fallbacks=report.transport_fallbacks,
+            blocks_refetched=report.blocks_refetched,
+        )
+        yield report.request, HandedOff(worker, report.attempt, figures)
+    elif body == "failed":
+        failed = message.failed
+        error = SpliceError(_error_code(failed.code), failed.message)
+        yield failed.request, Failed(worker, failed.attempt, error, failed.retryable, failed.blamed_worker)
+
+
+def _rows(worker: WorkerKey, frame: worker_pb2.StepFrame) -> Iterator[tuple[int, Event]]:
+    requests, lengths, tokens, logprobs = (
+        list(frame.request),
+        list(frame.num_tokens),
+        list(frame.tokens),
+        frame.logprobs,
+    )
+    columns = (frame.attempt, frame.seq, lengths, frame.finish, frame.cached_tokens, frame.handed_off)
+    fits = all(len(column) == len(requests) for column in columns)
+    if not fits or sum(lengths) != len(tokens) or len(logprobs) not in (0, len(tokens)):
+        raise SpliceError(
+            ErrorCode.INVALID_REQUEST,
+            f"step frame {frame.step}: {len(requests)} rows and {len(tokens)} tokens, but columns of "
+            f"{[len(column) for column in columns]} and {len(logprobs)} logprobs",
+        )
+    start = 0
+    for index, request in enumerate(requests):
+        end = start + lengths[index]
+        yield (
+            request,
+            TokenRow(
+                worker,
+                frame.attempt[index],
+                frame.seq[index],
+                tuple(tokens[start:end]),
+                FinishReason(frame.finish[index]),
+                tuple(_logprobs(each) for each in logprobs[start:end]) if logprobs else (),
+                frame.cached_tokens[index],
+                frame.handed_off[index],
+            ),
+        )
+        start = end
+
+
+def _logprobs(entry: sampling_pb2.TokenLogprobs) -> TokenLogprobs:
+    return TokenLogprobs(entry.logprob, tuple(entry.top_ids), tuple(entry.top_logprobs))
+
+
+def logprobs_to_proto(entry: TokenLogprobs) -> sampling_pb2.TokenLogprobs:
+    return sampling_pb2.TokenLogprobs(logprob=entry.logprob, top_ids=entry.top_ids, top_logprobs=entry.top_logprobs)
+
+
+def _error_code(name: str) -> ErrorCode:
+    """Workers send the value or the name of a code; one this router does not know is an internal error."""
+    try:
+        return ErrorCode(name.lower())
+    except ValueError:
+        return ErrorCode.INTERNAL_ERROR
+
+
+def sampling_to_proto(sampling: SamplingParams) -> sampling_pb2.SamplingParams:
+    """Complete: every field is set, so that no worker fills in a default of its own."""
+    return sampling_pb2.SamplingParams(
+        max_tokens=sampling.max_tokens,
+        min_tokens=sampling.min_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        logit_bias=sampling.logit_bias,
+        seed=sampling.seed,
+        stop_token_ids=sampling.stop_token_ids,
+        ignore_eos=sampling.ignore_eos,
+        logprobs=sampling.logprobs,
+        choice=sampling.choice,
+    )
+
+
+def target_of(action: Action) -> WorkerKey:
+    """Which worker an action is to be sent to; raises TypeError for actions that are not sent."""
+    if isinstance(action, SendReserve | SendPrefill | SendGenerate | SendAttach | SendCancel):
+        return action.worker
+    raise TypeError(f"not a message to a worker: {action}")

@@ -1,0 +1,80 @@
+"""A router and scripted workers in one event loop, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from openai import AsyncOpenAI
+from scripted_worker import ScriptedWorker
+from toy_model import toy_card
+
+from router.server import serve
+from router.settings import BoundPorts, RouterSettings
+from wire.model_card import ModelCard
+
+
+@dataclass
+class Cluster:
+    ports: BoundPorts
+    workers: dict[str, ScriptedWorker]
+    card: ModelCard
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.ports.http}"
+
+    def __getitem__(self, worker_id: str) -> ScriptedWorker:
+        return self.workers[worker_id]
+
+    def client(self, key: str = "none", **options: Any) -> AsyncOpenAI:
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=20, **options)
+
+    def http(self, **options: Any) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.url, timeout=20, **options)
+
+
+@contextlib.asynccontextmanager
+async def running_cluster(
+    workers: Sequence[str] = ("p0", "d0"), *, wait: bool = True, card: ModelCard | None = None, **settings: Any
+) -> AsyncIterator[Cluster]:
+    """`workers`: ids, whose first letter is the role."""
+    card = card or toy_card()
+    peers: dict[str, ScriptedWorker] = {}
+    made = [
+        await ScriptedWorker(worker_id, "prefill" if worker_id[0] == "p" else "decode", card, peers).start()
+        for worker_id in workers
+    ]
+    stop, bound = asyncio.Event(), asyncio.get_running_loop().create_future()
+    chosen = RouterSettings(
+        static_workers=tuple(worker.record for worker in made),
+        **{"heartbeat_timeout_s": 1.0, "drain_timeout_s": 1.0, **settings},
+    )
+    router = asyncio.create_task(serve(chosen, stop, bound.set_result))
+    try:
+        await asyncio.wait([router, bound], return_when=asyncio.FIRST_COMPLETED)
+        if router.done():
+            router.result()
+        cluster = Cluster(bound.result(), {worker.worker_id: worker for worker in made}, card)
+        if wait and made:
+            await until_connected(cluster)
+        yield cluster
+    finally:
+        stop.set()
+        await asyncio.wait_for(router, 10)
+        for worker in made:
+            await worker.stop()
+
+
+async def until_connected(cluster: Cluster) -> None:
+    expected = len(cluster.workers)
+    async with cluster.http() as http, asyncio.timeout(10):
+        while True:
+            ready = (await http.get("/ready")).json()
+            if ready["prefill_workers"] + ready["decode_workers"] == expected:
+                return
+            await asyncio.sleep(0.01)
