@@ -7,13 +7,13 @@ import logging
 import torch
 
 from engine.batch import SequenceSlice, StepBatch
-from engine.block_pool import BlockPool
+from engine.block_pool import BlockPool, BlockState
 from engine.config import EngineConfig
 from engine.models.causal_lm import CausalLM
 from engine.request import Request, RequestKey, RequestKind
 from engine.sampler import DrawnToken, SamplingRow, sample
 from engine.scheduler import ScheduledRequest, SchedulePlan, Scheduler
-from engine.step_output import ComputedBlocks, EngineStats, Reservation, StepOutput, TokenRow
+from engine.step_output import ComputedBlocks, EngineLoad, EngineStats, Reservation, StepOutput, TokenRow
 from engine.stopping import finish_reason, stopping_ids
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import FinishReason, TokenLogprobs
@@ -91,6 +91,24 @@ class Engine:
             else:
                 self._update(plan, drawn, output)
         return output
+
+    def requests(self) -> list[Request]:
+        """Every request that is here, in whatever state; to be looked at, not changed."""
+        return list(self._scheduler.requests.values())
+
+    def count_blocks(self, state: BlockState) -> int:
+        return self._scheduler.pool.count(state)
+
+    def load(self) -> EngineLoad:
+        """How much there is to do, for whoever chooses between workers."""
+        waiting, running = self._scheduler.waiting, self._scheduler.running
+        uncomputed = sum(request.num_tokens - request.num_computed_tokens for request in (*waiting, *running))
+        return EngineLoad(
+            running=len(running),
+            waiting=len(self._scheduler.requests) - len(running),
+            free_blocks=self._scheduler.pool.num_free,
+            queued_prefill_tokens=uncomputed - len(running),
+        )
 
     def check(self) -> None:
         """Raises AssertionError where the books do not balance."""
