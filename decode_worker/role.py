@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import grpc.aio
 
-from engine.step_output import Reservation, StepOutput
 from engine.request import RequestKey, RequestKind
+from engine.step_output import Reservation, StepOutput
 from kvtransfer.consumer import KvConsumer
 from kvtransfer.handoff import HandoffStats, KvFinalData, SourceAddress
 from wire.errors import ErrorCode, SpliceError

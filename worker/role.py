@@ -12,8 +12,8 @@ import grpc.aio
 import structlog
 
 from engine.engine import Engine
-from engine.step_output import StepOutput, TokenRow
 from engine.request import Request, RequestKey, RequestKind
+from engine.step_output import StepOutput, TokenRow
 from kvtransfer.handoff import WorkerIdentity
 from kvtransfer.pool_memory import KVPoolMemory
 from wire.block_hash import root_hash
