@@ -262,9 +262,9 @@ async def test_a_listener_that_raises_does_not_blind_the_watcher(
 
     watcher = Watcher(client, cluster, rng=rng, on_change=on_change)
     await watcher.start()
-    for name in "ab":
+    for number, name in enumerate("ab", start=1):
         await client.put(worker_key(cluster, "decode", name), make_record(name, "decode").encode())
-    await eventually(lambda: len(watcher.view.workers()) == 2)
+        await eventually(lambda seen=number: len(watcher.view.workers()) == seen)  # one change each, not one for both
     assert watcher.counters.callback_errors == 2
     await watcher.close()
 
