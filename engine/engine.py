@@ -9,6 +9,7 @@ import torch
 from engine.batch import SequenceSlice, StepBatch
 from engine.block_pool import BlockPool
 from engine.config import EngineConfig
+from engine.load import EngineLoad, RequestSummary, measure_load, summarise_requests
 from engine.models.causal_lm import CausalLM
 from engine.request import Request, RequestKey, RequestKind
 from engine.sampler import DrawnToken, SamplingRow, sample
@@ -91,6 +92,14 @@ class Engine:
             else:
                 self._update(plan, drawn, output)
         return output
+
+    def load(self) -> EngineLoad:
+        """How busy the engine is right now."""
+        return measure_load(self._scheduler)
+
+    def requests(self, limit: int = 256) -> list[RequestSummary]:
+        """Where each request stands, oldest first."""
+        return summarise_requests(self._scheduler, limit)
 
     def check(self) -> None:
         """Raises AssertionError where the books do not balance."""
