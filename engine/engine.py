@@ -9,11 +9,12 @@ import torch
 from engine.batch import SequenceSlice, StepBatch
 from engine.block_pool import BlockPool, BlockState
 from engine.config import EngineConfig
+from engine.load import EngineLoad, RequestSummary, measure_load, summarise_requests
 from engine.models.causal_lm import CausalLM
 from engine.request import Request, RequestKey, RequestKind
 from engine.sampler import DrawnToken, SamplingRow, sample
 from engine.scheduler import ScheduledRequest, SchedulePlan, Scheduler
-from engine.step_output import ComputedBlocks, EngineLoad, EngineStats, Reservation, StepOutput, TokenRow
+from engine.step_output import ComputedBlocks, EngineStats, Reservation, StepOutput, TokenRow
 from engine.stopping import finish_reason, stopping_ids
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import FinishReason, TokenLogprobs
@@ -92,23 +93,16 @@ class Engine:
                 self._update(plan, drawn, output)
         return output
 
-    def requests(self) -> list[Request]:
-        """Every request that is here, in whatever state; to be looked at, not changed."""
-        return list(self._scheduler.requests.values())
+    def load(self) -> EngineLoad:
+        """How busy the engine is right now."""
+        return measure_load(self._scheduler)
+
+    def requests(self, limit: int = 256) -> list[RequestSummary]:
+        """Where each request stands, oldest first."""
+        return summarise_requests(self._scheduler, limit)
 
     def count_blocks(self, state: BlockState) -> int:
         return self._scheduler.pool.count(state)
-
-    def load(self) -> EngineLoad:
-        """How much there is to do, for whoever chooses between workers."""
-        waiting, running = self._scheduler.waiting, self._scheduler.running
-        uncomputed = sum(request.num_tokens - request.num_computed_tokens for request in (*waiting, *running))
-        return EngineLoad(
-            running=len(running),
-            waiting=len(self._scheduler.requests) - len(running),
-            free_blocks=self._scheduler.pool.num_free,
-            queued_prefill_tokens=uncomputed - len(running),
-        )
 
     def check(self) -> None:
         """Raises AssertionError where the books do not balance."""

@@ -82,6 +82,11 @@ class Request:
         return len(self.tokens) - self.num_prompt_tokens
 
     @property
+    def is_computed_elsewhere(self) -> bool:
+        """Its KV comes from outside. Once activated a request is a GENERATE like any other."""
+        return self.kind is RequestKind.RESERVE
+
+    @property
     def seniority(self) -> tuple[int, int]:
         """Sorts requests: lower priority value first, then first come first served."""
         return (self.priority, self.arrival)

@@ -266,7 +266,7 @@ class Scheduler:
         for request in tuple(self.waiting):
             if len(self.running) + self._num_reserved >= self.config.max_num_seqs:
                 return
-            reserves = request.kind is RequestKind.RESERVE
+            reserves = request.is_computed_elsewhere
             if budget_spent and not reserves:
                 continue
             shared = self._cached_prefix(request)

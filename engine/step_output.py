@@ -75,16 +75,3 @@ class EngineStats:
     prefix_hit_tokens: int = 0
     """Prompt tokens not computed because a request found them cached when first admitted."""
     preemptions: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLoad:
-    """What an engine has to do at one moment."""
-
-    running: int
-    waiting: int
-    """Requests that are not in the batch: waiting for memory, for KV from outside, or held for a reader."""
-    free_blocks: int
-    """Free or evictable."""
-    queued_prefill_tokens: int
-    """Tokens still to compute beyond one per running request."""
