@@ -7,7 +7,7 @@ import logging
 import torch
 
 from engine.batch import SequenceSlice, StepBatch
-from engine.block_pool import BlockPool, BlockState
+from engine.block_pool import BlockPool
 from engine.config import EngineConfig
 from engine.load import EngineLoad, RequestSummary, measure_load, summarise_requests
 from engine.models.causal_lm import CausalLM
@@ -100,9 +100,6 @@ class Engine:
     def requests(self, limit: int = 256) -> list[RequestSummary]:
         """Where each request stands, oldest first."""
         return summarise_requests(self._scheduler, limit)
-
-    def count_blocks(self, state: BlockState) -> int:
-        return self._scheduler.pool.count(state)
 
     def check(self) -> None:
         """Raises AssertionError where the books do not balance."""

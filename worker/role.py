@@ -28,6 +28,9 @@ from worker.settings import WorkerSettings
 
 log = structlog.get_logger()
 
+LOAD_PERIOD_S = 0.05
+"""Measuring the load costs time in proportion to requests and blocks: not in every step."""
+
 NO_DEADLINE_S = 24 * 3600.0
 """Used when a router names no time limit, so that nothing can stay for ever."""
 
@@ -68,7 +71,8 @@ class Role(ABC):
         self.table = RequestTable()
         self.draining = False
         self.load = parts.engine.load()
-        """As of the last turn of the engine thread; other threads may read it."""
+        """At most `LOAD_PERIOD_S` older than the last turn of the engine thread; other threads may read it."""
+        self._load_taken_s = parts.clock()
         self._waiting_for_idle: list[Future[None]] = []
         self._post = parts.post
         self._clock = parts.clock
@@ -118,13 +122,14 @@ class Role(ABC):
     # From the engine loop
 
     def tick(self) -> None:
-        self.load = self.engine.load()
+        now_s = self._clock()
+        if now_s - self._load_taken_s >= LOAD_PERIOD_S:
+            self.load, self._load_taken_s = self.engine.load(), now_s
         if self._waiting_for_idle and not len(self.table):
             for idle in self._waiting_for_idle:
                 if idle.set_running_or_notify_cancel():
                     idle.set_result(None)
             self._waiting_for_idle.clear()
-        now_s = self._clock()
         for tracked in self.table.expired(now_s):
             waited = tracked.deadline_s - tracked.received_s
             self._end(tracked.key)

@@ -13,7 +13,6 @@ import grpc.aio
 import psutil
 import structlog
 
-from engine.block_pool import BlockState
 from engine.request import RequestKind
 from wire.model_card import ModelCard
 from wire.v1 import worker_pb2, worker_pb2_grpc
@@ -151,7 +150,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             progress=self._loop.turns,
             busy=load.running + load.waiting > 0,
             running=load.running,
-            waiting=load.waiting,
+            waiting=load.waiting + load.reserved,
             free_blocks=load.free_blocks,
             queued_prefill_tokens=load.queued_prefill_tokens,
             draining=self._role.draining,
@@ -168,11 +167,11 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             pid=os.getpid(),
             steps=totals.steps,
             running=load.running,
-            waiting=load.waiting,
+            waiting=load.waiting + load.reserved,
             num_blocks=self._record.num_blocks,
             free_blocks=load.free_blocks,
-            held_blocks=engine.count_blocks(BlockState.HELD),
-            draining_blocks=engine.count_blocks(BlockState.DRAINING),
+            held_blocks=load.held_blocks,
+            draining_blocks=load.draining_blocks,
             max_batch_rows=totals.max_batch_rows,
             prompt_tokens=totals.prompt_tokens,
             generated_tokens=totals.generated_tokens,
@@ -191,9 +190,9 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                     request=request.key[0],
                     attempt=request.key[1],
                     state=request.status.name.lower(),
-                    num_tokens=len(request.tokens),
+                    num_tokens=request.num_tokens,
                     num_computed_tokens=request.num_computed_tokens,
                 )
-                for request in engine.requests()[:MAX_LISTED_REQUESTS]
+                for request in engine.requests(MAX_LISTED_REQUESTS)
             ],
         )
