@@ -98,5 +98,10 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     assert shard.name in _refused(tmp_path)
 
 
+def test_the_served_name_defaults_to_the_whole_directory_name(directory: Path) -> None:
+    renamed = directory.rename(directory.parent / "Tiny-1.7B")
+    assert load_model(renamed, served_name=None, dtype="float32", max_model_len=None).card.name == "Tiny-1.7B"
+
+
 def test_a_context_longer_than_the_models_is_a_setting_error(directory: Path) -> None:
     assert "512" in _refused(directory, code=ErrorCode.BAD_SETTING, max_model_len=513)
