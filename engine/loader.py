@@ -74,7 +74,7 @@ def load_model(
     table = select_ops(torch_dtype, ops)
     model = MODELS[spec.architecture](spec, table, description.open_weights(torch_dtype), length)
     card = ModelCard(
-        name=served_name or path.resolve().stem,
+        name=served_name or path.resolve().name.removesuffix(".gguf"),
         architecture=spec.architecture,
         model_digest=_digest(spec, description.weight_files),
         vocab_size=spec.vocab_size,

@@ -92,8 +92,8 @@ def _sentencepiece_bpe(fields: Fields, tokens: list[str]) -> Tokenizer:
     """SentencePiece's BPE has scores where `tokenizers` wants merges: every split into two known pieces is a merge,
     best score first."""
     scores = fields.array("tokenizer.ggml.scores")
-    if len(scores) != len(tokens):
-        raise bad_file(fields.path, f"{len(scores)} token scores for {len(tokens)} tokens", DOWNLOAD_AGAIN)
+    if len(scores) != len(tokens) or not all(isinstance(score, float) for score in scores):
+        raise bad_file(fields.path, f"{len(scores)} token scores, expected {len(tokens)} floats", DOWNLOAD_AGAIN)
     vocab = {token: index for index, token in enumerate(tokens)}
     ranked: list[tuple[float, int, int, str, str]] = []
     for token, score in zip(tokens, scores, strict=True):
@@ -130,6 +130,8 @@ def _bpe(path: Path, **arguments: Any) -> models.BPE:
 
 def _tokens(fields: Fields, vocab_size: int) -> list[str]:
     tokens = fields.array("tokenizer.ggml.tokens")
+    if not all(isinstance(token, str) for token in tokens):
+        raise fields.wrong("tokenizer.ggml.tokens", "a list of strings")
     if len(tokens) > vocab_size or len(set(tokens)) != len(tokens):
         raise bad_file(
             fields.path,
