@@ -81,13 +81,18 @@ def keep_top_p(ids: TokenIds, weights: Logits, top_p: float) -> TokenIds:
             return ordered[: reached + 1]
         if len(ordered) == len(ids):
             return ordered
-        size = min(8 * size, len(ids))
+        size = min(16 * size, len(ids))
 
 
 def _likeliest_first(ids: TokenIds, weights: Logits, at_least: int) -> TokenIds:
-    """`ids` by falling weight, ties by rising id, cut somewhere after the first `at_least`, never inside a tie."""
+    """`ids` by falling weight, ties in the order given, cut somewhere after the first `at_least`, never inside a tie.
+
+    Callers give `ids` in rising order or as this function returned them; ties are then by rising id.
+    """
     values = weights[ids]
     if at_least < len(ids):
         threshold = np.partition(values, len(values) - at_least)[len(values) - at_least]
-        ids, values = ids[values >= threshold], values[values >= threshold]
-    return ids[np.lexsort((ids, -values))]
+        above = values >= threshold
+        ids, values = ids[above], values[above]
+    ordered: TokenIds = ids[np.argsort(-values, kind="stable")]
+    return ordered

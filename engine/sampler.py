@@ -110,6 +110,17 @@ def _adjust(logits: NDArray[np.float64], row: SamplingRow) -> NDArray[np.float64
 def _draw_at_random(logits: NDArray[np.float64], row: SamplingRow) -> int:
     params = row.params
     weights = logit_filters.weigh(logits, params.temperature)
+    ids = _candidates(weights, params)
+    cumulative = np.cumsum(weights if ids is None else weights[ids])
+    point = uniform(params.seed, params.choice, len(row.tokens), DrawPurpose.TOKEN) * cumulative[-1]
+    index = int(np.searchsorted(cumulative, point, side="right"))
+    return index if ids is None else int(ids[index])
+
+
+def _candidates(weights: NDArray[np.float64], params: SamplingParams) -> NDArray[np.int64] | None:
+    """Tokens the filters leave, in ascending order; None where there is no filter."""
+    if params.min_p <= 0.0 and not 0 < params.top_k < len(weights) and params.top_p >= 1.0:
+        return None
     ids = np.arange(len(weights), dtype=np.int64)
     if params.min_p > 0.0:
         ids = logit_filters.keep_min_p(ids, weights, params.min_p)
@@ -117,10 +128,7 @@ def _draw_at_random(logits: NDArray[np.float64], row: SamplingRow) -> int:
         ids = logit_filters.keep_top_k(ids, weights, params.top_k)
     if params.top_p < 1.0:
         ids = logit_filters.keep_top_p(ids, weights, params.top_p)
-    ids = np.sort(ids)
-    cumulative = np.cumsum(weights[ids])
-    point = uniform(params.seed, params.choice, len(row.tokens), DrawPurpose.TOKEN) * cumulative[-1]
-    return int(ids[np.searchsorted(cumulative, point, side="right")])
+    return np.sort(ids)
 
 
 def _logprobs(logits: NDArray[np.float64], token: int, num_top: int) -> TokenLogprobs:

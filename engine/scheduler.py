@@ -206,6 +206,9 @@ class Scheduler:
             if (request in self.waiting) != (request.status is RequestStatus.WAITING)
             or (request in self.running) != (request.status is RequestStatus.RUNNING)
         ]
+        problems += [
+            f"{request.key} waits with computed tokens" for request in self.waiting if request.num_computed_tokens
+        ]
         if self.pool.owners() != owners:
             problems.append(f"blocks belong to {self.pool.owners()}, requests with blocks are {owners}")
         if self._num_reserved != reserved:

@@ -80,6 +80,16 @@ def test_the_sampled_distribution_is_the_filtered_softmax(params):
     assert statistic < limit
 
 
+@pytest.mark.parametrize("params", [{}, {"top_k": 20}, {"top_p": 0.9}])
+def test_a_draw_inverts_the_cumulative_distribution_over_ascending_ids(params):
+    logits = logits_of(6, vocab=50, scale=1.0)
+    cumulative = reference_probabilities(logits, **params).cumsum()
+    for seed in range(40):
+        point = uniform(seed, 2, 3, DrawPurpose.TOKEN)
+        expected = int(np.searchsorted(cumulative, point, side="right"))
+        assert draw(logits, row(seed=seed, choice=2, **params)).token == expected
+
+
 def test_choices_and_positions_draw_independently():
     draws = np.array([uniform(9, choice, at, DrawPurpose.TOKEN) for choice in range(64) for at in range(64)])
     statistic, limit = chi_square(np.bincount((draws * 32).astype(int), minlength=32), np.full(32, 1 / 32))

@@ -113,6 +113,22 @@ def test_prefill_is_admitted_whole_and_never_preempted(make_bench):
     assert bench.engine.stats.preemptions == 0
 
 
+def test_a_prefill_under_way_is_not_preempted_for_its_seniors(make_bench):
+    bench = make_bench(num_blocks=14, max_model_len=56, max_num_batched_tokens=7, max_num_seqs=4)
+    old = bench.submit(list(range(50, 39, -1)), **FREE_RUN)
+    bench.step()
+    bench.step()
+    prefill = bench.submit(list(range(40)), kind=RequestKind.PREFILL)
+    for _ in range(9):
+        bench.step()
+    assert status(bench, prefill) is RequestStatus.RUNNING
+    assert len(bench.answer(old)) == 6, "the old one has filled its blocks and there are no others"
+    bench.run()
+    assert status(bench, prefill) is RequestStatus.HELD
+    assert bench.engine.stats.preemptions == 0
+    assert bench.engine.stats.prompt_tokens == 51
+
+
 def test_a_stalled_oldest_goes_on_once_a_reservation_runs_or_ends(make_bench):
     for outcome in ("activate", "abort"):
         bench = make_bench(num_blocks=14, max_model_len=56)
