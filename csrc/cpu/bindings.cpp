@@ -42,6 +42,7 @@ int dtype_of(const auto& array, const char* what) {
 
 bool contiguous(const auto& array) {
   int64_t expected = 1;
+  if (array.size() == 0) return true;
   for (size_t i = array.ndim(); i-- > 0; expected *= size(array, i))
     if (array.shape(i) > 1 && array.stride(i) != expected) return false;
   return true;

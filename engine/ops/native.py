@@ -1,0 +1,130 @@
+"""The CPU kernels of `csrc/cpu` as candidates beside the torch reference.
+
+Every output element is one fixed chain of float32 operations, equal for any number of rows, threads and any
+instruction set (see `csrc/cpu/splice_cpu.h`). Weights stay in the precision they came in: bfloat16 is widened in
+registers. Activations are float32 inside; bfloat16 ones are widened on the way in and rounded once on the way out.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from engine._native import Kernels, PackedLinear
+from engine.ops.registry import Candidate
+
+_RANK = 10
+
+
+class NativeOps:
+    """The operations of `registry`, bound to one instruction set and one pool of threads."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+
+    def set_num_threads(self, num_threads: int) -> None:
+        """Threads that share each operation, the caller included. Results do not depend on it."""
+        self._kernels.num_threads = num_threads
+
+    @staticmethod
+    def pack(weight: torch.Tensor) -> PackedLinear:
+        """`weight` `[N, K]` float32 or bfloat16, re-laid in the same precision; the original may be dropped."""
+        rows, columns = weight.shape
+        packed = PackedLinear(rows, columns, str(weight.dtype).removeprefix("torch."))
+        packed.load(weight.detach().contiguous(), 0)
+        return packed
+
+    def linear(self, x: torch.Tensor, weight: PackedLinear, bias: torch.Tensor | None) -> torch.Tensor:
+        """See `registry.LinearOp`."""
+        return self._product(x, weight, None if bias is None else bias.float()).to(x.dtype)
+
+    def lm_head(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
+        """See `registry.LmHeadOp`."""
+        return self._product(x, weight, None)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """See `registry.RmsNormOp`."""
+        out = torch.empty(x.shape)
+        self._kernels.rms_norm(out, x.float(), None, weight, eps)
+        return out.to(x.dtype)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `registry.AddRmsNormOp`; a float32 `residual` is updated in place."""
+        if residual.dtype != torch.float32:
+            total = x + residual
+            return self.rms_norm(total, weight, eps), total
+        residual = residual.contiguous()
+        out = torch.empty(x.shape)
+        self._kernels.rms_norm(out, x.float(), residual, weight, eps)
+        return out, residual
+
+    def rope_and_store(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        positions: torch.Tensor,
+        cos_sin: torch.Tensor,
+        kv_cache: torch.Tensor,
+        layer: int,
+        slots: torch.Tensor,
+    ) -> torch.Tensor:
+        """See `registry.RopeAndStoreOp`."""
+        out = torch.empty(q.shape)
+        wide = q.float(), k.float(), v.float()
+        self._kernels.rope_and_store(out, *wide, positions, cos_sin, kv_cache, layer, slots)
+        return out.to(q.dtype)
+
+    def paged_attention(
+        self,
+        q: torch.Tensor,
+        kv_cache: torch.Tensor,
+        layer: int,
+        block_tables: torch.Tensor,
+        query_starts: torch.Tensor,
+        starts: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        """See `registry.PagedAttentionOp`."""
+        out = torch.empty(q.shape)
+        self._kernels.paged_attention(out, q.float(), kv_cache, layer, block_tables, query_starts, starts, scale)
+        return out.to(q.dtype)
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """See `registry.SiluMulOp`."""
+        out = torch.empty(gate_up.shape[0], gate_up.shape[1] // 2)
+        self._kernels.silu_mul(out, gate_up.float())
+        return out.to(gate_up.dtype)
+
+    def _product(self, x: torch.Tensor, weight: PackedLinear, bias: torch.Tensor | None) -> torch.Tensor:
+        out = torch.empty(x.shape[0], weight.n)
+        self._kernels.linear(out, x.float(), weight, bias)
+        return out
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Threads that share each native operation of this process (1 until said otherwise)."""
+    _OPS.set_num_threads(num_threads)
+
+
+def isa() -> str:
+    """The instruction set in use: `avx512`, `avx2` or `portable`. Results are the same on all of them."""
+    return str(_KERNELS.isa)
+
+
+def _supports(dtype: torch.dtype) -> bool:
+    return dtype in (torch.float32, torch.bfloat16)
+
+
+_KERNELS = Kernels("auto", 1)
+_OPS = NativeOps(_KERNELS)
+CANDIDATES: tuple[Candidate, ...] = (
+    Candidate(op="linear", name="native", fn=_OPS.linear, supports=_supports, rank=_RANK, pack=NativeOps.pack),
+    Candidate(op="lm_head", name="native", fn=_OPS.lm_head, supports=_supports, rank=_RANK, pack=NativeOps.pack),
+    Candidate(op="rms_norm", name="native", fn=_OPS.rms_norm, supports=_supports, rank=_RANK),
+    Candidate(op="add_rms_norm", name="native", fn=_OPS.add_rms_norm, supports=_supports, rank=_RANK),
+    Candidate(op="rope_and_store", name="native", fn=_OPS.rope_and_store, supports=_supports, rank=_RANK),
+    Candidate(op="paged_attention", name="native", fn=_OPS.paged_attention, supports=_supports, rank=_RANK),
+    Candidate(op="silu_mul", name="native", fn=_OPS.silu_mul, supports=_supports, rank=_RANK),
+)

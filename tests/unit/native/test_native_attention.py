@@ -1,0 +1,120 @@
+"""Paged attention: right against float64 over ragged batches, the same bits however a prompt is cut."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from paged_batches import PagedBatch, attention_float64, make_batch
+
+from engine._native import Kernels
+from engine.ops.native import NativeOps
+
+RAGGED = [(0, 1), (31, 1), (32, 1), (0, 33), (5, 40), (63, 2), (100, 17), (0, 16)]
+SHAPES = [(9, 3, 64, 32), (4, 4, 16, 32), (8, 1, 80, 32), (6, 2, 8, 16), (2, 2, 72, 48), (2, 1, 128, 64)]
+
+
+def attend(ops: NativeOps, batch: PagedBatch) -> torch.Tensor:
+    scale = batch.q.shape[2] ** -0.5
+    return ops.paged_attention(batch.q, batch.kv_cache, 1, batch.block_tables, batch.query_starts, batch.starts, scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "block_tokens"), SHAPES)
+def test_attention_is_near_the_float64_one(
+    ops: NativeOps, heads: int, kv_heads: int, head_dim: int, block_tokens: int, dtype: torch.dtype
+) -> None:
+    batch = make_batch(
+        RAGGED, heads=heads, kv_heads=kv_heads, head_dim=head_dim, block_tokens=block_tokens, dtype=dtype
+    )
+    expected = attention_float64(batch, 1, head_dim**-0.5)
+    torch.testing.assert_close(attend(ops, batch).double(), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "block_tokens"), SHAPES)
+def test_bits_are_equal_on_every_instruction_set_and_thread_count(
+    other_ops: NativeOps,
+    best_ops: NativeOps,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    block_tokens: int,
+    dtype: torch.dtype,
+) -> None:
+    batch = make_batch(
+        RAGGED, heads=heads, kv_heads=kv_heads, head_dim=head_dim, block_tokens=block_tokens, dtype=dtype
+    )
+    assert torch.equal(attend(other_ops, batch), attend(best_ops, batch))
+
+
+@pytest.mark.parametrize("heads", [3, 9])
+def test_bits_do_not_depend_on_chunks_or_neighbours(best_ops: NativeOps, heads: int) -> None:
+    length = 130
+    whole = make_batch([(0, length)], heads=heads, kv_heads=3, head_dim=64)
+    expected = attend(best_ops, whole)
+    for cuts in ([1] * length, [7] * 19, [32] * 5, [33, 64, 1, 40], [16, 100, 20]):
+        at = 0
+        for size in cuts:
+            end = min(at + size, length)
+            part = replace(
+                whole,
+                q=whole.q[at:end],
+                query_starts=torch.tensor([0, end - at], dtype=torch.int32),
+                starts=torch.tensor([at], dtype=torch.int32),
+            )
+            assert torch.equal(attend(best_ops, part), expected[at:end]), (cuts, at)
+            at = end
+    # The same sequence as five slices of one batch.
+    bounds = [0, 3, 40, 64, 65, length]
+    split = replace(
+        whole,
+        block_tables=whole.block_tables.repeat(5, 1),
+        query_starts=torch.tensor(bounds, dtype=torch.int32),
+        starts=torch.tensor(bounds[:-1], dtype=torch.int32),
+    )
+    assert torch.equal(attend(best_ops, split), expected)
+
+
+def test_block_size_changes_no_bit(best_ops: NativeOps) -> None:
+    small = make_batch([(0, 70)], heads=4, kv_heads=2, head_dim=32, block_tokens=8)
+    keys = small.kv_cache[small.block_tables[0].long()].permute(1, 2, 3, 0, 4, 5).reshape(2, 2, 2, 72, 32)
+    large = torch.zeros(3, 2, 2, 2, 32, 32)
+    for block in range(3):
+        part = keys[:, :, :, block * 32 : block * 32 + 32]
+        large[block, :, :, :, : part.shape[3]] = part
+    table = torch.arange(3, dtype=torch.int32)[None]
+    assert torch.equal(attend(best_ops, replace(small, kv_cache=large, block_tables=table)), attend(best_ops, small))
+
+
+def test_large_scores_neither_overflow_nor_vanish(ops: NativeOps) -> None:
+    batch = make_batch([(0, 70)], heads=2, kv_heads=1, head_dim=16)
+    batch = replace(batch, q=batch.q * 200)
+    expected = attention_float64(batch, 1, 0.25)
+    torch.testing.assert_close(attend(ops, batch).double(), expected, rtol=0, atol=1e-3)
+
+
+def test_nan_in_one_sequence_stays_there(ops: NativeOps) -> None:
+    batch = make_batch([(0, 40), (10, 3), (0, 5)], heads=2, kv_heads=1, head_dim=16)
+    batch.kv_cache[batch.block_tables[1, 0].long(), 1, 0, 0, 4] = float("nan")
+    nan_rows = attend(ops, batch).isnan().flatten(1).any(1)
+    assert nan_rows.tolist() == [False] * 40 + [True] * 3 + [False] * 5
+
+
+def test_no_sequences_and_no_queries(ops: NativeOps) -> None:
+    empty = make_batch([], heads=2, kv_heads=1, head_dim=16)
+    assert attend(ops, empty).shape == (0, 2, 16)
+    idle = make_batch([(5, 0), (3, 2)], heads=2, kv_heads=1, head_dim=16)
+    torch.testing.assert_close(attend(ops, idle).double(), attention_float64(idle, 1, 0.25), rtol=0, atol=2e-6)
+
+
+def test_tables_that_do_not_cover_the_sequence_are_refused() -> None:
+    ops = NativeOps(Kernels())
+    batch = make_batch([(0, 40)], heads=2, kv_heads=1, head_dim=16)
+    with pytest.raises(ValueError, match="too short"):
+        attend(ops, replace(batch, block_tables=batch.block_tables[:, :1].contiguous()))
+    with pytest.raises(ValueError, match="outside kv_cache"):
+        attend(ops, replace(batch, block_tables=batch.block_tables + 1000))
+    with pytest.raises(ValueError, match="cover the rows"):
+        attend(ops, replace(batch, q=batch.q[:39]))
