@@ -55,7 +55,7 @@ class Peer:
         """Until the channel ends; returns why it did."""
         try:
             async with grpc.aio.insecure_channel(self.source.endpoint, options=_OPTIONS) as channel:
-                stub = kv_pb2_grpc.KvSourceStub(channel)
+                stub = kv_pb2_grpc.KvSourceStub(channel)  # type: ignore[no-untyped-call]
                 welcome = await stub.Hello(self._hello(), timeout=HELLO_TIMEOUT_S)
                 offers = [(offer.name, offer.address) for offer in welcome.offers]
                 pool = PeerPool(
@@ -106,8 +106,6 @@ class Peer:
         )
 
     def _refused_or_lost(self, error: grpc.aio.AioRpcError) -> SpliceError:
-        codes = [str(value) for name, value in error.trailing_metadata() or () if name == CODE_METADATA]
-        code = ErrorCode.WORKER_LOST
-        if codes and codes[0] in {known.value for known in ErrorCode}:
-            code = ErrorCode(codes[0])
+        named = dict(error.trailing_metadata() or ()).get(CODE_METADATA)
+        code = next((known for known in ErrorCode if known.value == named), ErrorCode.WORKER_LOST)
         return SpliceError(code, f"{self.source.worker_id} at {self.source.endpoint}: {error.details()}")

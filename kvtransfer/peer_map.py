@@ -16,7 +16,7 @@ class PeerMap:
     """Believes nothing before it has been compared: size, seal, header, layout, incarnation."""
 
     def __init__(self, fd: int, expected: PeerPool) -> None:
-        """Maps the pool behind `fd` (still the caller's to close); raises TransportError if it is not the expected one."""
+        """Maps the pool behind `fd`, which stays the caller's to close; raises TransportError if it is another."""
         size = os.fstat(fd).st_size
         try:
             sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
@@ -24,7 +24,7 @@ class PeerMap:
             sealed = 0
         if not sealed or size < PAGE_BYTES:
             raise TransportError("the descriptor received is not a KV pool of fixed size")
-        mapping = mmap.mmap(fd, size, prot=mmap.PROT_READ)
+        mapping = mmap.mmap(fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
         try:
             header = decode_header(mapping[:PAGE_BYTES])
         except SpliceError as error:

@@ -16,7 +16,7 @@ _FORMAT = struct.Struct("<8sQQQQ16s")
 
 @dataclass(frozen=True, slots=True)
 class PoolHeader:
-    """Magic, version, incarnation, number and size of blocks, layout id; then generations; then, page aligned, blocks."""
+    """The first page; generations follow on the second, blocks on the first page after those."""
 
     layout_id: str
     incarnation: int

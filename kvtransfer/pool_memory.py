@@ -21,9 +21,9 @@ class KVPoolMemory:
     """Header, one 64-bit generation per block, and `[num_blocks]` blocks of `layout`, in a memfd.
 
     The memory has no name: it is gone with the last process that maps it, however that process ends. It is reserved
-    whole at creation (a pool too large for the machine fails here and not in the middle of a step), never resized and
-    never unmapped while a view of it lives. The owner bumps a block's generation *before* it writes new content; whoever
-    wrote with non-temporal stores fences (`sfence`) before the block is announced.
+    whole and its pages are mapped at creation (a pool too large for the machine fails here, and no step pays for page
+    faults), never resized and never unmapped while a view of it lives. The owner bumps a block's generation *before* it
+    writes new content; whoever wrote with non-temporal stores fences (`sfence`) before the block is announced.
     """
 
     def __init__(self, layout: KVLayout, header: PoolHeader, fd: int, mapping: mmap.mmap) -> None:
@@ -46,7 +46,7 @@ class KVPoolMemory:
         fd = os.memfd_create("splice-kv-pool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.posix_fallocate(fd, 0, header.total_bytes)
-            mapping = mmap.mmap(fd, header.total_bytes)
+            mapping = mmap.mmap(fd, header.total_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
             mapping[: len(header.encode())] = header.encode()
             _seal(fd)
         except OSError as error:

@@ -24,7 +24,7 @@ from kvtransfer.transport import (
 _REQUEST = struct.Struct("<QIQQ")
 """request, attempt, block, generation"""
 _ANSWER = struct.Struct("<Q")
-"""Bytes that follow: those of one block, or 0 if the read is not granted. Then the same struct again: the generation."""
+"""Bytes that follow: one block, or 0 if the read is not granted. Then the same struct again: the generation."""
 _MAX_CONNECTIONS = 256
 _BUFFER_BYTES = 4 << 20
 

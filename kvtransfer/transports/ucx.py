@@ -31,11 +31,14 @@ from kvtransfer.transport import (
 
 _log = structlog.get_logger(__name__)
 _REQUEST = struct.Struct(f"<{CAPABILITY_BYTES}sQQIQQ")
-"""capability, tag, request, attempt, block, generation. The block comes under `tag`, then the trailer under `tag + 1`."""
+"""capability, tag, request, attempt, block, generation. The block comes under `tag`, the trailer under `tag + 1`."""
 _TRAILER = struct.Struct("<QQ")
 """1 if the read was granted, generation after the last byte. A refusal sends an empty block."""
 _PROGRESS_MS = 50
 _MAX_ENDPOINTS = 256
+_GOODBYE_S = 1.0
+"""How long a consumer whose channel ended may take to close its endpoint. UCXX leaks an endpoint that is closed with a
+receive pending, so the source closes first only when a consumer has frozen."""
 
 
 class _Address(msgspec.Struct, frozen=True):
@@ -58,6 +61,7 @@ class _Consumer:
     def __init__(self, endpoint: Any, pool: KVPoolMemory, gate: ReadGate, is_valid: Callable[[bytes], bool]) -> None:
         self.endpoint = endpoint
         self.capability = b""
+        self.close_by_s = float("inf")
         self._pool = pool
         self._gate = gate
         self._is_valid = is_valid
@@ -167,8 +171,11 @@ class UcxSource:
                 worker.progress_worker_event(_PROGRESS_MS)
             worker.progress()
         for consumer in self._consumers:
-            consumer.drop()
-        self._consumers.clear()
+            consumer.close_by_s = time.monotonic() + _GOODBYE_S
+        while self._consumers:
+            if not self._advance():
+                worker.progress_worker_event(_PROGRESS_MS)
+            worker.progress()
         del self._listener, listener
         worker.progress()
 
@@ -190,7 +197,9 @@ class UcxSource:
         for consumer in list(self._consumers):
             try:
                 if consumer.capability in revoked:
-                    raise TransportError("the consumer's channel ended")
+                    consumer.close_by_s = time.monotonic() + _GOODBYE_S
+                if time.monotonic() > consumer.close_by_s:
+                    raise TransportError("the consumer's channel ended, its endpoint did not")
                 moved |= consumer.advance()
             except (libucxx.UCXError, TransportError) as error:
                 _log.info("kv ucx consumer dropped", reason=str(error))
