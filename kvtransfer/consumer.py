@@ -1,0 +1,328 @@
+"""The decode worker's side of hand-offs: I/O around one `fetch.FetchMachine` per request."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import structlog
+import xxhash
+
+from kvtransfer import registry
+from kvtransfer.control import announced
+from kvtransfer.faults import FLIP_BYTE, FLIP_BYTE_UNCHECKED, FaultPlan, flip_bit
+from kvtransfer.fetch import CopyOutcome, Drained, Failed, FetchAction, FetchMachine, Ready, SendRelease, StartCopy
+from kvtransfer.handoff import HandoffStats, KvFinalData, RequestKey, SourceAddress, WorkerIdentity
+from kvtransfer.peer import Peer
+from kvtransfer.pool_memory import KVPoolMemory
+from kvtransfer.transport import LinkFactory, TransportError
+from wire.errors import ErrorCode, SpliceError
+from wire.v1 import kv_pb2
+
+_log = structlog.get_logger(__name__)
+_TICK_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerStats:
+    """Totals since start."""
+
+    handoffs: int = 0
+    failures: int = 0
+    kv_bytes_in: int = 0
+    kv_blocks_in: int = 0
+    blocks_refetched: int = 0
+    digest_mismatches: int = 0
+    transport_fallbacks: int = 0
+    copies_outstanding: int = 0
+
+
+@dataclass(slots=True)
+class _Fetch:
+    machine: FetchMachine
+    source: SourceAddress
+    dest_blocks: Sequence[int]
+    skip_blocks: int
+    peer: Peer | None = None
+
+
+class KvConsumer:
+    """Pulls announced blocks into the local pool and says when a request is ready, failed, or quiet.
+
+    Every fetch ends in `on_ready(key, final, stats)`; or in `on_failed(key, error, blamed worker)` at once and
+    `on_drained(key)` once no copy into its blocks is outstanding; or, after `cancel`, in `on_drained` alone. Callbacks
+    come on the loop's thread, in order.
+    """
+
+    def __init__(
+        self,
+        pool: KVPoolMemory,
+        identity: WorkerIdentity,
+        *,
+        transports: Sequence[str],
+        on_ready: Callable[[RequestKey, KvFinalData, HandoffStats], None],
+        on_failed: Callable[[RequestKey, SpliceError, str | None], None],
+        on_drained: Callable[[RequestKey], None],
+        copy_threads: int = 2,
+        faults: FaultPlan | None = None,
+        factories: Mapping[str, LinkFactory] = registry.LINKS,
+    ) -> None:
+        """`transports` best first."""
+        self._pool = pool
+        self._identity = identity
+        self._transports = registry.checked(transports, list(factories))
+        self._on_ready = on_ready
+        self._on_failed = on_failed
+        self._on_drained = on_drained
+        self._faults = faults or FaultPlan()
+        self._factories = factories
+        self._copy_threads = copy_threads
+        self._lock = threading.Lock()
+        self._fetches: dict[RequestKey, _Fetch] = {}
+        self._stats = ConsumerStats()
+        self._peers: dict[SourceAddress, tuple[Peer, asyncio.Task[None]]] = {}
+        self._ticker: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._copiers: ThreadPoolExecutor | None = None
+
+    @property
+    def stats(self) -> ConsumerStats:
+        with self._lock:
+            return self._stats
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._copiers = ThreadPoolExecutor(self._copy_threads, thread_name_prefix="kv-copy")
+        self._ticker = asyncio.create_task(self._tick())
+
+    async def close(self) -> None:
+        """Cancels what is left; returns when no copy is outstanding and every callback was made."""
+        if self._loop is None or self._copiers is None or self._ticker is None:
+            return
+        for key in list(self._fetches):
+            self.cancel(key, "shutting down")
+        await asyncio.sleep(0)  # releases decided above reach their channels first
+        tasks = [self._ticker, *(task for _, task in self._peers.values())]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(self._copiers.shutdown)
+        await asyncio.sleep(0)
+
+    # --- the worker's engine thread ---
+
+    def fetch(
+        self,
+        key: RequestKey,
+        source: SourceAddress,
+        dest_blocks: Sequence[int],
+        skip_blocks: int,
+        deadline_s: float,
+        *,
+        expect_tokens: int | None = None,
+    ) -> None:
+        """Block i of the request goes to `dest_blocks[i]`, the first `skip_blocks` excepted. Thread-safe.
+
+        `deadline_s` is a duration from now. With `expect_tokens` a hand-off of any other length fails.
+        """
+        if any(not 0 <= block < self._pool.num_blocks for block in dest_blocks):
+            raise SpliceError(ErrorCode.INTERNAL_ERROR, f"destination outside the pool of {self._pool.num_blocks}")
+        machine = FetchMachine(
+            key,
+            dest_blocks=len(dest_blocks),
+            skip_blocks=skip_blocks,
+            block_tokens=self._pool.layout.block_tokens,
+            num_layers=self._pool.layout.num_layers,
+            deadline_s=time.monotonic() + deadline_s,
+            expect_tokens=expect_tokens,
+            max_outstanding=2 * self._copy_threads,
+        )
+        with self._lock:
+            if key in self._fetches:
+                raise SpliceError(ErrorCode.INTERNAL_ERROR, f"request {key} is being fetched already")
+            self._fetches[key] = _Fetch(machine, source, tuple(dest_blocks), skip_blocks)
+        self._on_loop(self._attach, key)
+
+    def cancel(self, key: RequestKey, reason: str) -> None:
+        """No new copy starts; `on_drained` follows, at once if the key is unknown: nothing is outstanding. Thread-safe."""
+        with self._lock:
+            fetch = self._fetches.get(key)
+            if fetch is None:
+                self._on_loop(self._on_drained, key)
+            else:
+                self._perform(key, fetch, fetch.machine.cancel(reason))
+
+    # --- the loop ---
+
+    def _attach(self, key: RequestKey) -> None:
+        with self._lock:
+            fetch = self._fetches.get(key)
+            if fetch is None or not fetch.machine.is_live:
+                return
+            known = self._peers.get(fetch.source)
+            if known is None:
+                peer = Peer(fetch.source, self._identity, self._pool.layout, self._transports, self._factories)
+                task = asyncio.get_running_loop().create_task(self._run_peer(peer))
+                known = self._peers[fetch.source] = (peer, task)
+            fetch.peer = known[0]
+            subscribe = kv_pb2.KvSubscribe(request=key[0], attempt=key[1], skip_blocks=fetch.skip_blocks)
+            fetch.peer.send(kv_pb2.KvConsumerMessage(subscribe=subscribe))
+
+    async def _run_peer(self, peer: Peer) -> None:
+        error = SpliceError(ErrorCode.CANCELLED, "shutting down")
+        try:
+            error = await peer.run(self._warm, self._received, self._renewable)
+        except Exception as unexpected:  # a fault of ours must end these fetches, not strand them
+            _log.exception("kv channel failed", source=peer.source.worker_id)
+            error = SpliceError(ErrorCode.INTERNAL_ERROR, f"KV channel to {peer.source.worker_id}: {unexpected!r}")
+        finally:
+            self._lost(peer, error)
+
+    def _warm(self, peer: Peer) -> None:
+        if self._copiers is not None and peer.links is not None:
+            self._copiers.submit(_open_quietly, peer)
+
+    def _received(self, peer: Peer, message: kv_pb2.KvSourceMessage) -> None:
+        body = message.announce if message.WhichOneof("body") == "announce" else message.failed
+        key = (body.request, body.attempt)
+        with self._lock:
+            fetch = self._fetches.get(key)
+            if fetch is None or fetch.peer is not peer:
+                return  # late news of a fetch that has ended
+            if isinstance(body, kv_pb2.KvAnnounce):
+                blocks, final = announced(body)
+                layers = (body.layer_begin, body.layer_end)
+                actions = fetch.machine.announced(blocks, layers, final, time.monotonic())
+            else:
+                known = {code.value for code in ErrorCode}
+                code = ErrorCode(body.code) if body.code in known else ErrorCode.KV_TRANSFER_FAILED
+                actions = fetch.machine.source_failed(code, body.message)
+            self._perform(key, fetch, actions)
+
+    def _renewable(self, peer: Peer) -> list[RequestKey]:
+        with self._lock:
+            return [key for key, fetch in self._fetches.items() if fetch.peer is peer and fetch.machine.is_live]
+
+    def _lost(self, peer: Peer, error: SpliceError) -> None:
+        with self._lock:
+            if self._peers.get(peer.source, (None,))[0] is peer:
+                del self._peers[peer.source]
+            for key, fetch in list(self._fetches.items()):
+                if fetch.peer is peer:
+                    self._perform(key, fetch, fetch.machine.source_lost(error.code, error.message))
+        if peer.links is not None:
+            peer.links.close()  # ends copies under way; on a dead source this also lets go of its memory
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            with self._lock:
+                for key, fetch in list(self._fetches.items()):
+                    self._perform(key, fetch, fetch.machine.tick(time.monotonic()))
+
+    # --- copy threads ---
+
+    def _copy(self, key: RequestKey, fetch: _Fetch, copy: StartCopy) -> None:
+        try:
+            outcome, detail = self._copy_and_check(key, fetch, copy)
+        except TransportError as error:
+            outcome, detail = CopyOutcome.BROKEN, str(error)
+        except Exception as unexpected:  # a copy that is never reported would keep its memory for ever
+            _log.exception("kv copy failed", request=key, block=copy.index)
+            outcome, detail = CopyOutcome.BROKEN, repr(unexpected)
+        with self._lock:
+            self._stats = replace(
+                self._stats,
+                copies_outstanding=self._stats.copies_outstanding - 1,
+                digest_mismatches=self._stats.digest_mismatches + (outcome is CopyOutcome.DAMAGED),
+            )
+            self._perform(key, fetch, fetch.machine.copied(copy.index, outcome, detail, time.monotonic()))
+
+    def _copy_and_check(self, key: RequestKey, fetch: _Fetch, copy: StartCopy) -> tuple[CopyOutcome, str]:
+        if fetch.peer is None or fetch.peer.links is None:
+            raise TransportError("announced before Hello")
+        if not fetch.machine.is_live:
+            raise TransportError("cancelled before it began")
+        self._faults.stall()
+        dest = self._pool.block(fetch.dest_blocks[copy.index])
+        if fetch.peer.links.read(key, copy.source_block, copy.generation, dest) != copy.generation:
+            return CopyOutcome.STALE, ""
+        layout = self._pool.layout
+        item_bytes = layout.layer_bytes // (2 * layout.num_kv_heads * layout.block_tokens * layout.head_dim)
+        if self._faults.fires(FLIP_BYTE_UNCHECKED):
+            flip_bit(dest, layout.layer_bytes, item_bytes)
+            return CopyOutcome.VERIFIED, ""
+        if self._faults.fires(FLIP_BYTE):
+            flip_bit(dest, layout.layer_bytes, item_bytes)
+        if xxhash.xxh3_128_digest(dest) != copy.digest:
+            _log.warning("kv block damaged", request=key, block=copy.index, source=fetch.source.worker_id)
+            return CopyOutcome.DAMAGED, ""
+        return CopyOutcome.VERIFIED, ""
+
+    # --- actions ---
+
+    def _perform(self, key: RequestKey, fetch: _Fetch, actions: list[FetchAction]) -> None:
+        """Under the lock: what leaves here for the loop keeps the order in which it was decided."""
+        for action in actions:
+            match action:
+                case StartCopy():
+                    self._stats = replace(self._stats, copies_outstanding=self._stats.copies_outstanding + 1)
+                    self._submit(key, fetch, action)
+                case SendRelease(reason):
+                    release = kv_pb2.KvRelease(request=key[0], attempt=key[1], reason=reason)
+                    if fetch.peer is not None:
+                        self._on_loop(fetch.peer.send, kv_pb2.KvConsumerMessage(release=release))
+                case Failed(code, message, blame):
+                    self._stats = replace(self._stats, failures=self._stats.failures + 1)
+                    blamed = fetch.source.worker_id if blame else None
+                    self._on_loop(self._on_failed, key, SpliceError(code, message), blamed)
+                case Drained():
+                    self._fetches.pop(key, None)
+                    self._on_loop(self._on_drained, key)
+                case Ready():
+                    self._fetches.pop(key, None)
+                    self._on_loop(self._on_ready, key, action.final, self._count(fetch, action))
+
+    def _count(self, fetch: _Fetch, ready: Ready) -> HandoffStats:
+        links = fetch.peer.links if fetch.peer is not None else None
+        stats = HandoffStats(
+            transport=links.transport if links is not None and ready.kv_blocks else "",
+            kv_bytes=ready.kv_blocks * self._pool.layout.block_bytes,
+            kv_blocks=ready.kv_blocks,
+            copy_s=ready.copy_s,
+            exposed_s=ready.exposed_s,
+            transport_fallbacks=links.fallbacks if links is not None else 0,
+            blocks_refetched=ready.blocks_refetched,
+        )
+        self._stats = replace(
+            self._stats,
+            handoffs=self._stats.handoffs + 1,
+            kv_bytes_in=self._stats.kv_bytes_in + stats.kv_bytes,
+            kv_blocks_in=self._stats.kv_blocks_in + stats.kv_blocks,
+            blocks_refetched=self._stats.blocks_refetched + stats.blocks_refetched,
+            transport_fallbacks=self._stats.transport_fallbacks + stats.transport_fallbacks,
+        )
+        return stats
+
+    def _submit(self, key: RequestKey, fetch: _Fetch, copy: StartCopy) -> None:
+        if self._copiers is None:
+            raise SpliceError(ErrorCode.INTERNAL_ERROR, "KvConsumer was not started")
+        self._copiers.submit(self._copy, key, fetch, copy)
+
+    def _on_loop(self, call: Callable[..., object], *arguments: object) -> None:
+        if self._loop is None:
+            raise SpliceError(ErrorCode.INTERNAL_ERROR, "KvConsumer was not started")
+        self._loop.call_soon_threadsafe(call, *arguments)
+
+
+def _open_quietly(peer: Peer) -> None:
+    """Opens the link ahead of the first block; what fails here is reported by the first copy that needs it."""
+    try:
+        if peer.links is not None:
+            peer.links.warm()
+    except TransportError as error:
+        _log.warning("no kv transport opened", source=peer.source.worker_id, error=str(error))

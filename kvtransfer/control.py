@@ -1,0 +1,85 @@
+"""Between the plain data of `handoff` and the messages of proto/wire/v1/kv.proto."""
+
+from __future__ import annotations
+
+from kvtransfer.handoff import BlockRange, KvFinalData, RequestKey
+from wire.kv_layout import KVLayout
+from wire.sampling import TokenLogprobs
+from wire.v1 import kv_pb2, sampling_pb2
+
+SESSION_METADATA = "splice-kv-session"
+"""Carries `KvWelcome.session` when Channel is opened: no channel without a Hello that compared everything."""
+CODE_METADATA = "splice-code"
+"""The `ErrorCode` of a refused call."""
+
+
+def layout_message(layout: KVLayout) -> kv_pb2.KvLayout:
+    return kv_pb2.KvLayout(
+        num_layers=layout.num_layers,
+        num_kv_heads=layout.num_kv_heads,
+        head_dim=layout.head_dim,
+        block_tokens=layout.block_tokens,
+        dtype=layout.dtype,
+        order=layout.order,
+    )
+
+
+def layout_difference(ours: KVLayout, theirs: kv_pb2.KvLayout) -> str | None:
+    """The first field that differs, with both values; None if none does."""
+    for field in KVLayout.__struct_fields__:
+        here, there = getattr(ours, field), getattr(theirs, field)
+        if here != there:
+            return f"layout.{field} is {here} at the source and {there} at the consumer"
+    return None
+
+
+def announce_message(
+    key: RequestKey, blocks: BlockRange, num_layers: int, final: KvFinalData | None
+) -> kv_pb2.KvSourceMessage:
+    return kv_pb2.KvSourceMessage(
+        announce=kv_pb2.KvAnnounce(
+            request=key[0],
+            attempt=key[1],
+            first_block=blocks.first_block,
+            block_id=blocks.block_ids,
+            generation=blocks.generations,
+            digest=blocks.digests,
+            layer_begin=0,
+            layer_end=num_layers,
+            num_tokens=blocks.num_tokens,
+            final=None if final is None else _final_message(final),
+        )
+    )
+
+
+def announced(message: kv_pb2.KvAnnounce) -> tuple[BlockRange, KvFinalData | None]:
+    """Inverse of `announce_message`; columns are compared by the fetch machine, which can say who is to blame."""
+    blocks = BlockRange(
+        message.first_block,
+        tuple(message.block_id),
+        tuple(message.generation),
+        tuple(message.digest),
+        message.num_tokens,
+    )
+    return blocks, _final(message.final) if message.HasField("final") else None
+
+
+def _final_message(final: KvFinalData) -> kv_pb2.KvFinal:
+    return kv_pb2.KvFinal(
+        first_tokens=final.first_tokens,
+        first_seq=final.first_seq,
+        logprobs=[
+            sampling_pb2.TokenLogprobs(logprob=one.logprob, top_ids=one.top_ids, top_logprobs=one.top_logprobs)
+            for one in final.logprobs
+        ],
+        finished=final.finished,
+    )
+
+
+def _final(message: kv_pb2.KvFinal) -> KvFinalData:
+    return KvFinalData(
+        tuple(message.first_tokens),
+        message.first_seq,
+        tuple(TokenLogprobs(one.logprob, tuple(one.top_ids), tuple(one.top_logprobs)) for one in message.logprobs),
+        message.finished,
+    )

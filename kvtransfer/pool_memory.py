@@ -1,0 +1,98 @@
+"""A worker's KV pool in memory that peers can map."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+
+import xxhash
+
+from kvtransfer import _native
+from kvtransfer.pool_header import GENERATION_BYTES, PoolHeader
+from wire.errors import ErrorCode, SpliceError
+from wire.kv_layout import KVLayout
+
+# linux/fcntl.h, since 5.1: no new writable mapping can be made from any descriptor of the file.
+_F_SEAL_FUTURE_WRITE = 0x0010
+
+
+class KVPoolMemory:
+    """Header, one 64-bit generation per block, and `[num_blocks]` blocks of `layout`, in a memfd.
+
+    The memory has no name: it is gone with the last process that maps it, however that process ends. It is reserved
+    whole and its pages are mapped at creation (a pool too large for the machine fails here, and no step pays for page
+    faults), never resized and never unmapped while a view of it lives. The owner bumps a block's generation *before* it
+    writes new content; whoever wrote with non-temporal stores fences (`sfence`) before the block is announced.
+    """
+
+    def __init__(self, layout: KVLayout, header: PoolHeader, fd: int, mapping: mmap.mmap) -> None:
+        self.layout = layout
+        self.num_blocks = header.num_blocks
+        self.incarnation = header.incarnation
+        self.fd = fd
+        whole = memoryview(mapping)
+        generations_end = header.generations_offset + header.num_blocks * GENERATION_BYTES
+        self._generations = whole[header.generations_offset : generations_end]
+        self._data = whole[header.data_offset : header.total_bytes]
+        self._block_bytes = layout.block_bytes
+
+    @classmethod
+    def create(cls, layout: KVLayout, num_blocks: int, incarnation: int) -> KVPoolMemory:
+        """A zeroed pool with all generations 0; raises SpliceError(BAD_SETTING) if the machine cannot hold it."""
+        if num_blocks < 1:
+            raise SpliceError(ErrorCode.BAD_SETTING, f"a KV pool needs ≥ 1 block, got {num_blocks}", param="num_blocks")
+        header = PoolHeader(layout.layout_id, incarnation, num_blocks, layout.block_bytes)
+        fd = os.memfd_create("splice-kv-pool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.posix_fallocate(fd, 0, header.total_bytes)
+            mapping = mmap.mmap(fd, header.total_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+            mapping[: len(header.encode())] = header.encode()
+            _seal(fd)
+        except OSError as error:
+            os.close(fd)
+            raise SpliceError(
+                ErrorCode.BAD_SETTING,
+                f"cannot reserve a KV pool of {header.total_bytes} bytes ({num_blocks} blocks): {error.strerror}; "
+                "use fewer blocks or free memory",
+                param="num_blocks",
+            ) from error
+        return cls(layout, header, fd, mapping)
+
+    def data(self) -> memoryview:
+        """All blocks, writable, `num_blocks * layout.block_bytes` bytes."""
+        return self._data
+
+    def block(self, block: int) -> memoryview:
+        """One block, writable; raises IndexError outside the pool."""
+        if not 0 <= block < self.num_blocks:
+            raise IndexError(f"block {block} is outside a pool of {self.num_blocks}")
+        return self._data[block * self._block_bytes : (block + 1) * self._block_bytes]
+
+    def bump(self, block: int) -> int:
+        """A new generation, visible to every reader before anything written after this call."""
+        return _native.bump_generation(self._generations, block)
+
+    def get(self, block: int) -> int:
+        return _native.load_generation(self._generations, block)
+
+    def digest(self, block: int) -> bytes:
+        """xxh3-128 of the block's bytes, 16 bytes."""
+        return xxhash.xxh3_128_digest(self.block(block))
+
+    def close(self) -> None:
+        """Closes the descriptor and lets go of the memory; it is unmapped when the last view taken from it dies."""
+        if self.fd < 0:
+            return
+        os.close(self.fd)
+        self.fd = -1
+        self._generations = self._data = memoryview(b"")
+
+
+def _seal(fd: int) -> None:
+    """Fixes the size, so that no peer's mapping can fault, and forbids peers to map it writable where Linux can."""
+    fixed = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+    try:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fixed | _F_SEAL_FUTURE_WRITE)
+    except OSError:  # Linux < 5.1 knows no such seal; the peers still map read-only
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fixed)

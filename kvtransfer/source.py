@@ -1,0 +1,295 @@
+"""The prefill worker's side of hand-offs: I/O around `lease.LeaseTable`."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+import structlog
+
+from kvtransfer import registry
+from kvtransfer.control import CODE_METADATA, SESSION_METADATA, announce_message, layout_difference
+from kvtransfer.faults import DROP_FINAL, FaultPlan
+from kvtransfer.handoff import BlockRange, KvFinalData, RequestKey, WorkerIdentity
+from kvtransfer.lease import LeaseAction, LeaseTable, Release, SendAnnounce, SendFailed
+from kvtransfer.pool_memory import KVPoolMemory
+from kvtransfer.transport import SourceFactory, SourceTransport
+from wire.errors import ErrorCode, SpliceError
+from wire.v1 import kv_pb2, kv_pb2_grpc
+
+_log = structlog.get_logger(__name__)
+_TICK_S = 0.05
+_UNUSED_SESSION_S = 30.0
+_MAX_SESSIONS = 1024
+
+Outbox = asyncio.Queue[kv_pb2.KvSourceMessage]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStats:
+    blocks_announced: int = 0
+    leases_active: int = 0
+    leases_expired: int = 0
+    consumers: int = 0
+
+
+@dataclass(slots=True)
+class _Session:
+    """One Hello: what it handed out, and whether its channel was opened."""
+
+    consumer_worker: str
+    capabilities: list[tuple[str, bytes]]
+    made_at_s: float
+    opened: bool = False
+
+
+class KvSource(kv_pb2_grpc.KvSourceServicer):
+    """Announces sealed blocks to the consumers that subscribed, and holds them under a lease.
+
+    `on_release(key, reason)` tells, on any thread, that a request's blocks may be reused; it comes for every key that
+    was announced or subscribed to, and again for what is announced after the end.
+    """
+
+    def __init__(
+        self,
+        pool: KVPoolMemory,
+        identity: WorkerIdentity,
+        *,
+        lease_ttl_s: float,
+        transports: Sequence[str],
+        on_release: Callable[[RequestKey, str], None],
+        host: str,
+        faults: FaultPlan | None = None,
+        factories: Mapping[str, SourceFactory] = registry.SOURCES,
+    ) -> None:
+        """`transports` best first; `host` is the address they bind and offer."""
+        self._pool = pool
+        self._identity = identity
+        self._transports = registry.checked(transports, list(factories))
+        self._on_release = on_release
+        self._host = host
+        self._faults = faults or FaultPlan()
+        self._factories = factories
+        self._lock = threading.Lock()
+        self._leases = LeaseTable(lease_ttl_s)
+        self._serving: dict[str, SourceTransport] = {}
+        self._sessions: dict[str, _Session] = {}
+        self._outboxes: dict[int, Outbox] = {}
+        self._consumer_numbers = itertools.count(1)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ticker: asyncio.Task[None] | None = None
+        self._blocks_announced = 0
+
+    @property
+    def stats(self) -> SourceStats:
+        with self._lock:
+            return SourceStats(
+                self._blocks_announced, len(self._leases), self._leases.expired_total, len(self._outboxes)
+            )
+
+    def add_to_server(self, server: grpc.aio.Server) -> None:
+        kv_pb2_grpc.add_KvSourceServicer_to_server(self, server)  # type: ignore[no-untyped-call]
+
+    async def start(self) -> None:
+        """On the loop of the gRPC server, before it serves."""
+        self._loop = asyncio.get_running_loop()
+        for name in self._transports:
+            self._serving[name] = await asyncio.to_thread(self._factories[name], self._pool, self, self._host)
+        self._ticker = asyncio.create_task(self._tick())
+
+    async def close(self) -> None:
+        """After the gRPC server has stopped; returns when nothing touches the pool any more."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._ticker
+        for transport in self._serving.values():
+            await asyncio.to_thread(transport.close)
+        self._serving.clear()
+
+    # --- the worker's engine thread ---
+
+    def announce(
+        self,
+        key: RequestKey,
+        first_block: int,
+        block_ids: Sequence[int],
+        num_tokens: int,
+        final: KvFinalData | None,
+    ) -> None:
+        """These blocks are complete: seals them with a digest and lets them be read. Thread-safe.
+
+        `first_block` is the first one's index within the request; `final` comes with the last range (which may be
+        empty). Nothing may be written to them until `on_release`.
+        """
+        generations = tuple(self._pool.get(block) for block in block_ids)
+        digests = tuple(self._pool.digest(block) for block in block_ids)
+        blocks = BlockRange(first_block, tuple(block_ids), generations, digests, num_tokens)
+        with self._lock:
+            self._blocks_announced += len(blocks.block_ids)
+            self._perform(self._leases.announce(key, blocks, final, time.monotonic()))
+
+    def fail(self, key: RequestKey, error: SpliceError) -> None:
+        """The request cannot be completed here; whoever subscribed, or will, is told. Thread-safe."""
+        with self._lock:
+            self._perform(self._leases.fail(key, error.code, error.message, time.monotonic()))
+
+    # --- transports (ReadGate) ---
+
+    def begin_read(self, key: RequestKey, block: int, generation: int) -> bool:
+        with self._lock:
+            return self._leases.begin_read(key, block, generation)
+
+    def end_read(self, key: RequestKey) -> None:
+        with self._lock:
+            self._perform(self._leases.end_read(key))
+
+    # --- gRPC ---
+
+    async def Hello(
+        self, request: kv_pb2.KvHello, context: grpc.aio.ServicerContext[kv_pb2.KvHello, kv_pb2.KvWelcome]
+    ) -> kv_pb2.KvWelcome:
+        refusal = self._refusal(request)
+        if refusal is not None:
+            code, message = refusal
+            context.set_trailing_metadata(((CODE_METADATA, code.value),))
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, message)
+        self._drop_unused_sessions()
+        if len(self._sessions) >= _MAX_SESSIONS:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_MAX_SESSIONS} consumers are connected already")
+        offers, capabilities = [], []
+        for name in request.transports:
+            same_host = request.host_id == self._identity.host_id
+            if name in self._serving and (same_host or name not in registry.SAME_HOST_ONLY):
+                address, capability = self._serving[name].offer()
+                offers.append(kv_pb2.TransportOffer(name=name, address=address))
+                capabilities.append((name, capability))
+        session = secrets.token_hex(16)
+        self._sessions[session] = _Session(request.consumer_worker, capabilities, time.monotonic())
+        return kv_pb2.KvWelcome(
+            source_worker=self._identity.worker_id,
+            source_incarnation=self._identity.incarnation,
+            num_blocks=self._pool.num_blocks,
+            lease_ttl_s=self._leases.ttl_s,
+            offers=offers,
+            session=session,
+        )
+
+    async def Channel(
+        self,
+        request_iterator: AsyncIterator[kv_pb2.KvConsumerMessage],
+        context: grpc.aio.ServicerContext[kv_pb2.KvConsumerMessage, kv_pb2.KvSourceMessage],
+    ) -> AsyncIterator[kv_pb2.KvSourceMessage]:
+        shown = [value for name, value in context.invocation_metadata() or () if name == SESSION_METADATA]
+        session = self._sessions.get(str(shown[0])) if shown else None
+        if session is None or session.opened:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "Channel needs the session of a Hello of its own")
+            return
+        session.opened = True
+        consumer = next(self._consumer_numbers)
+        outbox: Outbox = asyncio.Queue()
+        with self._lock:
+            self._outboxes[consumer] = outbox
+        reader = asyncio.create_task(self._read(consumer, request_iterator))
+        sender: asyncio.Task[kv_pb2.KvSourceMessage] | None = None
+        try:
+            while True:
+                sender = asyncio.create_task(outbox.get())
+                done, _ = await asyncio.wait((reader, sender), return_when=asyncio.FIRST_COMPLETED)
+                if sender in done:
+                    yield sender.result()
+                elif reader in done:
+                    return
+        finally:
+            reader.cancel()
+            if sender is not None:
+                sender.cancel()
+            self._consumer_ended(consumer, session, str(shown[0]))
+
+    async def _read(self, consumer: int, messages: AsyncIterator[kv_pb2.KvConsumerMessage]) -> None:
+        async for message in messages:
+            now_s = time.monotonic()
+            with self._lock:
+                match message.WhichOneof("body"):
+                    case "subscribe":
+                        body = message.subscribe
+                        key = (body.request, body.attempt)
+                        self._perform(self._leases.subscribe(consumer, key, body.skip_blocks, now_s))
+                    case "renew":
+                        keys = zip(message.renew.request, message.renew.attempt, strict=False)
+                        self._leases.renew(consumer, keys, now_s)
+                    case "release":
+                        key = (message.release.request, message.release.attempt)
+                        self._perform(self._leases.release(consumer, key, message.release.reason, now_s))
+                    case _:
+                        _log.warning("kv message of an unknown kind ignored", consumer=consumer)
+
+    def _refusal(self, hello: kv_pb2.KvHello) -> tuple[ErrorCode, str] | None:
+        ours = self._identity
+        if hello.source_incarnation != ours.incarnation:
+            return ErrorCode.INCARNATION_MISMATCH, (
+                f"source_incarnation is {ours.incarnation:#x}, the consumer expected {hello.source_incarnation:#x}: "
+                f"{ours.worker_id} was restarted"
+            )
+        difference = layout_difference(self._pool.layout, hello.layout)
+        if difference is not None:
+            return ErrorCode.LAYOUT_MISMATCH, difference
+        if hello.compat_id != ours.compat_id:
+            return ErrorCode.LAYOUT_MISMATCH, (
+                f"compat_id is {ours.compat_id} at the source and {hello.compat_id} at the consumer: "
+                "serve the same model, dtype and build on both"
+            )
+        return None
+
+    def _drop_unused_sessions(self) -> None:
+        oldest_s = time.monotonic() - _UNUSED_SESSION_S
+        for name, session in list(self._sessions.items()):
+            if not session.opened and session.made_at_s < oldest_s:
+                self._revoke(name)
+
+    def _consumer_ended(self, consumer: int, session: _Session, name: str) -> None:
+        with self._lock:
+            del self._outboxes[consumer]
+            self._perform(self._leases.consumer_lost(consumer, time.monotonic()))
+        self._revoke(name)
+        _log.info("kv consumer left", consumer=session.consumer_worker)
+
+    def _revoke(self, session_name: str) -> None:
+        for name, capability in self._sessions.pop(session_name).capabilities:
+            if name in self._serving:
+                self._serving[name].revoke(capability)
+
+    # --- actions ---
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            with self._lock:
+                self._perform(self._leases.tick(time.monotonic()))
+
+    def _perform(self, actions: list[LeaseAction]) -> None:
+        """Under the lock, so that each consumer sees its messages in the order they were decided."""
+        for action in actions:
+            match action:
+                case Release(key, reason):
+                    self._on_release(key, reason)
+                case SendAnnounce(consumer, key, blocks, final):
+                    if final is not None and self._faults.fires(DROP_FINAL):
+                        final = None
+                    self._send(consumer, announce_message(key, blocks, self._pool.layout.num_layers, final))
+                case SendFailed(consumer, (request, attempt), code, message):
+                    failed = kv_pb2.KvHoldFailed(request=request, attempt=attempt, code=code.value, message=message)
+                    self._send(consumer, kv_pb2.KvSourceMessage(failed=failed))
+
+    def _send(self, consumer: int, message: kv_pb2.KvSourceMessage) -> None:
+        outbox = self._outboxes.get(consumer)
+        if outbox is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(outbox.put_nowait, message)

@@ -1,0 +1,1 @@
+"""The ways KV bytes can travel; each keeps the contract of `kvtransfer.transport`."""
