@@ -152,6 +152,10 @@ class WorkerSession:
             except SpliceError as error:
                 established = self.connected
                 reason = str(error)
+            except Exception as error:  # whatever a worker sends, the next stream must be tried
+                log.exception("session to %s failed", self.record.worker_id)
+                established = self.connected
+                reason = f"its messages could not be handled ({type(error).__name__})"
             finally:
                 self._disconnect()
             if established:

@@ -36,7 +36,7 @@ class Cluster:
         return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=20, **options)
 
     def http(self, **options: Any) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.url, timeout=20, verify=False, **options)
+        return httpx.AsyncClient(base_url=self.url, timeout=20, verify=False, **options)  # noqa: S501 - plain HTTP
 
 
 @contextlib.asynccontextmanager

@@ -144,28 +144,28 @@ async def test_an_unknown_field_gets_a_suggestion(cluster: Cluster) -> None:
     assert "did you mean 'temperature'" in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"   ",
-        b"{",
-        b"[]",
-        b"null",
-        b'"text"',
-        b'{"model": "toy", "messages": [{"role": "user", "content": "\xff\xfe"}]}',
-        b'{"model": "toy", "temperature": NaN}',
-        b'{"model": "toy", "temperature": Infinity}',
-        b'{"model": "toy", "messages": [{"role": "user", "content": "\\ud83e"}]}',
-        b'{"model": ' + b"[" * 100 + b"]" * 100 + b"}",
-        b'{"model": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-        b'{"model": "toy", "seed": ' + b"9" * 5000 + b"}",
-    ],
-)
-async def test_a_body_that_is_not_one_json_object_is_refused(cluster: Cluster, body: bytes) -> None:
+BAD_BODIES = [
+    b"",
+    b"   ",
+    b"{",
+    b"[]",
+    b"null",
+    b'"text"',
+    b'{"model": "toy", "messages": [{"role": "user", "content": "\xff\xfe"}]}',
+    b'{"model": "toy", "temperature": NaN}',
+    b'{"model": "toy", "temperature": Infinity}',
+    b'{"model": "toy", "messages": [{"role": "user", "content": "\\ud83e"}]}',
+    b'{"model": ' + b"[" * 100 + b"]" * 100 + b"}",
+    b'{"model": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    b'{"model": "toy", "seed": ' + b"9" * 5000 + b"}",
+]
+
+
+async def test_a_body_that_is_not_one_json_object_is_refused(cluster: Cluster) -> None:
     async with cluster.http() as http:
-        response = await http.post("/v1/chat/completions", content=body)
-        assert the_error(response)[:2] == (400, "invalid_request")
+        for body in BAD_BODIES:
+            response = await http.post("/v1/chat/completions", content=body)
+            assert the_error(response)[:2] == (400, "invalid_request"), body[:40]
         await still_works(http)
 
 
