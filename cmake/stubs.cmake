@@ -4,9 +4,12 @@ file(MAKE_DIRECTORY ${SPLICE_STUBS})
 file(GLOB SPLICE_PROTOS CONFIGURE_DEPENDS RELATIVE ${CMAKE_SOURCE_DIR}/proto
      ${CMAKE_SOURCE_DIR}/proto/wire/*/*.proto)
 list(TRANSFORM SPLICE_PROTOS PREPEND ${CMAKE_SOURCE_DIR}/proto/ OUTPUT_VARIABLE SPLICE_PROTO_FILES)
+# protoc finds its mypy plugin on PATH; in a virtual environment that nobody activated it lies beside the interpreter.
+cmake_path(GET Python_EXECUTABLE PARENT_PATH SPLICE_PYTHON_BIN)
 add_custom_command(
   OUTPUT ${CMAKE_BINARY_DIR}/stubs.stamp
-  COMMAND ${Python_EXECUTABLE} -m grpc_tools.protoc -I${CMAKE_SOURCE_DIR}/proto
+  COMMAND ${CMAKE_COMMAND} -E env --modify PATH=path_list_prepend:${SPLICE_PYTHON_BIN}
+          ${Python_EXECUTABLE} -m grpc_tools.protoc -I${CMAKE_SOURCE_DIR}/proto
           --python_out=${SPLICE_STUBS} --grpc_python_out=${SPLICE_STUBS}
           --mypy_out=quiet:${SPLICE_STUBS} ${SPLICE_PROTOS}
   COMMAND ${CMAKE_COMMAND} -E touch ${CMAKE_BINARY_DIR}/stubs.stamp

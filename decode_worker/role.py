@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 
 import grpc.aio
 
-from engine.outputs import Reservation, StepOutput
 from engine.request import RequestKey, RequestKind
+from engine.step_output import Reservation, StepOutput
 from kvtransfer.consumer import KvConsumer
-from kvtransfer.final import HandoffStats, KvFinalData
-from kvtransfer.identity import SourceAddress
+from kvtransfer.handoff import HandoffStats, KvFinalData, SourceAddress
 from wire.errors import ErrorCode, SpliceError
 from wire.v1 import worker_pb2
 from worker.role import HandoffCounters, Role, RoleParts

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import grpc.aio
 
-from engine.outputs import StepOutput, TokenRow
 from engine.request import RequestKey, RequestKind
-from kvtransfer.final import KvFinalData
+from engine.step_output import StepOutput, TokenRow
+from kvtransfer.handoff import KvFinalData
 from kvtransfer.source import KvSource
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import FinishReason
@@ -37,9 +37,7 @@ class PrefillRole(Role):
             row = rows.get(blocks.key)
             final = _final(row) if blocks.is_last and row is not None else None
             self._source.announce(blocks.key, blocks.first_block, blocks.block_ids, blocks.num_tokens, final)
-        for row in output.rows:
-            if row.handed_off:
-                self._held.add(row.key)
+        self._held.update(row.key for row in output.rows)
         super().on_output(output)
         for row in output.rows:
             if row.finish != FinishReason.NONE:
@@ -67,9 +65,9 @@ class PrefillRole(Role):
         self._source.fail(key, SpliceError(ErrorCode.CANCELLED, "the request was cancelled"))
 
     def _released(self, key: RequestKey) -> None:
+        self.engine.release_hold(key)
         if key in self._held:
             self._held.discard(key)
-            self.engine.release_hold(key)
             self.table.remove(key)
 
 

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from engine.engine import Engine
-from engine.outputs import StepOutput
+from engine.step_output import StepOutput
 
 IDLE_WAIT_S = 0.05
 """Longest sleep without work: how late a timer of the role can fire."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engine.outputs import TokenRow
+from engine.step_output import TokenRow
 from wire.convert import logprobs_to_proto
 from wire.v1 import sampling_pb2, worker_pb2
 

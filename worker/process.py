@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import grpc.aio
 import structlog
 import torch
+from grpc_health.v1 import _async as health_aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -22,7 +23,8 @@ from engine.block_pool import BlockPool
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.loader import LoadedModel, load_model
-from kvtransfer.identity import WorkerIdentity, host_id
+from kvtransfer.handoff import WorkerIdentity
+from kvtransfer.host import host_id
 from kvtransfer.pool_memory import KVPoolMemory
 from membership.client import EtcdClient
 from membership.registration import Registration
@@ -209,8 +211,8 @@ def _record(settings: WorkerSettings, body: _Body, identity: WorkerIdentity, end
     )
 
 
-async def _add_health(server: grpc.aio.Server) -> health.aio.HealthServicer:
-    servicer = health.aio.HealthServicer()
+async def _add_health(server: grpc.aio.Server) -> health_aio.HealthServicer:
+    servicer = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     names = [
         worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name,

@@ -12,9 +12,9 @@ import grpc.aio
 import structlog
 
 from engine.engine import Engine
-from engine.outputs import StepOutput, TokenRow
 from engine.request import Request, RequestKey, RequestKind
-from kvtransfer.identity import WorkerIdentity
+from engine.step_output import StepOutput, TokenRow
+from kvtransfer.handoff import WorkerIdentity
 from kvtransfer.pool_memory import KVPoolMemory
 from wire.block_hash import root_hash
 from wire.convert import sampling_from_proto
@@ -27,6 +27,9 @@ from worker.session import RouterSession
 from worker.settings import WorkerSettings
 
 log = structlog.get_logger()
+
+LOAD_PERIOD_S = 0.05
+"""Measuring the load costs time in proportion to requests and blocks: not in every step."""
 
 NO_DEADLINE_S = 24 * 3600.0
 """Used when a router names no time limit, so that nothing can stay for ever."""
@@ -67,6 +70,9 @@ class Role(ABC):
         self.settings = parts.settings
         self.table = RequestTable()
         self.draining = False
+        self.load = parts.engine.load()
+        """At most `LOAD_PERIOD_S` older than the last turn of the engine thread; other threads may read it."""
+        self._load_taken_s = parts.clock()
         self._waiting_for_idle: list[Future[None]] = []
         self._post = parts.post
         self._clock = parts.clock
@@ -116,12 +122,14 @@ class Role(ABC):
     # From the engine loop
 
     def tick(self) -> None:
+        now_s = self._clock()
+        if now_s - self._load_taken_s >= LOAD_PERIOD_S:
+            self.load, self._load_taken_s = self.engine.load(), now_s
         if self._waiting_for_idle and not len(self.table):
             for idle in self._waiting_for_idle:
                 if idle.set_running_or_notify_cancel():
                     idle.set_result(None)
             self._waiting_for_idle.clear()
-        now_s = self._clock()
         for tracked in self.table.expired(now_s):
             waited = tracked.deadline_s - tracked.received_s
             self._end(tracked.key)

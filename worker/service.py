@@ -145,12 +145,12 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             await asyncio.sleep(HEARTBEAT_S)
 
     def _heartbeat(self) -> worker_pb2.Heartbeat:
-        load = self._role.engine.load()
+        load = self._role.load
         return worker_pb2.Heartbeat(
             progress=self._loop.turns,
             busy=load.running + load.waiting > 0,
             running=load.running,
-            waiting=load.waiting,
+            waiting=load.waiting + load.reserved,
             free_blocks=load.free_blocks,
             queued_prefill_tokens=load.queued_prefill_tokens,
             draining=self._role.draining,
@@ -158,7 +158,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
 
     def _stats(self) -> worker_pb2.WorkerStats:
         engine, counters = self._role.engine, self._role.handoff_counters()
-        load, totals, blocks = engine.load(), engine.stats, engine.pool.counts()
+        load, totals = engine.load(), engine.stats
         return worker_pb2.WorkerStats(
             worker_id=self._record.worker_id,
             incarnation=self._record.incarnation,
@@ -167,11 +167,11 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             pid=os.getpid(),
             steps=totals.steps,
             running=load.running,
-            waiting=load.waiting,
+            waiting=load.waiting + load.reserved,
             num_blocks=self._record.num_blocks,
-            free_blocks=blocks.free + blocks.cached,
-            held_blocks=blocks.held,
-            draining_blocks=blocks.draining,
+            free_blocks=load.free_blocks,
+            held_blocks=load.held_blocks,
+            draining_blocks=load.draining_blocks,
             max_batch_rows=totals.max_batch_rows,
             prompt_tokens=totals.prompt_tokens,
             generated_tokens=totals.generated_tokens,
@@ -190,9 +190,9 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                     request=request.key[0],
                     attempt=request.key[1],
                     state=request.status.name.lower(),
-                    num_tokens=len(request.tokens),
+                    num_tokens=request.num_tokens,
                     num_computed_tokens=request.num_computed_tokens,
                 )
-                for request in engine.requests()[:MAX_LISTED_REQUESTS]
+                for request in engine.requests(MAX_LISTED_REQUESTS)
             ],
         )

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager
@@ -118,10 +115,9 @@ async def test_a_younger_process_of_the_same_name_keeps_the_key_and_the_older_re
     registration: Registration,
     make_record: MakeRecord,
     cluster: str,
-    rng: random.Random,
     eventually: Eventually,
 ) -> None:
-    younger = Registration(client, make_record(incarnation=99), cluster=cluster, rng=rng, ttl_s=2)
+    younger = Registration(client, make_record(incarnation=99), cluster=cluster, rng=random.Random(8), ttl_s=2)
     await younger.start()
     await eventually(lambda: registration.state is RegistrationState.SUPERSEDED)
     assert not await registration.update_draining(timeout_s=0.2)
@@ -183,6 +179,7 @@ async def test_etcd_restarted_empty_gets_every_record_back_and_the_view_never_em
 
 
 async def test_workers_that_do_not_come_back_to_an_emptied_etcd_are_let_go_in_the_end(
+    *,
     etcd: EtcdServer,
     client: EtcdClient,
     watcher: Watcher,
@@ -229,6 +226,7 @@ async def test_a_frozen_etcd_freezes_the_view_and_everything_returns_when_it_tha
 
 
 async def test_a_watcher_behind_a_compaction_lists_again(
+    *,
     etcd: EtcdServer,
     client: EtcdClient,
     watcher: Watcher,
@@ -264,9 +262,9 @@ async def test_a_listener_that_raises_does_not_blind_the_watcher(
 
     watcher = Watcher(client, cluster, rng=rng, on_change=on_change)
     await watcher.start()
-    for name in "ab":
+    for number, name in enumerate("ab", start=1):
         await client.put(worker_key(cluster, "decode", name), make_record(name, "decode").encode())
-    await eventually(lambda: len(watcher.view.workers()) == 2)
+        await eventually(lambda seen=number: len(watcher.view.workers()) == seen)  # one change each, not one for both
     assert watcher.counters.callback_errors == 2
     await watcher.close()
 
@@ -282,19 +280,21 @@ from wire.worker_record import decode_record
 
 async def main():
     record = decode_record({make_record("victim").encode()!r})
-    await Registration(EtcdClient({etcd.endpoint!r}), record, cluster={cluster!r}, rng=random.Random(1), ttl_s=2).start()
+    client = EtcdClient({etcd.endpoint!r})
+    await Registration(client, record, cluster={cluster!r}, rng=random.Random(1), ttl_s=2).start()
     await asyncio.sleep(60)
 
 asyncio.run(main())
 """
-    victim = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[3])
+    victim = await asyncio.create_subprocess_exec(sys.executable, "-c", program, cwd=Path(__file__).parents[3])
     try:
         await eventually(lambda: watcher.view.get("prefill", "victim"))
-        os.kill(victim.pid, signal.SIGKILL)
+        victim.kill()
         await eventually(lambda: not watcher.view.workers())
     finally:
-        victim.kill()
-        victim.wait()
+        if victim.returncode is None:
+            victim.kill()
+        await victim.wait()
 
 
 async def test_an_etcd_that_is_not_there_at_start_is_a_clear_error_within_the_deadline(

@@ -1,0 +1,65 @@
+// RMSNorm and SwiGLU's gate, row by row. Both are bound by memory: they read and write each row once (from cache in practice).
+#pragma once
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace {
+
+using splice::cpu::NormArgs;
+using splice::cpu::SiluArgs;
+
+SPLICE_INLINE F16 load_weight(const NormArgs& args, int64_t i) {
+  if (args.weight_dtype == SPLICE_CPU_F32) return load(static_cast<const float*>(args.weight) + i);
+  return load_bf16(static_cast<const uint16_t*>(args.weight) + i);
+}
+SPLICE_INLINE float weight_at(const NormArgs& args, int64_t i) {
+  if (args.weight_dtype == SPLICE_CPU_F32) return static_cast<const float*>(args.weight)[i];
+  return from_bf16(static_cast<const uint16_t*>(args.weight)[i]);
+}
+
+// Reads 8 bytes and writes 4 an element (16 and 8 with a residual). The sum of squares has 16 partial sums, element i in
+// lane i mod 16, added by the tree in vec.h.
+SPLICE_INLINE void norm_row(const NormArgs& args, int64_t row) {
+  const float* x = args.x + row * args.x_stride;
+  float* y = args.y + row * args.size;
+  const int64_t whole = args.size / LANES * LANES, rest = args.size - whole;
+  if (args.residual) {
+    float* residual = args.residual + row * args.size;
+    for (int64_t i = 0; i < whole; i += LANES) store(residual + i, add(load(residual + i), load(x + i)));
+    for (int64_t i = whole; i < args.size; ++i) residual[i] = residual[i] + x[i];
+    x = residual;
+  }
+  F16 squares = zero();
+  for (int64_t i = 0; i < whole; i += LANES) squares = fma(load(x + i), load(x + i), squares);
+  if (rest) squares = fma(load_first(x + whole, rest), load_first(x + whole, rest), squares);
+  const float mean = sum(squares) / static_cast<float>(args.size);
+  const float inverse = 1.0f / __builtin_sqrtf(mean + args.eps);
+  const F16 factor = splat(inverse);
+  for (int64_t i = 0; i < whole; i += LANES) store(y + i, mul(mul(load(x + i), factor), load_weight(args, i)));
+  for (int64_t i = whole; i < args.size; ++i) y[i] = x[i] * inverse * weight_at(args, i);
+}
+
+void rms_norm(const NormArgs& args, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; ++row) norm_row(args, row);
+}
+
+// x / (1 + e^-x) · up. Reads 8 bytes and writes 4 an element; about 25 operations each.
+SPLICE_INLINE F16 silu_times(F16 x, F16 up) {
+  const F16 one = splat(1.0f);
+  return mul(div(x, add(one, exp(sub(zero(), x)))), up);
+}
+
+void silu_mul(const SiluArgs& args, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; ++row) {
+    const float* gate = args.x + row * args.x_stride;
+    const float* up = gate + args.size;
+    float* y = args.y + row * args.size;
+    int64_t i = 0;
+    for (; i + LANES <= args.size; i += LANES) store(y + i, silu_times(load(gate + i), load(up + i)));
+    const int64_t rest = args.size - i;
+    if (rest) store_first(y + i, silu_times(load_first(gate + i, rest), load_first(up + i, rest)), rest);
+  }
+}
+
+}  // namespace

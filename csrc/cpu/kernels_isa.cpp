@@ -1,0 +1,15 @@
+// Compiled once per instruction set: SPLICE_TABLE names the table this unit provides, the flags decide what F16 is made of.
+#include "attention.h"
+#include "elementwise.h"
+#include "kernels.h"
+#include "linear.h"
+#include "rope.h"
+
+namespace splice::cpu {
+
+const Kernels& SPLICE_TABLE() {
+  static constexpr Kernels table{linear, rms_norm, silu_mul, rope_store, attention, linear_scratch, attention_scratch};
+  return table;
+}
+
+}  // namespace splice::cpu

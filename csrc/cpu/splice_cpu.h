@@ -1,0 +1,81 @@
+// The C ABI of the CPU kernels: the forward pass of a paged transformer in fp32 arithmetic.
+//
+// Promise, kept by every function here: each output element is one fixed chain of IEEE-754 fp32 operations. Its bits do not
+// depend on the number of rows in the call, on the row's place among them, on how a prompt was cut into chunks, on the number
+// of threads, or on the instruction set that was chosen.
+//
+// Pointers are borrowed for the length of the call. Matrices are row major; a `*_stride` counts elements from one row to the
+// next. Functions return SPLICE_CPU_OK or a code below; arguments are checked by the caller's binding, not here.
+#ifndef SPLICE_CPU_H
+#define SPLICE_CPU_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { SPLICE_CPU_OK = 0, SPLICE_CPU_UNSUPPORTED = 1, SPLICE_CPU_NO_MEMORY = 2 };
+enum { SPLICE_CPU_ISA_BEST = -1, SPLICE_CPU_ISA_PORTABLE = 0, SPLICE_CPU_ISA_AVX2 = 1, SPLICE_CPU_ISA_AVX512 = 2 };
+enum { SPLICE_CPU_F32 = 0, SPLICE_CPU_BF16 = 1 };
+enum { SPLICE_CPU_PANEL = 16, SPLICE_CPU_MAX_HEAD_DIM = 1024 };
+
+// An instruction set and a pool of threads. Calls on one context are serialised.
+typedef struct splice_cpu splice_cpu;
+
+int splice_cpu_isa_supported(int isa);
+int splice_cpu_create(int isa, int num_threads, splice_cpu** out);
+void splice_cpu_destroy(splice_cpu* cpu);
+int splice_cpu_isa(const splice_cpu* cpu);
+int splice_cpu_num_threads(const splice_cpu* cpu);
+int splice_cpu_set_num_threads(splice_cpu* cpu, int num_threads);
+
+// Packed weights of y = x·Wᵀ: panels of 16 output columns, `[ceil(n/16)][k][16]` fp32, or `[ceil(n/16)][ceil(k/2)][16]` pairs
+// of bf16 (even k in the low half). Missing columns are zero. `dst` must be 64-byte aligned.
+size_t splice_cpu_packed_bytes(int64_t n, int64_t k, int dtype);
+// Writes `rows` rows of the row-major [rows, k] matrix `src` as output columns first..first+rows of the packed matrix.
+// fp32 to bf16 rounds to nearest even; bf16 to fp32 is exact.
+void splice_cpu_pack(void* dst, int dst_dtype, int64_t k, int64_t first, int64_t rows, const void* src, int src_dtype);
+// out[i, :] = row ids[i] of the packed matrix, as fp32: an embedding tied to the output head needs no second copy.
+void splice_cpu_packed_rows(const void* packed, int dtype, int64_t k, const int64_t* ids, int64_t count, float* out);
+
+// y[m, n] = x[m, k] · Wᵀ (+ bias[n] unless NULL).
+int splice_cpu_linear(splice_cpu* cpu, float* y, int64_t y_stride, const float* x, int64_t x_stride, const void* packed,
+                      int dtype, const float* bias, int64_t m, int64_t n, int64_t k);
+
+// y = x / sqrt(mean(x²) + eps) · weight, by rows. With `residual` (same shape as x, contiguous): residual += x first, and the
+// norm is of the sum.
+int splice_cpu_rms_norm(splice_cpu* cpu, float* y, const float* x, int64_t x_stride, float* residual, const void* weight,
+                        int weight_dtype, float eps, int64_t rows, int64_t size);
+
+// y[m, size] = silu(x[m, 0:size]) · x[m, size:2·size].
+int splice_cpu_silu_mul(splice_cpu* cpu, float* y, const float* x, int64_t x_stride, int64_t rows, int64_t size);
+
+// The paged cache `[blocks, layers, 2, kv_heads, block_tokens, head_dim]`; head_dim ≤ SPLICE_CPU_MAX_HEAD_DIM.
+typedef struct {
+  void* data;
+  int dtype;
+  int64_t layers, kv_heads, block_tokens, head_dim;
+} splice_cpu_kv;
+
+// Writes the rotated q to `out` [tokens, q_heads, head_dim] (may be q itself), and the rotated k and v into the cache. Rotation
+// is of halves (GPT-NeoX order) over the first `rotary_dim` elements with row positions[i] of cos_sin
+// `[positions, rotary_dim]`: cosines, then sines. Token i goes to block slots[i] / block_tokens, offset
+// slots[i] % block_tokens; a negative slot is not stored. q is [tokens, q_heads, head_dim], k and v
+// [tokens, kv_heads, head_dim]; tokens are *_stride elements apart.
+int splice_cpu_rope_store(splice_cpu* cpu, float* out, const float* q, int64_t q_stride, const float* k, int64_t k_stride,
+                          const float* v, int64_t v_stride, const float* cos_sin, int64_t rotary_dim,
+                          const int64_t* positions, const int64_t* slots, int64_t tokens, int64_t q_heads,
+                          splice_cpu_kv kv, int64_t layer);
+
+// Causal attention over the paged cache. Sequence s owns query rows query_starts[s]..query_starts[s+1], the first of them at
+// absolute position starts[s]; its block table is row s of block_tables `[sequences, table_stride]`.
+int splice_cpu_attention(splice_cpu* cpu, float* out, const float* q, int64_t q_stride, splice_cpu_kv kv, int64_t layer,
+                         const int32_t* block_tables, int64_t table_stride, const int32_t* query_starts,
+                         const int32_t* starts, int64_t sequences, int64_t q_heads, float scale);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,179 @@
+// F16: sixteen fp32 lanes, the same on every instruction set (one zmm, two ymm, or an array).
+//
+// Kernels are written once in terms of F16. Since lanes, not registers, define the arithmetic, results are equal bit for bit
+// whatever the width of the machine. `fma` always rounds once; nothing here may be contracted or reassociated.
+// This file is included by translation units compiled with different flags: everything is internal to the including unit, and
+// nothing from the standard library is called, so that no inline function can leak from one instruction set into another.
+#pragma once
+
+#include <stdint.h>
+#if defined(SPLICE_AVX512) || defined(SPLICE_AVX2)
+#include <immintrin.h>
+#endif
+
+#define SPLICE_INLINE static inline __attribute__((always_inline))
+
+namespace {
+
+constexpr int64_t LANES = 16;
+
+SPLICE_INLINE float as_float(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+SPLICE_INLINE uint32_t as_bits(float value) { return __builtin_bit_cast(uint32_t, value); }
+
+// Round to nearest even; NaN stays NaN.
+SPLICE_INLINE uint16_t to_bf16(float value) {
+  uint32_t bits = as_bits(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+SPLICE_INLINE float from_bf16(uint16_t value) { return as_float(static_cast<uint32_t>(value) << 16); }
+
+#if defined(SPLICE_AVX512)
+
+struct F16 {
+  __m512 v;
+};
+SPLICE_INLINE F16 zero() { return {_mm512_setzero_ps()}; }
+SPLICE_INLINE F16 splat(float x) { return {_mm512_set1_ps(x)}; }
+SPLICE_INLINE F16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+SPLICE_INLINE void store(float* p, F16 a) { _mm512_storeu_ps(p, a.v); }
+SPLICE_INLINE F16 add(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+SPLICE_INLINE F16 sub(F16 a, F16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+SPLICE_INLINE F16 mul(F16 a, F16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+SPLICE_INLINE F16 div(F16 a, F16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+SPLICE_INLINE F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// a > b ? a : b: a NaN in b survives.
+SPLICE_INLINE F16 max(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+SPLICE_INLINE F16 min(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+SPLICE_INLINE F16 pow2_bits(F16 z) {
+  return {_mm512_castsi512_ps(
+      _mm512_add_epi32(_mm512_slli_epi32(_mm512_castps_si512(z.v), 23), _mm512_set1_epi32(0x3f800000)))};
+}
+SPLICE_INLINE F16 load_bf16(const uint16_t* p) {
+  __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16))};
+}
+SPLICE_INLINE void load_bf16_pair(const uint32_t* p, F16& even, F16& odd) {
+  __m512i raw = _mm512_loadu_si512(p);
+  even.v = _mm512_castsi512_ps(_mm512_slli_epi32(raw, 16));
+  odd.v = _mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+
+#elif defined(SPLICE_AVX2)
+
+struct F16 {
+  __m256 lo, hi;
+};
+SPLICE_INLINE F16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+SPLICE_INLINE F16 splat(float x) {
+  __m256 v = _mm256_set1_ps(x);
+  return {v, v};
+}
+SPLICE_INLINE F16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+SPLICE_INLINE void store(float* p, F16 a) {
+  _mm256_storeu_ps(p, a.lo);
+  _mm256_storeu_ps(p + 8, a.hi);
+}
+SPLICE_INLINE F16 add(F16 a, F16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+SPLICE_INLINE F16 sub(F16 a, F16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+SPLICE_INLINE F16 mul(F16 a, F16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+SPLICE_INLINE F16 div(F16 a, F16 b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+SPLICE_INLINE F16 fma(F16 a, F16 b, F16 c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+SPLICE_INLINE F16 max(F16 a, F16 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+SPLICE_INLINE F16 min(F16 a, F16 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+SPLICE_INLINE __m256 pow2_half(__m256 z) {
+  __m256i shifted = _mm256_slli_epi32(_mm256_castps_si256(z), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(shifted, _mm256_set1_epi32(0x3f800000)));
+}
+SPLICE_INLINE F16 pow2_bits(F16 z) { return {pow2_half(z.lo), pow2_half(z.hi)}; }
+SPLICE_INLINE __m256 widen_half(const uint16_t* p) {
+  __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
+}
+SPLICE_INLINE F16 load_bf16(const uint16_t* p) { return {widen_half(p), widen_half(p + 8)}; }
+SPLICE_INLINE void load_bf16_pair(const uint32_t* p, F16& even, F16& odd) {
+  __m256i lo = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  __m256i hi = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8));
+  __m256i mask = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  even = {_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))};
+  odd = {_mm256_castsi256_ps(_mm256_and_si256(lo, mask)), _mm256_castsi256_ps(_mm256_and_si256(hi, mask))};
+}
+
+#else
+
+struct F16 {
+  float v[16];
+};
+#define SPLICE_EACH(expression)                 \
+  F16 r;                                        \
+  for (int i = 0; i < 16; ++i) r.v[i] = (expression); \
+  return r
+SPLICE_INLINE F16 splat(float x) { SPLICE_EACH(x); }
+SPLICE_INLINE F16 zero() { return splat(0.0f); }
+SPLICE_INLINE F16 load(const float* p) { SPLICE_EACH(p[i]); }
+SPLICE_INLINE void store(float* p, F16 a) {
+  for (int i = 0; i < 16; ++i) p[i] = a.v[i];
+}
+SPLICE_INLINE F16 add(F16 a, F16 b) { SPLICE_EACH(a.v[i] + b.v[i]); }
+SPLICE_INLINE F16 sub(F16 a, F16 b) { SPLICE_EACH(a.v[i] - b.v[i]); }
+SPLICE_INLINE F16 mul(F16 a, F16 b) { SPLICE_EACH(a.v[i] * b.v[i]); }
+SPLICE_INLINE F16 div(F16 a, F16 b) { SPLICE_EACH(a.v[i] / b.v[i]); }
+SPLICE_INLINE F16 fma(F16 a, F16 b, F16 c) { SPLICE_EACH(__builtin_fmaf(a.v[i], b.v[i], c.v[i])); }
+SPLICE_INLINE F16 max(F16 a, F16 b) { SPLICE_EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+SPLICE_INLINE F16 min(F16 a, F16 b) { SPLICE_EACH(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+SPLICE_INLINE F16 pow2_bits(F16 z) { SPLICE_EACH(as_float((as_bits(z.v[i]) << 23) + 0x3f800000u)); }
+SPLICE_INLINE F16 load_bf16(const uint16_t* p) { SPLICE_EACH(from_bf16(p[i])); }
+SPLICE_INLINE void load_bf16_pair(const uint32_t* p, F16& even, F16& odd) {
+  for (int i = 0; i < 16; ++i) {
+    even.v[i] = as_float(p[i] << 16);
+    odd.v[i] = as_float(p[i] & 0xffff0000u);
+  }
+}
+#undef SPLICE_EACH
+
+#endif
+
+// The first n lanes, zero in the others: never reads past p + n.
+SPLICE_INLINE F16 load_first(const float* p, int64_t n) {
+  alignas(64) float lanes[16] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+SPLICE_INLINE void store_first(float* p, F16 a, int64_t n) {
+  alignas(64) float lanes[16];
+  store(lanes, a);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+
+// The one reduction tree: lanes (i, i+8), then (i, i+4), (i, i+2), (i, i+1).
+SPLICE_INLINE float sum(F16 a) {
+  alignas(64) float lanes[16];
+  store(lanes, a);
+  for (int width = 8; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] + lanes[i + width];
+  return lanes[0];
+}
+
+// e^x to about 1 ulp: x = n·ln 2 + r, |r| ≤ ln 2 / 2, Taylor series of degree 7 (remainder 5e-9), times 2^n through the
+// exponent bits. Own code and not libm's, so that every machine agrees. Clamped to [-87, 88]: never denormal, never infinite.
+SPLICE_INLINE F16 exp(F16 x) {
+  x = min(splat(88.0f), max(splat(-87.0f), x));
+  const F16 magic = splat(12582912.0f);  // 1.5·2^23: the sum's low mantissa bits are the nearest integer
+  F16 z = fma(x, splat(1.44269504f), magic);
+  F16 n = sub(z, magic);
+  F16 r = fma(n, splat(-0.693359375f), x);
+  r = fma(n, splat(2.12194440e-4f), r);
+  F16 p = splat(1.0f / 5040.0f);
+  p = fma(p, r, splat(1.0f / 720.0f));
+  p = fma(p, r, splat(1.0f / 120.0f));
+  p = fma(p, r, splat(1.0f / 24.0f));
+  p = fma(p, r, splat(1.0f / 6.0f));
+  p = fma(p, r, splat(0.5f));
+  p = fma(p, r, splat(1.0f));
+  p = fma(p, r, splat(1.0f));
+  return mul(p, pow2_bits(z));
+}
+
+}  // namespace

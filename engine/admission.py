@@ -1,0 +1,45 @@
+"""Which requests an engine refuses at once, because no amount of waiting would help."""
+
+from __future__ import annotations
+
+from engine.config import EngineConfig
+from engine.request import Request, RequestKind
+from wire.errors import ErrorCode, SpliceError
+
+
+def check_admissible(request: Request, config: EngineConfig, vocab_size: int) -> None:
+    """Raises SpliceError (context_length_exceeded, invalid_request) naming what is wrong.
+
+    The router has validated the request for the client; this protects the batch it would join.
+    """
+    prompt, total = request.num_prompt_tokens, request.num_tokens
+    if not 1 <= prompt <= total:
+        raise _invalid(
+            f"num_prompt_tokens is {prompt}, expected 1 to {total}, the number of tokens", "num_prompt_tokens"
+        )
+    if prompt >= config.max_model_len:
+        raise SpliceError(
+            ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+            f"the prompt has {prompt} tokens; this model takes {config.max_model_len} with the answer, so at most "
+            f"{config.max_model_len - 1}: shorten the prompt",
+            param="prompt",
+        )
+    if total > config.max_model_len:
+        raise _invalid(f"{total} tokens with those emitted before, max_model_len is {config.max_model_len}", "tokens")
+    lowest, highest = min(request.tokens), max(request.tokens)
+    if lowest < 0 or highest >= vocab_size:
+        bad = lowest if lowest < 0 else highest
+        raise _invalid(f"token id {bad} is outside the vocabulary of {vocab_size}", "tokens")
+    if request.sampling.max_tokens < 1:
+        raise _invalid(f"max_tokens is {request.sampling.max_tokens}, expected at least 1", "max_tokens")
+    if request.skip_tokens and request.kind is not RequestKind.PREFILL:
+        raise _invalid("skip_tokens is for prefill alone: it says what the fetching side already holds", "skip_tokens")
+    if request.skip_tokens % config.block_tokens or not 0 <= request.skip_tokens < total:
+        raise _invalid(
+            f"skip_tokens is {request.skip_tokens}, expected whole blocks of {config.block_tokens}, fewer than {total}",
+            "skip_tokens",
+        )
+
+
+def _invalid(message: str, param: str) -> SpliceError:
+    return SpliceError(ErrorCode.INVALID_REQUEST, message, param=param)

@@ -1,0 +1,27 @@
+"""One engine step's work as plain data: what the scheduler hands to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSlice:
+    """One request's part in one step."""
+
+    token_ids: Sequence[int]
+    """The query tokens, `query_len` of them, at least one."""
+    start: int
+    """Absolute position of the first query token."""
+    block_table: Sequence[int]
+    """Blocks covering positions [0, start + query_len)."""
+    wants_logits: bool
+    """Whether the logits of the last query token are needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """All slices of one step; prefill chunks and decode rows side by side, in any order."""
+
+    slices: tuple[SequenceSlice, ...]

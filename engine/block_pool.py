@@ -1,0 +1,192 @@
+"""Who owns which KV block."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Hashable, Sequence
+from enum import Enum
+from typing import Protocol
+
+from engine.prefix_cache import PrefixCache
+
+
+class Generations(Protocol):
+    """A counter per block, readable by peers that copy blocks: another value means another content."""
+
+    def bump(self, block: int) -> int: ...
+
+    def get(self, block: int) -> int: ...
+
+
+class ListGenerations:
+    """Generations nobody outside this process reads."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self._values = [0] * num_blocks
+
+    def bump(self, block: int) -> int:
+        self._values[block] += 1
+        return self._values[block]
+
+    def get(self, block: int) -> int:
+        return self._values[block]
+
+
+class BlockState(Enum):
+    """The one state a block is in. With several owners the strictest wins: DRAINING, then HELD, then IN_USE."""
+
+    FREE = "free"
+    CACHED = "cached"
+    """Nobody's, content known: found again by its hash, or evicted, least recently used first."""
+    IN_USE = "in_use"
+    HELD = "held"
+    """Lent to a reader under a lease."""
+    DRAINING = "draining"
+    """Its owner ended, but a copy may still write to it."""
+
+
+class BlockPool:
+    """Hands out blocks to owners and takes them back.
+
+    An owner has one table: the blocks of its positions in order. Blocks may stand in several tables as long as all
+    but the one that computed it only read it (prefix reuse). A block's generation is bumped when it is taken for new
+    content, before anybody can write to it. `owner` is any hashable, in the engine a RequestKey.
+    """
+
+    def __init__(self, num_blocks: int, generations: Generations) -> None:
+        self.num_blocks = num_blocks
+        self._generations = generations
+        self._cache = PrefixCache()
+        self._free: deque[int] = deque(range(num_blocks))
+        self._tables: dict[Hashable, list[int]] = {}
+        self._table_states: dict[Hashable, BlockState] = {}
+        self._refs: list[int] = [0] * num_blocks
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that can be taken now: free and evictable ones."""
+        return len(self._free) + self._cache.num_idle
+
+    def count(self, state: BlockState) -> int:
+        """Blocks in `state`."""
+        if state is BlockState.FREE:
+            return len(self._free)
+        if state is BlockState.CACHED:
+            return self._cache.num_idle
+        return sum(1 for owned_state in self._owned_states().values() if owned_state is state)
+
+    def state(self, block: int) -> BlockState:
+        if self._refs[block]:
+            return self._owned_states()[block]
+        return BlockState.CACHED if self._cache.is_idle(block) else BlockState.FREE
+
+    def owners(self) -> set[Hashable]:
+        return set(self._tables)
+
+    def table(self, owner: Hashable) -> Sequence[int]:
+        """Live view of the owner's blocks."""
+        return self._tables[owner]
+
+    def generation(self, block: int) -> int:
+        return self._generations.get(block)
+
+    def match(self, hashes: Sequence[bytes]) -> list[int]:
+        """Blocks that already hold the longest known prefix of a chain of hashes."""
+        return self._cache.match(hashes)
+
+    def can_open(self, shared: Sequence[int], num_new: int) -> bool:
+        """Whether `open` with the same arguments would succeed."""
+        idle = sum(1 for block in shared if self._cache.is_idle(block))
+        return self.num_free - idle >= num_new
+
+    def open(self, owner: Hashable, shared: Sequence[int], num_new: int) -> Sequence[int]:
+        """Starts the owner's table: blocks found by `match`, then `num_new` fresh ones."""
+        if owner in self._tables:
+            raise ValueError(f"owner {owner!r} already has blocks")
+        if not self.can_open(shared, num_new):
+            raise ValueError(f"{num_new} blocks asked for, {self.num_free} can be taken: ask can_open first")
+        for block in shared:
+            if self._cache.is_idle(block):
+                self._cache.mark_busy(block)
+            self._refs[block] += 1
+        self._tables[owner] = [*shared, *(self._take() for _ in range(num_new))]
+        self._table_states[owner] = BlockState.IN_USE
+        return self._tables[owner]
+
+    def extend(self, owner: Hashable) -> int:
+        """Appends one fresh block to the owner's table."""
+        if not self.num_free:
+            raise ValueError("no block can be taken: look at num_free first")
+        block = self._take()
+        self._tables[owner].append(block)
+        return block
+
+    def seal(self, owner: Hashable, index: int, content: bytes) -> None:
+        """The owner's block `index` is full and will not change: others may find it by `content`."""
+        self._cache.insert(self._tables[owner][index], content)
+
+    def distrust(self, owner: Hashable) -> None:
+        """No block of the owner may be found by its hash any more: its content may be damaged."""
+        for block in self._tables[owner]:
+            self._cache.forget(block)
+
+    def hold(self, owner: Hashable) -> None:
+        """The owner's blocks are lent out until `release`."""
+        self._table_states[owner] = BlockState.HELD
+
+    def drain(self, owner: Hashable) -> None:
+        """Keeps the blocks a copy may still write to until `release`; sealed ones are read only and go at once."""
+        table = self._tables[owner]
+        sealed = [block for block in table if block in self._cache]
+        table[:] = [block for block in table if block not in self._cache]
+        self._table_states[owner] = BlockState.DRAINING
+        self._drop(sealed)
+
+    def release(self, owner: Hashable) -> None:
+        """The owner gives everything back. Children become evictable before their parents."""
+        del self._table_states[owner]
+        self._drop(self._tables.pop(owner))
+
+    def check(self) -> None:
+        """Raises AssertionError naming every broken invariant: each block in exactly one state, counts that add up."""
+        self._cache.check()
+        counted = Counter(block for table in self._tables.values() for block in table)
+        free = Counter(self._free)
+        problems = [f"{owner!r} has a block twice" for owner, t in self._tables.items() if len(set(t)) != len(t)]
+        if self._tables.keys() != self._table_states.keys():
+            problems.append("tables and table states name different owners")
+        for block in range(self.num_blocks):
+            if counted[block] != self._refs[block]:
+                problems.append(f"block {block} counts {self._refs[block]} owners, has {counted[block]}")
+            places = free[block] + self._cache.is_idle(block) + (counted[block] > 0)
+            if places != 1:
+                problems.append(f"block {block} is in {places} states")
+            if free[block] and block in self._cache:
+                problems.append(f"block {block} is free and named")
+        if problems:
+            raise AssertionError("; ".join(problems))
+
+    def _take(self) -> int:
+        """A block for new content, owned once. Readers of the old content see its generation change first."""
+        block = self._free.popleft() if self._free else self._cache.evict()
+        self._generations.bump(block)
+        self._refs[block] = 1
+        return block
+
+    def _drop(self, blocks: Sequence[int]) -> None:
+        for block in reversed(blocks):
+            self._refs[block] -= 1
+            if self._refs[block]:
+                continue
+            if block in self._cache:
+                self._cache.mark_idle(block)
+            else:
+                self._free.append(block)
+
+    def _owned_states(self) -> dict[int, BlockState]:
+        states: dict[int, BlockState] = {}
+        for strictest_last in (BlockState.IN_USE, BlockState.HELD, BlockState.DRAINING):
+            for owner, table_state in self._table_states.items():
+                if table_state is strictest_last:
+                    states.update(dict.fromkeys(self._tables[owner], table_state))
+        return states

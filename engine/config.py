@@ -1,0 +1,48 @@
+"""The engine's limits, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wire.errors import ErrorCode, SpliceError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Sizes one engine runs under. Raises SpliceError (bad_setting) where they contradict each other."""
+
+    num_blocks: int
+    max_model_len: int
+    """Most tokens of one request, prompt and answer together."""
+    block_tokens: int = 32
+    max_num_seqs: int = 64
+    """Most requests that hold a place in the batch: running, or reserved to run once their KV has arrived."""
+    max_num_batched_tokens: int = 512
+    """Most query tokens of one step."""
+    enable_prefix_caching: bool = True
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("num_blocks", "max_model_len", "block_tokens", "max_num_seqs", "max_num_batched_tokens"):
+            value = getattr(self, name)
+            if value < 1:
+                raise SpliceError(ErrorCode.BAD_SETTING, f"{name} is {value}, expected at least 1", param=name)
+        if self.blocks_for(self.max_model_len) > self.num_blocks:
+            raise SpliceError(
+                ErrorCode.BAD_SETTING,
+                f"the KV pool holds {self.num_blocks * self.block_tokens} tokens, less than one request of "
+                f"max_model_len {self.max_model_len}: lower max_model_len or give the pool more memory",
+                param="max_model_len",
+            )
+        needed = self.max_num_seqs - 1 + self.block_tokens
+        if self.max_num_batched_tokens < needed:
+            raise SpliceError(
+                ErrorCode.BAD_SETTING,
+                f"max_num_batched_tokens is {self.max_num_batched_tokens}, expected at least {needed}: one block of a "
+                f"prompt beside {self.max_num_seqs - 1} decoding requests; raise it or lower max_num_seqs",
+                param="max_num_batched_tokens",
+            )
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold the KV of `num_tokens` tokens."""
+        return -(-num_tokens // self.block_tokens)

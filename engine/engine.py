@@ -1,0 +1,207 @@
+"""One model, one KV cache, one batch: the loop's body."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from engine.batch import SequenceSlice, StepBatch
+from engine.block_pool import BlockPool
+from engine.config import EngineConfig
+from engine.load import EngineLoad, RequestSummary, measure_load, summarise_requests
+from engine.models.causal_lm import CausalLM
+from engine.request import Request, RequestKey, RequestKind
+from engine.sampler import DrawnToken, SamplingRow, sample
+from engine.scheduler import ScheduledRequest, SchedulePlan, Scheduler
+from engine.step_output import ComputedBlocks, EngineStats, Reservation, StepOutput, TokenRow
+from engine.stopping import finish_reason, stopping_ids
+from wire.errors import ErrorCode, SpliceError
+from wire.sampling import FinishReason, TokenLogprobs
+
+_log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Computes requests on one model, many at a time.
+
+    Not thread-safe: one thread submits, steps and aborts. `kv_cache`
+    `[num_blocks, num_layers, 2, num_kv_heads, block_tokens, head_dim]` and `pool` describe the same blocks.
+    """
+
+    def __init__(self, model: CausalLM, kv_cache: torch.Tensor, config: EngineConfig, pool: BlockPool) -> None:
+        if not len(kv_cache) == pool.num_blocks == config.num_blocks:
+            raise SpliceError(
+                ErrorCode.BAD_SETTING,
+                f"num_blocks is {config.num_blocks}, the KV cache has {len(kv_cache)} and the pool {pool.num_blocks}: "
+                "expected the same number",
+                param="num_blocks",
+            )
+        self.config = config
+        self.stats = EngineStats()
+        self._model = model
+        self._kv_cache = kv_cache
+        self._scheduler = Scheduler(config, pool, model.spec.vocab_size)
+
+    def submit(self, request: Request) -> None:
+        """Takes a request in. Raises SpliceError (context_length_exceeded, invalid_request) if it can never run."""
+        self._scheduler.submit(request)
+
+    def activate(self, key: RequestKey, first_tokens: list[int]) -> None:
+        """A reserved request starts to decode: the KV of all its tokens has been written to its blocks.
+
+        `first_tokens`, drawn elsewhere and emitted there, follow them. Raises SpliceError (invalid_request) if `key`
+        is not reserved.
+        """
+        self._scheduler.activate(key, first_tokens)
+
+    def abort(self, key: RequestKey, *, draining: bool = False) -> bool:
+        """Ends a request in whatever state and frees its blocks; False if it is not here.
+
+        `draining`: a copy from outside may still write to them, so they stay until `drained`.
+        """
+        return self._scheduler.abort(key, draining=draining)
+
+    def drained(self, key: RequestKey) -> None:
+        """No copy can write to an aborted request's blocks any more. Of no effect for others."""
+        self._scheduler.drained(key)
+
+    def release_hold(self, key: RequestKey) -> None:
+        """PREFILL: the lease ended, the blocks may be reused. Of no effect for others."""
+        self._scheduler.release_hold(key)
+
+    def has_work(self) -> bool:
+        """Whether `step` has something to compute, admit or report right now."""
+        return self._scheduler.has_work()
+
+    def step(self) -> StepOutput:
+        """receive → schedule → run → sample → update → emit.
+
+        What was submitted, activated or aborted since the last step has been received. A failure ends the requests
+        it concerns, named in `failed`; the others and the engine go on.
+        """
+        plan = self._scheduler.schedule()
+        output = StepOutput()
+        self._report(plan, output)
+        if plan.scheduled:
+            self._count(plan)
+            try:
+                drawn = self._sample(plan, self._run(plan))
+            except Exception as error:  # the boundary of one batch: the engine goes on
+                self._fail_batch(plan, error, output)
+            else:
+                self._update(plan, drawn, output)
+        return output
+
+    def load(self) -> EngineLoad:
+        """How busy the engine is right now."""
+        return measure_load(self._scheduler)
+
+    def requests(self, limit: int = 256) -> list[RequestSummary]:
+        """Where each request stands, oldest first."""
+        return summarise_requests(self._scheduler, limit)
+
+    def check(self) -> None:
+        """Raises AssertionError where the books do not balance."""
+        self._scheduler.check()
+
+    def _report(self, plan: SchedulePlan, output: StepOutput) -> None:
+        self.stats.preemptions += plan.num_preempted
+        self.stats.prefix_hit_tokens += sum(request.num_cached_tokens for request in plan.admitted)
+        for request, finish in plan.ended:
+            seq = request.num_generated_tokens
+            output.rows.append(TokenRow(request.key, seq, (), finish, request.num_cached_tokens))
+        for request in plan.reserved:
+            skip = request.num_computed_tokens // self.config.block_tokens
+            blocks = tuple(request.block_ids[: self.config.blocks_for(request.num_tokens)])
+            output.reserved.append(Reservation(request.key, request.num_computed_tokens, blocks, skip))
+
+    def _count(self, plan: SchedulePlan) -> None:
+        stats = self.stats
+        stats.steps += 1
+        stats.max_batch_rows = max(stats.max_batch_rows, len(plan.scheduled))
+        for part in plan.scheduled:
+            prompt_left = part.request.num_prompt_tokens - part.request.num_computed_tokens
+            stats.prompt_tokens += max(0, min(part.num_new_tokens, prompt_left))
+
+    def _run(self, plan: SchedulePlan) -> torch.Tensor:
+        """Logits `[parts that complete, vocab]` float32."""
+        batch = StepBatch(tuple(self._slice(part) for part in plan.scheduled))
+        with torch.inference_mode():
+            logits = self._model.forward(batch, self._kv_cache)
+        expected = (sum(part.completes for part in plan.scheduled), self._model.spec.vocab_size)
+        if tuple(logits.shape) != expected:
+            raise ValueError(f"the model returned logits {tuple(logits.shape)}, expected {expected}")
+        return logits
+
+    def _slice(self, part: ScheduledRequest) -> SequenceSlice:
+        request = part.request
+        start, end = request.num_computed_tokens, request.num_computed_tokens + part.num_new_tokens
+        return SequenceSlice(
+            token_ids=request.tokens[start:end],
+            start=start,
+            block_table=request.block_ids[: self.config.blocks_for(end)],
+            wants_logits=part.completes,
+        )
+
+    def _sample(self, plan: SchedulePlan, logits: torch.Tensor) -> list[DrawnToken | Exception]:
+        rows = [self._sampling_row(part.request) for part in plan.scheduled if part.completes]
+        return sample(logits, rows) if rows else []
+
+    def _sampling_row(self, request: Request) -> SamplingRow:
+        ids = stopping_ids(request.sampling, self.config.eos_token_ids)
+        return SamplingRow(request.sampling, request.tokens, request.num_prompt_tokens, ids)
+
+    def _update(self, plan: SchedulePlan, drawn: list[DrawnToken | Exception], output: StepOutput) -> None:
+        remaining = iter(drawn)
+        for part in plan.scheduled:
+            request, token = part.request, next(remaining) if part.completes else None
+            if isinstance(token, Exception):
+                self._fail(request, token, output)
+                continue
+            self._scheduler.advance(request, part.num_new_tokens)
+            self._emit_computed(request, token is not None, output)
+            if token is not None:
+                self._emit_token(request, token, output)
+
+    def _emit_computed(self, request: Request, is_last: bool, output: StepOutput) -> None:
+        if request.kind is not RequestKind.PREFILL:
+            return
+        first = max(request.num_announced_blocks, request.skip_tokens // self.config.block_tokens)
+        computed = request.num_computed_tokens
+        end = self.config.blocks_for(computed) if is_last else computed // self.config.block_tokens
+        if end > first:
+            blocks = tuple(request.block_ids[first:end])
+            output.computed.append(ComputedBlocks(request.key, first, blocks, computed, is_last))
+            request.num_announced_blocks = end
+
+    def _emit_token(self, request: Request, drawn: DrawnToken, output: StepOutput) -> None:
+        seq = request.num_generated_tokens
+        request.tokens.append(drawn.token)
+        self.stats.generated_tokens += 1
+        finish = finish_reason(request, self.config)
+        logprobs: tuple[TokenLogprobs, ...] | None = (drawn.logprobs,) if drawn.logprobs else None
+        is_prefill = request.kind is RequestKind.PREFILL
+        handed_off = is_prefill and finish is FinishReason.NONE
+        cached = request.num_cached_tokens
+        output.rows.append(TokenRow(request.key, seq, (drawn.token,), finish, cached, logprobs, handed_off))
+        if is_prefill and not request.lease_ended:
+            self._scheduler.hold(request)
+        elif is_prefill or finish is not FinishReason.NONE:
+            self._scheduler.end(request)
+
+    def _fail_batch(self, plan: SchedulePlan, error: Exception, output: StepOutput) -> None:
+        for part in plan.scheduled:
+            self._fail(part.request, error, output)
+
+    def _fail(self, request: Request, error: Exception, output: StepOutput) -> None:
+        """Ends one request over `error`; what it computed is not offered to others."""
+        _log.error("request %s failed", request.key, exc_info=error)
+        self._scheduler.fail(request)
+        name = f"request {request.key[0]:016x} attempt {request.key[1]}"
+        if isinstance(error, SpliceError):
+            named = SpliceError(error.code, f"{name}: {error.message}", param=error.param)
+        else:
+            what = f"{name} failed in the engine, which goes on: {type(error).__name__}: {error}"
+            named = SpliceError(ErrorCode.INTERNAL_ERROR, what)
+        output.failed.append((request.key, named))

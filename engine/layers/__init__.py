@@ -1,0 +1,1 @@
+"""The layers models are built from: each holds its weights and calls operations of an `OpTable`, nothing else."""

@@ -1,0 +1,36 @@
+"""A linear layer, possibly several of a model's matrices fused into one product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from engine.layers.weights import Weights
+from engine.ops.registry import OpTable
+
+
+class Linear:
+    """`y = x W^T + b`. Parts that read the same input are stacked by rows: one product instead of several."""
+
+    def __init__(self, ops: OpTable, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self._op = ops.linear
+        self._weight = ops.pack_linear(weight)
+        self._bias = bias
+
+    @classmethod
+    def load(
+        cls, ops: OpTable, weights: Weights, parts: Sequence[tuple[str, int]], in_features: int, *, bias: bool
+    ) -> Linear:
+        """`parts` are (module name, out_features), stacked in that order."""
+        stacked = [weights.take(f"{name}.weight", (rows, in_features)) for name, rows in parts]
+        biases = [weights.take(f"{name}.bias", (rows,)) for name, rows in parts] if bias else []
+        return cls(ops, _stack(stacked), _stack(biases) if biases else None)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """`[M, in_features]` to `[M, out_features]`, same dtype."""
+        return self._op(x, self._weight, self._bias)
+
+
+def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

@@ -1,0 +1,47 @@
+"""Rotary embedding tables."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from engine.spec import FactorRopeScaling, LinearRopeScaling, Llama3RopeScaling, RopeScaling, RopeSpec
+
+
+def cos_sin_table(rope: RopeSpec, head_dim: int, num_positions: int) -> torch.Tensor:
+    """float32 `[num_positions, head_dim]`: cosines in the first half of the columns, sines in the second.
+
+    Angles are float32 products, as models are trained with. Cosine and sine are taken in float64 and rounded, so that
+    a row does not depend on the table's length through a vector loop's tail.
+    """
+    angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), inverse_frequencies(rope, head_dim)).double()
+    return torch.cat((angles.cos(), angles.sin()), dim=1).float()
+
+
+def inverse_frequencies(rope: RopeSpec, head_dim: int) -> torch.Tensor:
+    """float32 `[head_dim / 2]`, radians per position."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+    return _scaled(1.0 / rope.theta**exponents, rope.scaling)
+
+
+def _scaled(frequencies: torch.Tensor, scaling: RopeScaling | None) -> torch.Tensor:
+    match scaling:
+        case None:
+            return frequencies
+        case LinearRopeScaling(factor):
+            return frequencies / factor
+        case FactorRopeScaling(factors):
+            return frequencies / torch.tensor(factors, dtype=torch.float32)
+        case Llama3RopeScaling():
+            return _llama3(frequencies, scaling)
+
+
+def _llama3(frequencies: torch.Tensor, scaling: Llama3RopeScaling) -> torch.Tensor:
+    wavelengths = 2 * math.pi / frequencies
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    ramp = ((scaling.original_max_positions / wavelengths - low) / (high - low)).clamp(0.0, 1.0)
+    # The end points are taken exactly: the ramp's own arithmetic would round them.
+    blended = (1 - ramp) * frequencies / scaling.factor + ramp * frequencies
+    slow = torch.where(ramp == 0.0, frequencies / scaling.factor, blended)
+    return torch.where(ramp == 1.0, frequencies, slow)

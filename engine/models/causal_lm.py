@@ -1,0 +1,33 @@
+"""What the engine asks of a model."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from engine.batch import StepBatch
+from engine.spec import ModelSpec
+from wire.kv_layout import KVLayout
+
+
+class CausalLM(Protocol):
+    """A language model over a paged KV cache.
+
+    The logits of a token depend, bit for bit, on the tokens before it in its sequence alone: not on the other slices
+    of the batch, nor on how the sequence was cut into steps.
+    """
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
+        """Layout of one cache block; `kv_dtype` `auto` takes the model's. Raises SpliceError (bad_setting)."""
+
+    def forward(self, batch: StepBatch, kv_cache: torch.Tensor) -> torch.Tensor:
+        """Computes every slice, writing its K and V into `kv_cache`.
+
+        `kv_cache` `[num_blocks, num_layers, 2, num_kv_heads, block_tokens, head_dim]`. Returns float32
+        `[n, vocab_size]`: one row for each slice with `wants_logits`, in slice order. A row that is not finite
+        (damaged weights or KV) is returned as it is: it fails its own request, in the sampler.
+        """

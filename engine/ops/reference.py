@@ -1,0 +1,183 @@
+"""Every operation in plain torch: the meaning of the signatures in `registry`, and what kernels are tested against.
+
+A library's matrix product may pick another kernel, hence another order of summation, for another number of rows. Here
+every product has the same number of rows whatever the batch: linears work in tiles of `TILE_ROWS` rows, attention in
+tiles of `TILE_ROWS` queries anchored at absolute positions, over keys 0 to the end of that tile. Missing rows are
+zeros. That buys results that are independent of the neighbours with up to `TILE_ROWS` times the arithmetic in decode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from engine.ops.registry import Candidate, OpName, PackedWeight
+
+TILE_ROWS = 32
+_LM_HEAD_COLUMNS = 8192
+_SERIAL_ELEMENTS = 32768
+"""Below this size (at::internal::GRAIN_SIZE) torch splits no element-wise loop among threads."""
+
+
+def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    """See `registry.LinearOp`."""
+    rows = x.shape[0]
+    out = x.new_empty(_padded(rows), weight.shape[0])
+    for first, tile in _row_tiles(x):
+        torch.mm(tile, weight.t(), out=out[first : first + TILE_ROWS])
+    out = out[:rows]
+    return out if bias is None else out + bias
+
+
+def lm_head(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+    """See `registry.LmHeadOp`."""
+    if weight.dtype == torch.float32:
+        return linear(x.float(), weight, None)
+    parts = (weight[first : first + _LM_HEAD_COLUMNS] for first in range(0, weight.shape[0], _LM_HEAD_COLUMNS))
+    return torch.cat([linear(x.float(), part.float(), None) for part in parts], dim=1)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """See `registry.RmsNormOp`."""
+    wide = x.float()
+    inverse_rms = torch.rsqrt((wide * wide).mean(dim=-1, keepdim=True) + eps)
+    return weight * (wide * inverse_rms).to(x.dtype)
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `registry.AddRmsNormOp`."""
+    total = x + residual
+    return rms_norm(total, weight, eps), total
+
+
+def rope_and_store(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    positions: torch.Tensor,
+    cos_sin: torch.Tensor,
+    kv_cache: torch.Tensor,
+    layer: int,
+    slots: torch.Tensor,
+) -> torch.Tensor:
+    """See `registry.RopeAndStoreOp`."""
+    cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)
+    block_tokens = kv_cache.shape[4]
+    blocks, offsets = slots // block_tokens, slots % block_tokens
+    cache = kv_cache[:, layer]
+    cache[blocks, 0, :, offsets] = _rotate(k, cos, sin).to(kv_cache.dtype)
+    cache[blocks, 1, :, offsets] = v.to(kv_cache.dtype)
+    return _rotate(q, cos, sin).to(q.dtype)
+
+
+def paged_attention(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    layer: int,
+    block_tables: torch.Tensor,
+    query_starts: torch.Tensor,
+    starts: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """See `registry.PagedAttentionOp`."""
+    out = torch.empty_like(q)
+    bounds = query_starts.tolist()
+    for sequence, start in enumerate(starts.tolist()):
+        first, last = bounds[sequence], bounds[sequence + 1]
+        end = start + last - first
+        tile_end = _padded(end)
+        keys, values = _gather(kv_cache, layer, block_tables[sequence], end, tile_end)
+        for tile in range(start - start % TILE_ROWS, end, TILE_ROWS):
+            low, high = max(tile, start), min(tile + TILE_ROWS, end)
+            rows = slice(first + low - start, first + high - start)
+            queries = q.new_zeros(TILE_ROWS, *q.shape[1:], dtype=torch.float32)
+            queries[low - tile : high - tile] = q[rows]
+            span = tile + TILE_ROWS
+            attended = _attend_tile(queries, keys[:, :span], values[:, :span], tile, scale)
+            out[rows] = attended[low - tile : high - tile].to(q.dtype)
+    return out
+
+
+def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """See `registry.SiluMulOp`.
+
+    The gate stays a strided view and each call is short enough to stay on one thread: torch then vectorises every row
+    from its own beginning, so that which elements go through the scalar tail depends on the column alone.
+    """
+    width = gate_up.shape[1] // 2
+    out = gate_up.new_empty(gate_up.shape[0], width)
+    rows = max(1, _SERIAL_ELEMENTS // width)
+    for first in range(0, gate_up.shape[0], rows):
+        part = gate_up[first : first + rows]
+        out[first : first + rows] = F.silu(part[:, :width].float()) * part[:, width:]
+    return out
+
+
+def _row_tiles(x: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+    x = x.contiguous()
+    rows = x.shape[0]
+    tiles = [(first, x[first : first + TILE_ROWS]) for first in range(0, rows - rows % TILE_ROWS, TILE_ROWS)]
+    if rows % TILE_ROWS:
+        last = x.new_zeros(TILE_ROWS, x.shape[1])
+        first = rows - rows % TILE_ROWS
+        last[: rows - first] = x[first:]
+        tiles.append((first, last))
+    return tiles
+
+
+def _padded(rows: int) -> int:
+    return -(-rows // TILE_ROWS) * TILE_ROWS
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def _gather(
+    kv_cache: torch.Tensor, layer: int, block_table: torch.Tensor, end: int, padded_end: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of positions [0, padded_end) as fp32 `[num_kv_heads, padded_end, D]`, zero from `end` on."""
+    _, _, _, heads, block_tokens, head_dim = kv_cache.shape
+    blocks = kv_cache[block_table[: -(-end // block_tokens)].long(), layer].float()
+    paged = blocks.permute(1, 2, 0, 3, 4).reshape(2, heads, -1, head_dim)
+    both = paged.new_zeros(2, heads, padded_end, head_dim)
+    both[:, :, :end] = paged[:, :, :end]
+    return both[0], both[1]
+
+
+def _attend_tile(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tile: int, scale: float
+) -> torch.Tensor:
+    """`queries` fp32 `[TILE_ROWS, num_heads, D]` at positions `tile`...; keys and values `[num_kv_heads, span, D]`."""
+    kv_heads, span, head_dim = keys.shape
+    grouped = queries.view(TILE_ROWS, kv_heads, -1, head_dim).permute(1, 2, 0, 3).reshape(kv_heads, -1, head_dim)
+    scores = torch.bmm(grouped, keys.contiguous().transpose(1, 2)).mul_(scale)
+    positions = torch.arange(tile, tile + TILE_ROWS).repeat(grouped.shape[1] // TILE_ROWS)
+    future = torch.arange(span) > positions.unsqueeze(1)
+    weights = scores.masked_fill_(future, float("-inf")).softmax(dim=-1)
+    attended = torch.bmm(weights, values.contiguous())
+    return attended.view(kv_heads, -1, TILE_ROWS, head_dim).permute(2, 0, 1, 3).reshape(queries.shape)
+
+
+def _supports(dtype: torch.dtype) -> bool:
+    return dtype in (torch.float32, torch.bfloat16)
+
+
+_FUNCTIONS: dict[OpName, Callable[..., Any]] = {
+    "linear": linear,
+    "lm_head": lm_head,
+    "rms_norm": rms_norm,
+    "add_rms_norm": add_rms_norm,
+    "rope_and_store": rope_and_store,
+    "paged_attention": paged_attention,
+    "silu_mul": silu_mul,
+}
+CANDIDATES: tuple[Candidate, ...] = tuple(
+    Candidate(op=op, name="torch", fn=function, supports=_supports, rank=0) for op, function in _FUNCTIONS.items()
+)

@@ -1,0 +1,100 @@
+"""One request as the engine sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from wire.block_hash import ROOT, block_hash
+from wire.sampling import SamplingParams
+
+RequestKey = tuple[int, int]
+"""(request, attempt): two attempts of one request are two requests to an engine."""
+
+
+class RequestKind(Enum):
+    """Which part of a request this engine computes."""
+
+    GENERATE = "generate"
+    """Everything."""
+    PREFILL = "prefill"
+    """The prompt and the first token; then the blocks are held for whoever fetches them."""
+    RESERVE = "reserve"
+    """Everything after a first token whose KV comes from outside, into blocks granted beforehand."""
+
+
+class RequestStatus(Enum):
+    """Where a request stands; a request that ended, or failed, is forgotten."""
+
+    WAITING = "waiting"
+    """No blocks yet, or none any more (preempted)."""
+    RUNNING = "running"
+    RESERVED = "reserved"
+    """Blocks granted; their KV is on its way."""
+    HELD = "held"
+    """Computed; blocks lent out under a lease."""
+    DRAINING = "draining"
+    """Ended; blocks kept until no copy can write to them."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """State of one request. The scheduler alone changes it, once submitted."""
+
+    key: RequestKey
+    tokens: list[int]
+    """The prompt, tokens emitted by earlier attempts, and tokens generated here."""
+    num_prompt_tokens: int
+    """Of `tokens`, how many are the prompt: the same in every attempt."""
+    sampling: SamplingParams
+    kind: RequestKind = RequestKind.GENERATE
+    root: bytes = ROOT
+    """Parent hash of the first block (`wire.block_hash.root_hash`)."""
+    priority: int = 0
+    """Lower runs first."""
+    skip_tokens: int = 0
+    """PREFILL: leading tokens, whole blocks, that the fetching side already holds: not announced."""
+
+    status: RequestStatus = RequestStatus.WAITING
+    num_computed_tokens: int = 0
+    """Leading tokens whose KV is in `block_ids`."""
+    num_cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache when first admitted."""
+    block_ids: Sequence[int] = ()
+    """Live view of the block table; the block pool owns it."""
+
+    arrival: int = -1
+    """Position in the order of submission, given by the scheduler; kept through preemption."""
+    was_admitted: bool = False
+    num_announced_blocks: int = 0
+    lease_ended: bool = False
+    """PREFILL: the lease ended before the computation did; nothing to hold afterwards."""
+    _hashes: list[bytes] = field(default_factory=list, repr=False)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """Tokens of the answer so far, those of earlier attempts included."""
+        return len(self.tokens) - self.num_prompt_tokens
+
+    @property
+    def is_computed_elsewhere(self) -> bool:
+        """Its KV comes from outside. Once activated a request is a GENERATE like any other."""
+        return self.kind is RequestKind.RESERVE
+
+    @property
+    def seniority(self) -> tuple[int, int]:
+        """Sorts requests: lower priority value first, then first come first served."""
+        return (self.priority, self.arrival)
+
+    def hashes(self, num_blocks: int, block_tokens: int) -> list[bytes]:
+        """Chained hashes of the first `num_blocks` full blocks of `tokens`; computed once each."""
+        while len(self._hashes) < num_blocks:
+            start = len(self._hashes) * block_tokens
+            parent = self._hashes[-1] if self._hashes else self.root
+            self._hashes.append(block_hash(parent, self.tokens[start : start + block_tokens]))
+        return self._hashes[:num_blocks]

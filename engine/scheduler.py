@@ -1,0 +1,325 @@
+"""What to compute in the next step."""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import dataclass, field
+
+from engine.admission import check_admissible
+from engine.block_pool import BlockPool
+from engine.config import EngineConfig
+from engine.request import Request, RequestKey, RequestKind, RequestStatus
+from engine.stopping import finish_reason
+from wire.errors import ErrorCode, SpliceError
+from wire.sampling import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRequest:
+    """A request's part of a step: the `num_new_tokens` tokens from `num_computed_tokens` on."""
+
+    request: Request
+    num_new_tokens: int
+
+    @property
+    def completes(self) -> bool:
+        """Whether the KV catches up with the tokens, so that the next one can be drawn."""
+        return self.request.num_computed_tokens + self.num_new_tokens == self.request.num_tokens
+
+
+@dataclass(slots=True)
+class SchedulePlan:
+    """The decisions of one step."""
+
+    scheduled: list[ScheduledRequest] = field(default_factory=list)
+    reserved: list[Request] = field(default_factory=list)
+    admitted: list[Request] = field(default_factory=list)
+    """Admitted for the first time, reservations included."""
+    ended: list[tuple[Request, FinishReason]] = field(default_factory=list)
+    """Found complete without computing anything."""
+    num_preempted: int = 0
+
+
+class Scheduler:
+    """Decides, step by step, whose tokens are computed; owns every request and, through the pool, every block.
+
+    There are no phases: each request's `num_computed_tokens` catches up with its `num_tokens`, whether the gap is a
+    prompt, a chunk of it, one decoded token, or everything after a preemption.
+
+    Order. Within the token budget, decoding requests come first, then prompts being computed, then the waiting line
+    by (priority, arrival). The line is not overtaken: while its head does not fit, nobody behind it is admitted.
+
+    Memory. Whoever is admitted gets the blocks of all its tokens at once and, if it will decode here, one to grow
+    into. A running request that needs another block takes it from the most junior preemptible one, which will
+    recompute; if it is itself the most junior, it steps back. PREFILL is never preempted, its blocks being lent out
+    as they are completed.
+
+    Progress. Blocks that cannot be preempted belong to RESERVED, HELD, DRAINING and PREFILL requests. The first three
+    end by events from outside, each under a deadline of its own (attach, lease, copy), and none of these events waits
+    for a step of this engine; PREFILL has all the memory it needs. So these blocks always come back, and the most
+    senior preemptible request, which is never preempted, fits once they did: a request that could outgrow the whole
+    pool is refused at `submit`. It then finishes, and the next becomes the most senior. Until such an event
+    `schedule` may find nothing to do; `has_work` says so.
+    """
+
+    def __init__(self, config: EngineConfig, pool: BlockPool, vocab_size: int) -> None:
+        self.config = config
+        self.pool = pool
+        self.vocab_size = vocab_size
+        self.requests: dict[RequestKey, Request] = {}
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []
+        self._ended: list[tuple[Request, FinishReason]] = []
+        self._num_reserved = 0
+        self._arrivals = 0
+        self._stuck = True
+
+    def submit(self, request: Request) -> None:
+        """Takes a request in. Raises SpliceError at once if it can never be served, or not under this key."""
+        check_admissible(request, self.config, self.vocab_size)
+        if request.key in self.requests:
+            raise SpliceError(ErrorCode.INVALID_REQUEST, f"request {request.key} is already here; keys are used once")
+        self._stuck = False
+        request.arrival, self._arrivals = self._arrivals, self._arrivals + 1
+        if (finish := finish_reason(request, self.config)) is not FinishReason.NONE:
+            self._ended.append((request, finish))
+            return
+        self.requests[request.key] = request
+        insort(self.waiting, request, key=_seniority)
+
+    def activate(self, key: RequestKey, first_tokens: list[int]) -> None:
+        """RESERVED → RUNNING: the KV of all its tokens is in its blocks; `first_tokens` follow them.
+
+        Raises SpliceError (invalid_request) if the request is not reserved or `first_tokens` is empty.
+        """
+        request = self.requests.get(key)
+        if request is None or request.status is not RequestStatus.RESERVED or not first_tokens:
+            status = request.status.value if request else "unknown"
+            raise SpliceError(
+                ErrorCode.INVALID_REQUEST,
+                f"cannot activate request {key} ({status}) with {len(first_tokens)} tokens: expected a reserved "
+                "request and at least the first token",
+            )
+        self._stuck = False
+        self._num_reserved -= 1
+        self.advance(request, request.num_tokens - request.num_computed_tokens)
+        request.tokens.extend(first_tokens)
+        request.kind = RequestKind.GENERATE
+        request.status = RequestStatus.RUNNING
+        insort(self.running, request, key=_seniority)
+        if (finish := finish_reason(request, self.config)) is not FinishReason.NONE:
+            self.end(request)
+            self._ended.append((request, finish))
+
+    def abort(self, key: RequestKey, *, draining: bool = False) -> bool:
+        """Ends a request in whatever state it is; False if it is not here.
+
+        `draining`: a copy may still write to its blocks; those are kept until `drained`.
+        """
+        request = self.requests.get(key)
+        if request is None:
+            return False
+        if request.status is RequestStatus.DRAINING:
+            return True
+        if draining and request.status is not RequestStatus.WAITING:
+            self._leave_line(request)
+            self.pool.drain(key)
+            request.status = RequestStatus.DRAINING
+        else:
+            self.end(request)
+        self._stuck = False
+        return True
+
+    def drained(self, key: RequestKey) -> None:
+        """No copy can write to the blocks of an aborted request any more. Of no effect for any other."""
+        request = self.requests.get(key)
+        if request is not None and request.status is RequestStatus.DRAINING:
+            self.end(request)
+
+    def release_hold(self, key: RequestKey) -> None:
+        """The lease on a PREFILL request ended. One still computing finishes first, and is then not held."""
+        request = self.requests.get(key)
+        if request is None or request.kind is not RequestKind.PREFILL:
+            return
+        request.lease_ended = True
+        if request.status is RequestStatus.HELD:
+            self.end(request)
+
+    def has_work(self) -> bool:
+        """Whether another `schedule` can find something to do; False until the next event if the last could not."""
+        return not self._stuck and bool(self.running or self.waiting or self._ended)
+
+    def schedule(self) -> SchedulePlan:
+        """Decides the next step: counts tokens, finds memory, then admits from the waiting line."""
+        plan = SchedulePlan(ended=self._ended)
+        self._ended = []
+        budget = self.config.max_num_batched_tokens
+        for request in list(self.running):
+            if request.status is RequestStatus.RUNNING:
+                plan.num_preempted += self._grow(request)
+        decoding = [r for r in self.running if r.num_tokens - r.num_computed_tokens == 1]
+        prompting = [r for r in self.running if r.num_tokens - r.num_computed_tokens > 1]
+        for request in (*decoding, *prompting):
+            budget -= self._schedule_one(request, budget, plan)
+        if not plan.num_preempted:
+            self._admit(budget, plan)
+        self._stuck = not (plan.scheduled or plan.admitted or plan.num_preempted)
+        return plan
+
+    def advance(self, request: Request, num_new_tokens: int) -> None:
+        """The KV of the next `num_new_tokens` tokens has been written: blocks now full can be found by others."""
+        size = self.config.block_tokens
+        sealed = request.num_computed_tokens // size
+        request.num_computed_tokens += num_new_tokens
+        full = request.num_computed_tokens // size
+        if self.config.enable_prefix_caching and full > sealed:
+            for index, content in enumerate(request.hashes(full, size)[sealed:], start=sealed):
+                self.pool.seal(request.key, index, content)
+
+    def hold(self, request: Request) -> None:
+        """A computed PREFILL request leaves the batch; its blocks stay until `release_hold`."""
+        self.running.remove(request)
+        self.pool.hold(request.key)
+        request.status = RequestStatus.HELD
+
+    def end(self, request: Request) -> None:
+        """Forgets a request and takes all its blocks back."""
+        self._leave_line(request)
+        if request.status is not RequestStatus.WAITING:
+            self._release(request)
+        del self.requests[request.key]
+        self._stuck = False
+
+    def fail(self, request: Request) -> None:
+        """Ends a running request whose computation went wrong; none of its blocks is found by others any more."""
+        self.pool.distrust(request.key)
+        self.end(request)
+
+    def check(self) -> None:
+        """Raises AssertionError where requests, lines, seats and pool disagree."""
+        self.pool.check()
+        owners = {key for key, request in self.requests.items() if request.status is not RequestStatus.WAITING}
+        reserved = sum(1 for request in self.requests.values() if request.status is RequestStatus.RESERVED)
+        problems = [
+            f"{request.key} is {request.status.value} and stands in the wrong line"
+            for request in self.requests.values()
+            if (request in self.waiting) != (request.status is RequestStatus.WAITING)
+            or (request in self.running) != (request.status is RequestStatus.RUNNING)
+        ]
+        if self.pool.owners() != owners:
+            problems.append(f"blocks belong to {self.pool.owners()}, requests with blocks are {owners}")
+        if self._num_reserved != reserved:
+            problems.append(f"{reserved} requests are reserved, counted {self._num_reserved}")
+        if len(self.waiting) + len(self.running) > len(self.requests):
+            problems.append("a line holds a request that is forgotten")
+        if problems:
+            raise AssertionError("; ".join(problems))
+
+    def _grow(self, request: Request) -> int:
+        """Gets the blocks a running request lacks, from its juniors if need be; returns how many were preempted.
+
+        In vain for the most senior one while nothing can be preempted for it: it then sits this step out.
+        """
+        num_preempted = 0
+        while len(request.block_ids) < self.config.blocks_for(request.num_tokens):
+            if self.pool.num_free:
+                self.pool.extend(request.key)
+                continue
+            preemptible = [r for r in self.running if r.kind is not RequestKind.PREFILL]
+            if preemptible[0] is preemptible[-1]:
+                break
+            self._preempt(preemptible[-1])
+            num_preempted += 1
+            if preemptible[-1] is request:
+                break
+        return num_preempted
+
+    def _preempt(self, request: Request) -> None:
+        self.running.remove(request)
+        self._release(request)
+        request.status = RequestStatus.WAITING
+        request.num_computed_tokens = 0
+        insort(self.waiting, request, key=_seniority)
+
+    def _schedule_one(self, request: Request, budget: int, plan: SchedulePlan) -> int:
+        count = self._chunk(request.num_computed_tokens, request.num_tokens, budget)
+        covered = self.config.blocks_for(request.num_computed_tokens + count) <= len(request.block_ids)
+        if count == 0 or not covered:
+            return 0
+        plan.scheduled.append(ScheduledRequest(request, count))
+        return count
+
+    def _chunk(self, start: int, end: int, budget: int) -> int:
+        """How many of the tokens [start, end) to compute now: all, or as many as end on a block's end."""
+        if end - start <= budget:
+            return end - start
+        size = self.config.block_tokens
+        return max(0, (start + budget) // size * size - start)
+
+    def _admit(self, budget: int, plan: SchedulePlan) -> None:
+        """Lets the waiting line in, head first.
+
+        Nobody is overtaken for memory or a place in the batch. Where only this step's budget is spent, reservations
+        behind go on, which cost none of it.
+        """
+        budget_spent = False
+        for request in tuple(self.waiting):
+            if len(self.running) + self._num_reserved >= self.config.max_num_seqs:
+                return
+            reserves = request.is_computed_elsewhere
+            if budget_spent and not reserves:
+                continue
+            shared = self._cached_prefix(request)
+            start = len(shared) * self.config.block_tokens
+            if not reserves and not self._chunk(start, request.num_tokens, budget):
+                budget_spent = True
+                continue
+            num_new = self._blocks_to_admit(request) - len(shared)
+            if not self.pool.can_open(shared, num_new):
+                return
+            self.waiting.remove(request)
+            request.block_ids = self.pool.open(request.key, shared, num_new)
+            request.num_computed_tokens = start
+            if not request.was_admitted:
+                request.was_admitted = True
+                request.num_cached_tokens = min(start, request.num_prompt_tokens)
+                plan.admitted.append(request)
+            if reserves:
+                request.status = RequestStatus.RESERVED
+                self._num_reserved += 1
+                plan.reserved.append(request)
+            else:
+                request.status = RequestStatus.RUNNING
+                insort(self.running, request, key=_seniority)
+                budget -= self._schedule_one(request, budget, plan)
+
+    def _cached_prefix(self, request: Request) -> list[int]:
+        """Blocks of the longest known prefix, at least one token short of the whole: something must be computed."""
+        if not self.config.enable_prefix_caching:
+            return []
+        size = self.config.block_tokens
+        return self.pool.match(request.hashes((request.num_tokens - 1) // size, size))
+
+    def _blocks_to_admit(self, request: Request) -> int:
+        needed = self.config.blocks_for(request.num_tokens)
+        if request.kind is RequestKind.PREFILL:
+            return needed
+        longest = min(request.num_prompt_tokens + request.sampling.max_tokens, self.config.max_model_len)
+        # The last token's KV is never computed: nothing comes after it.
+        return min(needed + 1, self.config.blocks_for(longest - 1))
+
+    def _leave_line(self, request: Request) -> None:
+        if request.status is RequestStatus.WAITING:
+            self.waiting.remove(request)
+        elif request.status is RequestStatus.RUNNING:
+            self.running.remove(request)
+        elif request.status is RequestStatus.RESERVED:
+            self._num_reserved -= 1
+
+    def _release(self, request: Request) -> None:
+        request.block_ids = ()
+        self.pool.release(request.key)
+
+
+def _seniority(request: Request) -> tuple[int, int]:
+    return request.seniority

@@ -1,0 +1,77 @@
+"""What one step produced, as plain data for the worker to send on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from engine.request import RequestKey
+from wire.errors import SpliceError
+from wire.sampling import FinishReason, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """The new tokens of one request; none at all where it turns out to have ended before."""
+
+    key: RequestKey
+    seq: int
+    """Index in the answer of the first token here (its position less `num_prompt_tokens`)."""
+    tokens: tuple[int, ...]
+    finish: FinishReason
+    cached_tokens: int
+    """Prompt tokens found in the prefix cache."""
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    handed_off: bool = False
+    """The request goes on at whoever fetches its KV."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A RESERVE request got its blocks."""
+
+    key: RequestKey
+    cached_tokens: int
+    """Leading tokens whose KV is here already: `skip_blocks` whole blocks."""
+    block_ids: tuple[int, ...]
+    """Blocks of all its tokens, the leading `skip_blocks` of them not to be written. The growth block is not named."""
+    skip_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedBlocks:
+    """Blocks of a PREFILL request that are complete and may be read until `Engine.release_hold`."""
+
+    key: RequestKey
+    first_block: int
+    """Index within the request of the first block named here."""
+    block_ids: tuple[int, ...]
+    num_tokens: int
+    """Tokens, counted from the start of the request, whose KV is complete."""
+    is_last: bool
+    """No more will follow; only then the last block may be partial."""
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """Everything that became true in one step, each list in the order it happened."""
+
+    rows: list[TokenRow] = field(default_factory=list)
+    reserved: list[Reservation] = field(default_factory=list)
+    computed: list[ComputedBlocks] = field(default_factory=list)
+    failed: list[tuple[RequestKey, SpliceError]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counters since start."""
+
+    steps: int = 0
+    """Steps that computed something."""
+    max_batch_rows: int = 0
+    """Most requests computed in one step."""
+    prompt_tokens: int = 0
+    """Prompt tokens computed here, recomputation after preemption included."""
+    generated_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    """Prompt tokens not computed because a request found them cached when first admitted."""
+    preemptions: int = 0

@@ -1,0 +1,116 @@
+"""Settings by what they speak about; commands are composed of these. Names are those users of vLLM already type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from splice.settings import parse
+from splice.settings.setting import setting
+
+TRANSPORTS = ("shm", "ucx", "tcp")
+DTYPES = ("auto", "float32", "bfloat16")
+MIB, GIB = 1 << 20, 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which model, and how it is computed."""
+
+    model: str = setting(
+        "smollm2", parse.text, "A name `splice pull` knows, a GGUF file or a Hugging Face directory.", group="Model"
+    )
+    served_model_name: str | None = setting(
+        None, parse.text, "The name clients use. Default: the model's own.", group="Model"
+    )
+    dtype: str = setting(
+        "auto", parse.choice(*DTYPES), "Arithmetic of weights and activations: auto, float32, bfloat16.", group="Model"
+    )
+    max_model_len: int | None = setting(
+        None, parse.integer(1), "Longest prompt plus answer, in tokens. Default: the model's.", group="Model"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """How one worker schedules and what memory it takes."""
+
+    block_size: int = setting(32, parse.choice_of_ints(16, 32, 64), "Tokens in one KV block.", group="Engine")
+    num_kv_blocks: int | None = setting(
+        None, parse.integer(2), "KV pool of each worker in blocks; wins over --kv-cache-memory.", group="Engine"
+    )
+    kv_cache_memory: int = setting(
+        512 * MIB, parse.size, "KV pool of each worker in bytes, such as 512M or 2G.", group="Engine", metavar="SIZE"
+    )
+    kv_cache_dtype: str = setting(
+        "auto", parse.choice(*DTYPES), "Type of the KV cache: auto (as --dtype), float32, bfloat16.", group="Engine"
+    )
+    max_num_seqs: int = setting(64, parse.integer(1, 4096), "Most requests computed in one step.", group="Engine")
+    max_num_batched_tokens: int = setting(
+        512, parse.integer(1), "Most tokens computed in one step; longer prompts are chunked.", group="Engine"
+    )
+    enable_prefix_caching: bool = setting(
+        True, parse.switch, "Reuse KV blocks of equal prompt beginnings.", group="Engine", is_switch=True
+    )
+    threads: int = setting(
+        1, parse.integer(1, 1024), "CPU threads of one worker's step. Workers on one machine share it.", group="Engine"
+    )
+    kv_transport: tuple[str, ...] = setting(
+        TRANSPORTS,
+        parse.words(*TRANSPORTS),
+        "Ways to hand KV over, best first. Each pair of workers takes the first that both can.",
+        group="KV hand-off",
+        metavar="LIST",
+    )
+    lease_ttl: float = setting(
+        10.0, parse.seconds(1), "Seconds for which computed KV waits for its reader.", group="KV hand-off"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MembershipSettings:
+    """How the parts find each other."""
+
+    cluster: str = setting("default", parse.name, "Name of the cluster; one etcd can hold many.", group="Cluster")
+    etcd_endpoints: tuple[str, ...] = setting(
+        (), parse.endpoints, "Existing etcd, host:port[,host:port]. Default: see the command.", group="Cluster"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontSettings:
+    """The front door: where clients come in and what they may do."""
+
+    host: str = setting("127.0.0.1", parse.text, "Address to listen on.", group="Front door")
+    port: int = setting(8000, parse.integer(0, 65535), "HTTP port; 0 takes a free one.", group="Front door")
+    grpc_port: int = setting(8001, parse.integer(0, 65535), "gRPC port; 0 takes a free one.", group="Front door")
+    api_key: str | None = setting(
+        None, parse.text, "Clients must send this as a bearer token.", group="Front door", secret=True
+    )
+    seed: int | None = setting(
+        None,
+        parse.integer(0, (1 << 63) - 1),
+        "Seed of requests that name none. Default: a fresh one each, told in the receipt.",
+        group="Routing",
+    )
+    max_local_prefill_tokens: int = setting(
+        0,
+        parse.integer(0),
+        "Prompts with at most this many uncached tokens are prefilled on the decode worker.",
+        group="Routing",
+    )
+    no_worker_grace: float = setting(
+        0.0, parse.seconds(0), "Seconds to wait for a worker of a missing role before the error.", group="Routing"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceSettings:
+    """Where this machine keeps what a running cluster needs."""
+
+    run_dir: str | None = setting(
+        None,
+        parse.text,
+        "Directory for state, logs and the Ray token. Default: a private one per user and cluster.",
+        group="Cluster",
+        metavar="DIR",
+    )

@@ -1,0 +1,76 @@
+"""Tiny random models, written as real Hugging Face directories by `transformers`, and a driver for the paged path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from engine.batch import SequenceSlice, StepBatch
+from engine.models.causal_lm import CausalLM
+
+BLOCK_TOKENS = 32
+CONFIG: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 48,
+    "intermediate_size": 72,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+}
+
+
+def save_llama(directory: Path, *, seed: int = 0, shard: str = "1GB", **changes: Any) -> LlamaForCausalLM:
+    """A random model in `directory`, complete with a byte-level tokenizer; returns the reference."""
+    torch.manual_seed(seed)
+    reference = LlamaForCausalLM(LlamaConfig(**{**CONFIG, **changes})).float().eval()
+    for name, parameter in reference.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    reference.save_pretrained(directory, max_shard_size=shard)
+    byte_tokenizer().save(str(directory / "tokenizer.json"))
+    return reference
+
+
+def byte_tokenizer() -> Tokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    return tokenizer
+
+
+class PagedRun:
+    """Feeds a model step by step over one shared cache filled with NaN: nothing unwritten may be read."""
+
+    def __init__(self, model: CausalLM, num_blocks: int, kv_dtype: str = "auto") -> None:
+        layout = model.kv_layout(BLOCK_TOKENS, kv_dtype)
+        self._model = model
+        self._free = list(torch.randperm(num_blocks, generator=torch.Generator().manual_seed(7)).tolist())
+        self._tables: dict[int, list[int]] = {}
+        self.kv_cache = torch.full((num_blocks, *layout.block_shape), torch.nan, dtype=getattr(torch, layout.dtype))
+
+    def step(self, parts: Sequence[tuple[int, int, Sequence[int]]]) -> torch.Tensor:
+        """`parts` are (sequence, start, tokens); returns the logits of every part's last token."""
+        slices = []
+        for sequence, start, tokens in parts:
+            table = self._tables.setdefault(sequence, [])
+            while len(table) * BLOCK_TOKENS < start + len(tokens):
+                table.append(self._free.pop())
+            slices.append(SequenceSlice(list(tokens), start, tuple(table), wants_logits=True))
+        return self._model.forward(StepBatch(tuple(slices)), self.kv_cache)
+
+    def keys_and_values(self, sequence: int, length: int) -> torch.Tensor:
+        """`[layers, 2, kv_heads, length, head_dim]`."""
+        blocks = self.kv_cache[self._tables[sequence]].permute(1, 2, 3, 0, 4, 5)
+        return blocks.flatten(3, 4)[:, :, :, :length]
