@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ from wire.errors import ErrorCode, SpliceError
 from wire.model_card import ModelCard
 from wire.sampling import FinishReason, SamplingParams, TokenLogprobs
 from wire.v1 import worker_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +157,12 @@ class Dispatcher:
         return len(self._runs)
 
     def feed(self, run: Run, event: Event) -> None:
-        self._carry_out(run, run.lifecycle.handle(event, self._now_s()))
+        """One request's fault stays its own: whatever goes wrong here ends this request only."""
+        try:
+            self._carry_out(run, run.lifecycle.handle(event, self._now_s()))
+        except Exception as error:
+            log.exception("request %016x failed on %s", run.request, type(event).__name__)
+            self._carry_out(run, run.lifecycle.abandon(internal_error(error)))
 
     # Fleet ------------------------------------------------------------------------------------------------------------
 

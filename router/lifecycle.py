@@ -156,6 +156,10 @@ class RequestLifecycle:
             case Failed():
                 return self._on_failed(event)
 
+    def abandon(self, error: SpliceError) -> list[Action]:
+        """Ends the request with an error that came from outside its life cycle."""
+        return [] if self.ended else [*self._cancel_all("abandoned"), *self._end(Fail(error))]
+
     def check(self) -> None:
         """Raises AssertionError when an invariant does not hold."""
         if any(seq <= len(self.emitted) - 1 for seq in self._ahead):

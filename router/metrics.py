@@ -86,6 +86,7 @@ class RouterMetrics:
             "splice:stale_tokens_dropped", "Late or repeated tokens kept from clients", model, registry=registry
         )
         self.disconnects = Counter("splice:client_disconnects", "Clients that left early", registry=registry)
+        self.responses = Counter("splice:http_responses", "HTTP responses begun", ("status",), registry=registry)
         self.workers = Gauge("splice:workers", "Workers that can be sent work", ("role",), registry=registry)
         self.view_age = Gauge(
             "splice:membership_view_age_seconds", "Since membership was last heard of", registry=registry

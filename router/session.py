@@ -87,8 +87,8 @@ class WorkerSession:
         self._stub: Any = rpc.WorkerStub(self._channel)  # type: ignore[no-untyped-call]
         self._call: Any = None
         self._task: asyncio.Task[None] | None = None
-        self._last_message_s = 0.0
-        self._last_progress_s = 0.0
+        self._silent_s = 0.0
+        self._stuck_s = 0.0
         self._abort_reason = ""
 
     # What the rest of the router uses --------------------------------------------------------------------------------
@@ -152,6 +152,10 @@ class WorkerSession:
             except SpliceError as error:
                 established = self.connected
                 reason = str(error)
+            except Exception as error:  # whatever a worker sends, the next stream must be tried
+                log.exception("session to %s failed", self.record.worker_id)
+                established = self.connected
+                reason = f"its messages could not be handled ({type(error).__name__})"
             finally:
                 self._disconnect()
             if established:
@@ -163,9 +167,8 @@ class WorkerSession:
 
     async def _converse(self) -> bool:
         """One stream from hello to its end; True when it got as far as a welcome."""
-        now_s = asyncio.get_running_loop().time
         self._abort_reason = ""
-        self._last_message_s = self._last_progress_s = now_s()
+        self._silent_s = self._stuck_s = 0.0
         self._outgoing = asyncio.Queue(self._outgoing.maxsize)
         self._call = call = self._stub.Session()
         side_tasks = [asyncio.create_task(self._watch(), name=f"watch {self.record.worker_id}")]
@@ -173,10 +176,10 @@ class WorkerSession:
             await call.write(pb.RouterMessage(hello=self._hello))
             messages: AsyncIterator[pb.WorkerMessage] = aiter(call)
             async for message in messages:
-                self._last_message_s = now_s()
+                self._silent_s = 0.0
                 self._check_sender(message)
                 if message.HasField("heartbeat"):
-                    self._note_progress(message.heartbeat, self._last_message_s)
+                    self._note_progress(message.heartbeat)
                 elif message.HasField("welcome") and not self.connected:
                     side_tasks.append(asyncio.create_task(self._write(call), name=f"write {self.record.worker_id}"))
                     self.connected = True
@@ -202,21 +205,26 @@ class WorkerSession:
             self._abort("its stream takes no more messages")
 
     async def _watch(self) -> None:
-        """Ends a stream that went silent, or whose worker is busy without getting anywhere."""
+        """Ends a stream that went silent, or whose worker is busy without getting anywhere.
+
+        Silence is counted in rounds of this loop, not by the clock: while the router itself is held up, messages wait
+        unread, and no worker must count as lost for that.
+        """
         timing = self._timing
-        pause_s = min(timing.heartbeat_timeout_s, timing.stall_timeout_s) / 4
+        pause_s = min(timing.heartbeat_timeout_s, timing.stall_timeout_s) / 8
         while True:
             await asyncio.sleep(pause_s)
-            now_s = asyncio.get_running_loop().time()
+            self._silent_s += pause_s
+            self._stuck_s += pause_s
             allowed_s = timing.heartbeat_timeout_s if self.connected else timing.connect_deadline_s
-            if now_s - self._last_message_s > allowed_s:
+            if self._silent_s > allowed_s:
                 self._abort(f"no message for {allowed_s:g} s")
-            elif now_s - self._last_progress_s > timing.stall_timeout_s:
+            elif self._stuck_s > timing.stall_timeout_s:
                 self._abort(f"busy without finishing a step for {timing.stall_timeout_s:g} s")
 
-    def _note_progress(self, beat: pb.Heartbeat, now_s: float) -> None:
+    def _note_progress(self, beat: pb.Heartbeat) -> None:
         if not beat.busy or beat.progress != self.heartbeat.progress:
-            self._last_progress_s = now_s
+            self._stuck_s = 0.0
         self.heartbeat = beat
 
     def _check_sender(self, message: pb.WorkerMessage) -> None:

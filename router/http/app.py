@@ -38,7 +38,7 @@ def make_app(service: InferenceService, keys: KeyRing) -> ASGIApp:
         scope["app"] = router  # makes Starlette raise 404 and 405 instead of answering in plain text
         await router(scope, receive, send)
 
-    return FrontDoor(routed, keys, service.randomness.draw_id, service.metrics.disconnects.inc)
+    return FrontDoor(routed, keys, service.randomness.draw_id, service.metrics)
 
 
 class _Page:

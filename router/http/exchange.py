@@ -13,6 +13,8 @@ from router.http.errors import error_body, error_headers
 from wire.errors import ErrorCode, SpliceError
 
 MAX_JSON_DEPTH = 64
+_WRITE_TIMEOUT_S = 60.0
+"""A client that reads nothing for this long counts as gone."""
 _INLINE_JSON_BYTES = 256 * 1024
 
 
@@ -87,7 +89,7 @@ class Exchange:
         self, status: int, body: bytes, content_type: bytes, headers: list[tuple[bytes, bytes]] | None = None
     ) -> None:
         await self._start(status, content_type, [(b"content-length", str(len(body)).encode()), *(headers or [])])
-        await self._send({"type": "http.response.body", "body": body})
+        await self._write({"type": "http.response.body", "body": body})
 
     async def send_json(self, value: Any, status: int = 200, headers: list[tuple[bytes, bytes]] | None = None) -> None:
         await self.send_bytes(status, msgspec.json.encode(value), b"application/json", headers)
@@ -103,7 +105,14 @@ class Exchange:
     async def send_events(self, payloads: list[bytes], *, last: bool = False) -> None:
         """Server-sent events, all in one write."""
         body = b"".join(b"data: " + payload + b"\n\n" for payload in payloads)
-        await self._send({"type": "http.response.body", "body": body, "more_body": not last})
+        await self._write({"type": "http.response.body", "body": body, "more_body": not last})
+
+    async def _write(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(_WRITE_TIMEOUT_S):
+                await self._send(message)
+        except TimeoutError:
+            raise ClientLeft from None
 
     async def _start(self, status: int, content_type: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         self.started = True

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.dispatch import internal_error
 from router.http.exchange import ClientLeft, Exchange
+from router.metrics import RouterMetrics
 from wire.errors import ErrorCode, SpliceError
 
 log = logging.getLogger(__name__)
@@ -45,13 +46,11 @@ class KeyRing:
 class FrontDoor:
     """Denies by default: only `OPEN_PATHS` are served without a key."""
 
-    def __init__(
-        self, app: ASGIApp, keys: KeyRing, draw_id: Callable[[], int], on_disconnect: Callable[[], None]
-    ) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, draw_id: Callable[[], int], metrics: RouterMetrics) -> None:
         self._app = app
         self._keys = keys
         self._draw_id = draw_id
-        self._on_disconnect = on_disconnect
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,6 +64,7 @@ class FrontDoor:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
+                self._metrics.responses.labels(str(message["status"])).inc()
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             await send(message)
 
@@ -75,7 +75,7 @@ class FrontDoor:
             await self._app(scope, receive, send_with_id)
             return
         except ClientLeft:
-            self._on_disconnect()
+            self._metrics.disconnects.inc()
             return
         except SpliceError as raised:
             error = raised

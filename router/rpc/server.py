@@ -9,7 +9,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import _async as health_aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -39,7 +38,7 @@ async def grpc_server(service: InferenceService, keys: KeyRing, settings: Router
         ),
     )
     rpc.add_InferenceServicer_to_server(InferenceServicer(service), server)  # type: ignore[no-untyped-call]
-    health_servicer = health_aio.HealthServicer()
+    health_servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     address = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -71,7 +70,7 @@ async def _publish_health(service: InferenceService, servicer: Any) -> None:
         await asyncio.sleep(_HEALTH_PERIOD_S)
 
 
-class _KeyInterceptor(grpc.aio.ServerInterceptor[Any, Any]):
+class _KeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Denies by default: every method but health needs the key, in metadata `authorization: Bearer <key>`."""
 
     def __init__(self, keys: KeyRing) -> None:

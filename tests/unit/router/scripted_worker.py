@@ -1,4 +1,4 @@
-"""A worker that speaks the real protocol over real gRPC and computes `toy_model.next_token`."""
+"""A worker that speaks the real protocol over real gRPC and computes `router_toy_model.next_token`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from toy_model import next_token
+from router_toy_model import next_token
 
 from wire.kv_layout import KVLayout, compat_id
 from wire.model_card import ModelCard
@@ -64,20 +64,22 @@ class Seen:
 
 
 class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
-    def __init__(self, worker_id: str, role: Role, card: ModelCard, peers: dict[str, ScriptedWorker]) -> None:
+    def __init__(
+        self, worker_id: str, role: Role, card: ModelCard, peers: dict[str, ScriptedWorker], numerics_id: str = "toy"
+    ) -> None:
         self.worker_id, self.role, self.card, self.peers = worker_id, role, card, peers
         self.incarnation = draw_incarnation()
         self.script, self.seen = Script(), Seen()
         self.jobs: dict[int, Job] = {}
         self.held: dict[tuple[int, int], list[int]] = {}
-        self.numerics_id = "toy"
+        self.numerics_id = numerics_id
         self.progress = 0
         self.port = 0
         self.record: WorkerRecord
         self._server: grpc.aio.Server | None = None
-        peers[worker_id] = self
 
     async def start(self) -> ScriptedWorker:
+        self.peers[self.worker_id] = self
         self._server = grpc.aio.server()
         worker_pb2_grpc.add_WorkerServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")

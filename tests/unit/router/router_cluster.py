@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import httpx
 from openai import AsyncOpenAI
+from router_toy_model import toy_card
 from scripted_worker import ScriptedWorker
-from toy_model import toy_card
 
 from router.server import serve
 from router.settings import BoundPorts, RouterSettings
@@ -35,18 +36,24 @@ class Cluster:
         return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=20, **options)
 
     def http(self, **options: Any) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.url, timeout=20, **options)
+        return httpx.AsyncClient(base_url=self.url, timeout=20, verify=False, **options)  # noqa: S501 - plain HTTP
 
 
 @contextlib.asynccontextmanager
 async def running_cluster(
-    workers: Sequence[str] = ("p0", "d0"), *, wait: bool = True, card: ModelCard | None = None, **settings: Any
+    workers: Sequence[str] = ("p0", "d0"),
+    *,
+    card: ModelCard | None = None,
+    numerics: Mapping[str, str] = MappingProxyType({}),
+    **settings: Any,
 ) -> AsyncIterator[Cluster]:
     """`workers`: ids, whose first letter is the role."""
     card = card or toy_card()
     peers: dict[str, ScriptedWorker] = {}
     made = [
-        await ScriptedWorker(worker_id, "prefill" if worker_id[0] == "p" else "decode", card, peers).start()
+        await ScriptedWorker(
+            worker_id, "prefill" if worker_id[0] == "p" else "decode", card, peers, numerics.get(worker_id, "toy")
+        ).start()
         for worker_id in workers
     ]
     stop, bound = asyncio.Event(), asyncio.get_running_loop().create_future()
@@ -60,7 +67,7 @@ async def running_cluster(
         if router.done():
             router.result()
         cluster = Cluster(bound.result(), {worker.worker_id: worker for worker in made}, card)
-        if wait and made:
+        if made:
             await until_connected(cluster)
         yield cluster
     finally:
@@ -77,4 +84,16 @@ async def until_connected(cluster: Cluster) -> None:
             ready = (await http.get("/ready")).json()
             if sum(ready["workers"].values()) == expected:
                 return
+            await asyncio.sleep(0.01)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is waited for knows no event
+            await asyncio.sleep(0.005)
+
+
+async def until_true(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(10):
+        while not await condition():  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
