@@ -67,7 +67,7 @@ async def _service(settings: RouterSettings) -> AsyncIterator[InferenceService]:
         no_worker_grace_s=settings.no_worker_grace_s,
         max_local_prefill_tokens=settings.max_local_prefill_tokens,
     )
-    randomness = Randomness(draw_seed=lambda: secrets.randbits(64), draw_id=lambda: secrets.randbits(64))
+    randomness = Randomness(draw_seed=_seed_source(settings.default_seed), draw_id=lambda: secrets.randbits(64))
     dispatcher = Dispatcher(fleet, limits, metrics, randomness.draw_id)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(fleet.close)
@@ -84,6 +84,12 @@ async def _service(settings: RouterSettings) -> AsyncIterator[InferenceService]:
         pulse = asyncio.create_task(service.pulse.run(), name="pulse")
         stack.callback(pulse.cancel)
         yield service
+
+
+def _seed_source(fixed: int | None) -> Callable[[], int]:
+    if fixed is None:
+        return lambda: secrets.randbits(64)
+    return lambda: fixed
 
 
 @contextlib.contextmanager

@@ -22,6 +22,8 @@ class RouterSettings:
     """Empty: no key is asked for."""
     max_model_len: int | None = None
     """Tightens the models' own limit of prompt and answer together."""
+    default_seed: int | None = None
+    """The seed of requests that name none; None draws a fresh one for each."""
     max_body_bytes: int = 8 * 2**20
     body_timeout_s: float = 30.0
     request_timeout_s: float = 600.0

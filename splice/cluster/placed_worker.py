@@ -1,0 +1,52 @@
+"""The class that Ray makes into an actor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import ray.util
+
+from decode_worker.role import DecodeRole
+from prefill_worker.role import PrefillRole
+from wire.errors import ErrorCode, SpliceError
+from wire.worker_record import Role
+from worker.actor import WorkerActor
+from worker.process import BuildRole
+from worker.settings import WorkerSettings
+
+NODE_HOST = "node"
+"""As `host`: the address under which Ray knows the node on which the worker comes to stand."""
+
+
+def role_builder(role: Role) -> BuildRole:
+    builders: dict[Role, BuildRole] = {"prefill": PrefillRole, "decode": DecodeRole}
+    return builders[role]
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """Of a start: JSON of the worker's record, or the error that prevented it."""
+
+    record: bytes = b""
+    error: tuple[str, str, str | None] | None = None
+
+
+class PlacedWorker(WorkerActor):
+    """A WorkerActor whose results are plain bytes, so that nothing but bytes is unpickled by whoever asked."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        if settings.host == NODE_HOST:
+            settings = msgspec.structs.replace(settings, host=ray.util.get_node_ip_address())
+        super().__init__(settings, role_builder(settings.role))
+
+    def started(self, timeout_s: float) -> bytes:
+        return msgspec.json.encode(_outcome(lambda: self.record(timeout_s).encode()))
+
+
+def _outcome(start: Callable[[], bytes]) -> Outcome:
+    try:
+        return Outcome(record=start())
+    except SpliceError as error:
+        return Outcome(error=(error.code.value, error.message, error.param))
+    except Exception as error:
+        return Outcome(error=(ErrorCode.INTERNAL_ERROR.value, f"{type(error).__name__}: {error}", None))

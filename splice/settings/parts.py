@@ -1,0 +1,71 @@
+"""Settings of a command, turned into those of the parts it starts."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+from router.settings import RouterSettings
+from splice.models import find_model
+from splice.settings.commands import RouterCommandSettings, ServeSettings, WorkerCommandSettings
+from splice.settings.groups import EngineSettings, ModelSettings
+from wire.worker_record import Role
+from worker.settings import WorkerSettings
+
+_Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+def worker_settings(settings: WorkerCommandSettings) -> WorkerSettings:
+    """For one worker as a plain process. Raises SpliceError when the model is not there."""
+    return _worker(
+        settings,
+        settings,
+        role=cast(Role, settings.role),
+        host=settings.host,
+        port=settings.port,
+        etcd_endpoints=settings.etcd_endpoints,
+        cluster=settings.cluster,
+        worker_id=settings.worker_id,
+        registration_ttl_s=settings.registration_ttl,
+        drain_timeout_s=settings.drain_timeout,
+        faults=settings.fault,
+    )
+
+
+def pool_settings(settings: ServeSettings, role: Role, host: str, etcd_endpoints: tuple[str, ...]) -> WorkerSettings:
+    """For every worker of one pool; each draws its own name and port."""
+    return _worker(settings, settings, role=role, host=host, etcd_endpoints=etcd_endpoints, cluster=settings.cluster)
+
+
+def router_settings(settings: RouterCommandSettings) -> RouterSettings:
+    return RouterSettings(
+        host=settings.host,
+        http_port=settings.port,
+        grpc_port=settings.grpc_port,
+        etcd_endpoints=settings.etcd_endpoints,
+        cluster=settings.cluster,
+        default_seed=settings.seed,
+        api_keys=(settings.api_key,) if settings.api_key else (),
+        no_worker_grace_s=settings.no_worker_grace,
+        max_local_prefill_tokens=settings.max_local_prefill_tokens,
+    )
+
+
+def _worker(model: ModelSettings, engine: EngineSettings, **rest: object) -> WorkerSettings:
+    found = find_model(model.model)
+    return WorkerSettings(
+        model_path=str(found.path),
+        served_model_name=model.served_model_name or found.served_name,
+        dtype=cast(_Dtype, model.dtype),
+        kv_cache_dtype=cast(_Dtype, engine.kv_cache_dtype),
+        block_size=engine.block_size,
+        num_kv_blocks=engine.num_kv_blocks,
+        kv_cache_bytes=engine.kv_cache_memory,
+        max_model_len=model.max_model_len,
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        enable_prefix_caching=engine.enable_prefix_caching,
+        threads=engine.threads,
+        kv_transports=engine.kv_transport,
+        lease_ttl_s=engine.lease_ttl,
+        **rest,  # type: ignore[arg-type]
+    )
