@@ -148,7 +148,7 @@ class KvConsumer:
         self._on_loop(self._attach, key)
 
     def cancel(self, key: RequestKey, reason: str) -> None:
-        """No new copy starts; `on_drained` follows, at once if the key is unknown: nothing is outstanding. Thread-safe."""
+        """No new copy starts; `on_drained` follows, at once if the key is unknown. Thread-safe."""
         with self._lock:
             fetch = self._fetches.get(key)
             if fetch is None:

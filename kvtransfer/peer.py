@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from typing import cast
 
 import grpc
 import grpc.aio
@@ -106,6 +107,7 @@ class Peer:
         )
 
     def _refused_or_lost(self, error: grpc.aio.AioRpcError) -> SpliceError:
-        named = dict(error.trailing_metadata() or ()).get(CODE_METADATA)
+        metadata = cast(Iterable[tuple[str, str]], error.trailing_metadata() or ())
+        named = dict(metadata).get(CODE_METADATA)
         code = next((known for known in ErrorCode if known.value == named), ErrorCode.WORKER_LOST)
         return SpliceError(code, f"{self.source.worker_id} at {self.source.endpoint}: {error.details()}")

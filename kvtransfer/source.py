@@ -192,7 +192,6 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
         session = self._sessions.get(str(shown[0])) if shown else None
         if session is None or session.opened:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "Channel needs the session of a Hello of its own")
-            return
         session.opened = True
         consumer = next(self._consumer_numbers)
         outbox: Outbox = asyncio.Queue()

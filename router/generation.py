@@ -35,6 +35,7 @@ class ChoiceStream:
         self.num_tokens = 0
         """Tokens of the answer; those a worker drew past a stop string do not count."""
         self.finish = FinishReason.NONE
+        self._min_tokens = requested.base.min_tokens
         self._detokenizer = text.detokenizer(skip_special_tokens=requested.skip_special_tokens)
         self._stops = StopMatcher(requested.stop, include_stop=requested.include_stop)
 
@@ -51,7 +52,9 @@ class ChoiceStream:
         taken = 0
         for token in batch.tokens:
             taken += 1
-            pieces.append(self._stops.feed(self._detokenizer.push(token)))
+            text = self._detokenizer.push(token)
+            # Like stop tokens, stop strings count only beyond the first `min_tokens` tokens.
+            pieces.append(text if self.num_tokens + taken <= self._min_tokens else self._stops.feed(text))
             if self._stops.matched is not None:
                 break
         if self._stops.matched is not None:

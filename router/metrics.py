@@ -19,6 +19,8 @@ class RouterMetrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         model = ("model_name",)
+        self._per_token: dict[str, tuple[Histogram, Counter]] = {}
+        """Looked up once per model: finding a labelled child costs more than counting in it."""
         self.running = Gauge("splice:num_requests_running", "Requests in hand", model, registry=registry)
         self.success = Counter(
             "splice:request_success", "Requests answered", (*model, "finished_reason"), registry=registry
@@ -98,10 +100,13 @@ class RouterMetrics:
         gaps = timings.on_tokens(count, now_s)
         if first:
             self.ttft.labels(model).observe(timings.ttft_s)
-        itl = self.itl.labels(model)
+        per_token = self._per_token.get(model)
+        if per_token is None:
+            per_token = self._per_token[model] = (self.itl.labels(model), self.generation_tokens.labels(model))
+        itl, generated = per_token
         for gap_s in gaps:
             itl.observe(gap_s)
-        self.generation_tokens.labels(model).inc(count)
+        generated.inc(count)
 
     def on_end(
         self, model: str, lifecycle: RequestLifecycle, timings: Timings, terminal: Finish | Fail, now_s: float

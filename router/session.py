@@ -26,6 +26,10 @@ CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", 64 * 2**20),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    # This class decides when to try again; gRPC's own pauses (up to two minutes) must not come on top.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.use_local_subchannel_pool", 1),
 )
 _FIRST_BACKOFF_S = 0.05

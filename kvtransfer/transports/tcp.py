@@ -109,9 +109,9 @@ class TcpSource:
         except OSError:
             return  # the consumer went away or was hung up on; its channel tells the rest
         finally:
+            peer.close()  # before it is forgotten: `close` waits for what is not forgotten
             with self._lock:
                 self._connections.pop(peer, None)
-            peer.close()
 
     def _answer(self, peer: socket.socket, request: int, attempt: int, block: int, generation: int) -> None:
         key = (request, attempt)

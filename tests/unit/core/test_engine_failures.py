@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import Bench
+from engine_bench import Bench
 from history_model import HistoryModel
 
 from wire.errors import ErrorCode

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import EOS
+from engine_bench import EOS
 
 from engine.block_pool import BlockPool, BlockState, ListGenerations
 from engine.config import EngineConfig

@@ -93,6 +93,21 @@ async def test_stop_strings_end_the_answer_and_cancel_the_work() -> None:
         assert cluster["d0"].seen.cancels
 
 
+async def test_stop_strings_count_only_beyond_min_tokens() -> None:
+    whole = expected_text(40, 11)
+    async with running_cluster() as cluster:
+        answer = await cluster.client().chat.completions.create(
+            model="toy",
+            messages=MESSAGES,
+            max_tokens=40,
+            seed=11,
+            stop=[whole[:2]],
+            extra_body={"min_tokens": 40},
+        )
+    assert answer.choices[0].message.content == whole
+    assert answer.choices[0].finish_reason == "length"
+
+
 async def test_stop_on_the_first_token_never_reaches_decodes_batch() -> None:
     card = toy_card()
     prompt = byte_level_tokenizer().encode(PROMPT, add_special_tokens=False).ids

@@ -1,0 +1,104 @@
+"""An engine over a test model, and ways to run requests to their end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from history_model import HistoryModel
+
+from engine.block_pool import BlockPool, ListGenerations
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.request import Request, RequestKey, RequestKind
+from engine.step_output import ComputedBlocks, Reservation, StepOutput, TokenRow
+from wire.errors import SpliceError
+from wire.sampling import FinishReason, SamplingParams
+
+EOS = 60
+torch.set_num_threads(1)
+
+
+@dataclass
+class Bench:
+    """An engine, its parts, and everything it said."""
+
+    config: EngineConfig
+    model: Any = field(default_factory=HistoryModel)
+    rows: dict[RequestKey, list[TokenRow]] = field(default_factory=dict)
+    reserved: dict[RequestKey, Reservation] = field(default_factory=dict)
+    computed: dict[RequestKey, list[ComputedBlocks]] = field(default_factory=dict)
+    failed: dict[RequestKey, SpliceError] = field(default_factory=dict)
+    _keys: int = 0
+
+    def __post_init__(self) -> None:
+        self.pool = BlockPool(self.config.num_blocks, ListGenerations(self.config.num_blocks))
+        layout = self.model.kv_layout(self.config.block_tokens, "auto")
+        shape = (self.config.num_blocks, *layout.block_shape)
+        # Rows nobody wrote yet must not look like anything a request could have written.
+        self.kv_cache = torch.full(shape, 8000.0, dtype=getattr(torch, layout.dtype))
+        self.engine = Engine(self.model, self.kv_cache, self.config, self.pool)
+
+    def submit(
+        self,
+        tokens: Sequence[int],
+        *,
+        emitted: Sequence[int] = (),
+        kind: RequestKind = RequestKind.GENERATE,
+        priority: int = 0,
+        skip_tokens: int = 0,
+        root: bytes = bytes(16),
+        **sampling: object,
+    ) -> RequestKey:
+        self._keys += 1
+        key = (self._keys, 1)
+        params = SamplingParams(**{"max_tokens": 12, "temperature": 0.0, **sampling})  # type: ignore[arg-type]
+        self.engine.submit(
+            Request(
+                key,
+                [*tokens, *emitted],
+                len(tokens),
+                params,
+                kind=kind,
+                root=root,
+                priority=priority,
+                skip_tokens=skip_tokens,
+            )
+        )
+        return key
+
+    def step(self) -> StepOutput:
+        output = self.engine.step()
+        self.engine.check()
+        for row in output.rows:
+            self.rows.setdefault(row.key, []).append(row)
+        for reservation in output.reserved:
+            self.reserved[reservation.key] = reservation
+        for blocks in output.computed:
+            self.computed.setdefault(blocks.key, []).append(blocks)
+        self.failed.update(output.failed)
+        return output
+
+    def run(self, max_steps: int = 2000) -> None:
+        for _ in range(max_steps):
+            if not self.engine.has_work():
+                return
+            self.step()
+        raise AssertionError("the engine does not come to rest")
+
+    def answer(self, key: RequestKey) -> list[int]:
+        """The tokens emitted, whose seqs must follow each other."""
+        rows = self.rows.get(key, [])
+        if rows:
+            assert [row.seq for row in rows] == list(range(rows[0].seq, rows[0].seq + len(rows)))
+        return [token for row in rows for token in row.tokens]
+
+    def finish(self, key: RequestKey) -> FinishReason:
+        return self.rows[key][-1].finish
+
+    def generate(self, tokens: Sequence[int], **options: object) -> list[int]:
+        key = self.submit(tokens, **options)  # type: ignore[arg-type]
+        self.run()
+        return self.answer(key)

@@ -1,0 +1,86 @@
+"""The same promises over real attention and real matrix products, in bf16 and float32."""
+
+from __future__ import annotations
+
+import zlib
+
+import pytest
+import torch
+from engine_bench import Bench
+
+from engine.config import EngineConfig
+from engine.models.llama import LlamaForCausalLM
+from engine.ops.registry import select_ops
+from engine.request import RequestKind
+from engine.spec import ModelSpec, RopeSpec
+
+SPEC = ModelSpec("llama", 2, 48, 72, 4, 2, 12, 320, 512, 1e-5, RopeSpec(10000.0), True)
+PROMPT = [(7 * i * i + 3 * i + 1) % 300 for i in range(75)]
+RUN = {"ignore_eos": True, "max_tokens": 40, "temperature": 0.9, "seed": 11}
+
+
+class RandomWeights:
+    """Each tensor from its name, so that two models are the same model."""
+
+    def __init__(self, dtype):
+        self._dtype = dtype
+
+    def take(self, name, shape):
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        return (torch.randn(shape, generator=generator) * 0.3).to(self._dtype)
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+def make_llama_bench(request):
+    def make(**sizes):
+        config = EngineConfig(**{"num_blocks": 64, "max_model_len": 256, **sizes})
+        return Bench(config, model=LlamaForCausalLM(SPEC, select_ops(request.param), RandomWeights(request.param), 256))
+
+    return make
+
+
+def test_a_llama_gives_the_same_tokens_under_every_schedule(make_llama_bench):
+    alone = make_llama_bench().generate(PROMPT, **RUN)
+    assert len(set(alone)) > 10
+
+    beside = make_llama_bench()
+    others = [beside.submit(PROMPT[i : 3 * i + 2], **{**RUN, "seed": i}) for i in range(15)]
+    key = beside.submit(PROMPT, **RUN)
+    beside.run()
+    assert beside.answer(key) == alone
+    assert all(len(beside.answer(other)) == 40 for other in others)
+
+    assert make_llama_bench(max_num_batched_tokens=35, max_num_seqs=2).generate(PROMPT, **RUN) == alone
+
+    cached = make_llama_bench()
+    cached.generate([*PROMPT[:70], 1, 2], **RUN)
+    key = cached.submit(PROMPT, **RUN)
+    cached.run()
+    assert (cached.rows[key][0].cached_tokens, cached.answer(key)) == (64, alone)
+
+    again = make_llama_bench()
+    key = again.submit(PROMPT, emitted=alone[:17], **RUN)
+    again.run()
+    assert again.answer(key) == alone[17:]
+
+    tight = make_llama_bench(num_blocks=8, enable_prefix_caching=False)
+    keys = [tight.submit(PROMPT, **{**RUN, "max_tokens": 80}) for _ in range(2)]
+    tight.run()
+    assert tight.engine.stats.preemptions > 0
+    assert [tight.answer(key)[:40] for key in keys] == [alone, alone]
+    assert tight.answer(keys[0]) == tight.answer(keys[1])
+
+
+def test_a_llama_handed_over_gives_the_same_tokens(make_llama_bench):
+    alone = make_llama_bench().generate(PROMPT, **RUN)
+    source, dest = make_llama_bench(), make_llama_bench()
+    reserved = dest.submit(PROMPT, kind=RequestKind.RESERVE, **RUN)
+    dest.run()
+    key = source.submit(PROMPT, kind=RequestKind.PREFILL, **RUN)
+    source.run()
+    for blocks in source.computed[key]:
+        for index, block in enumerate(blocks.block_ids, start=blocks.first_block):
+            dest.kv_cache[dest.reserved[reserved].block_ids[index]] = source.kv_cache[block]
+    dest.engine.activate(reserved, source.answer(key))
+    dest.run()
+    assert source.answer(key) + dest.answer(reserved) == alone
