@@ -7,19 +7,11 @@ from collections.abc import Callable
 import msgspec
 import ray.util
 
-from decode_worker.role import DecodeRole
-from prefill_worker.role import PrefillRole
 from splice.cluster.placement_job import NODE_HOST, Outcome
+from splice.cluster.roles import role_builder
 from wire.errors import ErrorCode, SpliceError
-from wire.worker_record import Role
 from worker.actor import WorkerActor
-from worker.process import BuildRole
 from worker.settings import WorkerSettings
-
-
-def role_builder(role: Role) -> BuildRole:
-    builders: dict[Role, BuildRole] = {"prefill": PrefillRole, "decode": DecodeRole}
-    return builders[role]
 
 
 class PlacedWorker(WorkerActor):

@@ -1,0 +1,3 @@
+from splice.cli.main import main
+
+main()

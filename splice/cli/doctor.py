@@ -1,0 +1,25 @@
+"""`splice doctor`"""
+
+from __future__ import annotations
+
+import typer
+
+from splice.cli.console import out
+from splice.doctor import Finding, examine
+
+_MARKS = {"ok": "[green]ok[/green]", "missing": "[bold red]missing[/bold red]", "optional": "[yellow]optional[/yellow]"}
+
+
+def command() -> None:
+    """Examine this machine: what is there, what is missing, how to get it. Exit code 1 if something needed is missing."""
+    findings = examine()
+    for finding in findings:
+        _print(finding)
+    if any(finding.verdict == "missing" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _print(finding: Finding) -> None:
+    out.print(f"{_MARKS[finding.verdict]:<28} {finding.part:<16} {finding.found}")
+    if finding.remedy:
+        out.print(f"{'':<26} [dim]{finding.remedy}[/dim]")

@@ -1,0 +1,115 @@
+"""Examines a machine without changing it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from membership.server import find_etcd
+from splice.cluster.checks import check_shm
+from splice.models import PUBLISHED, find_model
+from wire.errors import SpliceError
+
+RAM_BYTES = 4 << 30
+_ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    part: str
+    verdict: Literal["ok", "missing", "optional"]
+    found: str
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """One finding a part; never raises for what is missing."""
+    return [
+        _python(),
+        _package("torch", "pip install torch"),
+        _package("ray", "pip install ray"),
+        _tried("etcd", lambda: str(find_etcd())),
+        _package("ucxx-cu12", "pip install ucxx-cu12: KV hand-off between hosts over UCX; tcp works without", needed=False),
+        _native("engine"),
+        _native("kvtransfer"),
+        _tried("/dev/shm", check_shm),
+        _memory(),
+        _processor(),
+        *[_model(name) for name in PUBLISHED],
+        _program("nvcc", "only to build GPU kernels: install the CUDA toolkit"),
+        _gpu(),
+    ]
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    if sys.version_info < (3, 11):
+        return Finding("Python", "missing", version, "install Python 3.11 or newer")
+    return Finding("Python", "ok", f"{version} at {sys.executable}")
+
+
+def _package(name: str, remedy: str, *, needed: bool = True) -> Finding:
+    try:
+        return Finding(name, "ok", importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, "missing" if needed else "optional", "not installed", remedy)
+
+
+def _native(room: str) -> Finding:
+    part = f"{room} native"
+    specification = importlib.util.find_spec(f"{room}._native")
+    if specification is None:
+        return Finding(part, "missing", "not built", "`make build` in a clone, or install the wheel again")
+    return Finding(part, "ok", str(specification.origin))
+
+
+def _tried(part: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(part, "ok", check())
+    except SpliceError as error:
+        return Finding(part, "missing", "no", error.message)
+
+
+def _memory() -> Finding:
+    free = psutil.virtual_memory().available
+    text = f"{free >> 20} MiB available"
+    if free < RAM_BYTES:
+        return Finding("memory", "optional", text, "4 GiB make the small model comfortable; lower --kv-cache-memory")
+    return Finding("memory", "ok", text)
+
+
+def _processor() -> Finding:
+    cores = len(os.sched_getaffinity(0))
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    flags = next((line.split() for line in lines if line.lower().startswith(("flags", "features"))), [])
+    known = [flag for flag in _ISA if flag in flags]
+    return Finding("processor", "ok", f"{platform.machine()}, {cores} cores, {' '.join(known) or 'no known extension'}")
+
+
+def _model(name: str) -> Finding:
+    try:
+        return Finding(f"model {name}", "ok", str(find_model(name).path))
+    except SpliceError as error:
+        return Finding(f"model {name}", "optional", "not here", error.message)
+
+
+def _program(name: str, remedy: str) -> Finding:
+    path = shutil.which(name)
+    return Finding(name, "ok", path) if path else Finding(name, "optional", "not found", remedy)
+
+
+def _gpu() -> Finding:
+    devices = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
+    if devices:
+        return Finding("GPU", "ok", ", ".join(devices))
+    return Finding("GPU", "optional", "none", "Splice runs whole without one")
