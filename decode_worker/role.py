@@ -22,6 +22,7 @@ from worker.session import RouterSession
 class _Intake:
     """A request whose KV comes from elsewhere, until it runs: memory and source may arrive in either order."""
 
+    num_tokens: int
     reservation: Reservation | None = None
     source: SourceAddress | None = None
     fetching: bool = False
@@ -49,7 +50,7 @@ class DecodeRole(Role):
         super().submit(kind, message, session)
         key = (message.request, message.attempt)
         if kind is RequestKind.RESERVE and self.table.get(key) is not None:
-            self._intake.setdefault(key, _Intake())
+            self._intake.setdefault(key, _Intake(len(message.tokens)))
 
     def attach(self, message: worker_pb2.Attach, session: RouterSession) -> None:
         intake = self._intake.get((message.request, message.attempt))
@@ -115,6 +116,7 @@ class DecodeRole(Role):
             intake.reservation.block_ids,
             intake.reservation.skip_blocks,
             tracked.deadline_s - self._clock(),
+            expect_tokens=intake.num_tokens,
         )
 
     def _fetched(self, key: RequestKey, final: KvFinalData, stats: HandoffStats) -> None:
