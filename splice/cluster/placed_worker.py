@@ -9,26 +9,17 @@ import ray.util
 
 from decode_worker.role import DecodeRole
 from prefill_worker.role import PrefillRole
+from splice.cluster.placement_job import NODE_HOST, Outcome
 from wire.errors import ErrorCode, SpliceError
 from wire.worker_record import Role
 from worker.actor import WorkerActor
 from worker.process import BuildRole
 from worker.settings import WorkerSettings
 
-NODE_HOST = "node"
-"""As `host`: the address under which Ray knows the node on which the worker comes to stand."""
-
 
 def role_builder(role: Role) -> BuildRole:
     builders: dict[Role, BuildRole] = {"prefill": PrefillRole, "decode": DecodeRole}
     return builders[role]
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """Of a start: JSON of the worker's record, or the error that prevented it."""
-
-    record: bytes = b""
-    error: tuple[str, str, str | None] | None = None
 
 
 class PlacedWorker(WorkerActor):

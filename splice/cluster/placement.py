@@ -9,39 +9,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import ray
 
-from splice.cluster.placed_worker import Outcome, PlacedWorker
+from splice.cluster.placed_worker import PlacedWorker
+from splice.cluster.placement_job import Job, Outcome, PlacedReport
 from wire.errors import ErrorCode
-from worker.settings import WorkerSettings
-
-
-class Pool(msgspec.Struct, frozen=True, kw_only=True):
-    """`count` workers of equal settings; each takes one of `resource`, or `cpus` where no resource is named."""
-
-    settings: WorkerSettings
-    count: int
-    resource: str | None
-    cpus: float
-
-
-class Job(msgspec.Struct, frozen=True, kw_only=True):
-    action: Literal["place", "stop"]
-    ray_address: str
-    namespace: str
-    timeout_s: float
-    pools: tuple[Pool, ...] = ()
-
-
-class PlacedReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker: started (`record`), or failed (`error`: code, message, setting)."""
-
-    name: str
-    record: bytes = b""
-    error: tuple[str, str, str | None] | None = None
 
 
 def main() -> None:
@@ -49,7 +24,7 @@ def main() -> None:
     ray.init(
         address=job.ray_address,
         namespace=job.namespace,
-        _node_ip_address=job.ray_address.rpartition(":")[0],
+        **_address_of_own_head(job.ray_address),
         log_to_driver=False,
         logging_level="ERROR",
         configure_logging=False,
@@ -60,6 +35,12 @@ def main() -> None:
         _stop(job)
     sys.stdout.flush()
     os._exit(0)  # leaving Ray takes a second, and after the death of its head much longer
+
+
+def _address_of_own_head(ray_address: str) -> dict[str, str]:
+    """A head of ours stands on loopback; told nothing, Ray would look for this machine's node on the network."""
+    host = ray_address.rpartition(":")[0]
+    return {"_node_ip_address": host} if host.startswith("127.") else {}
 
 
 def _place(job: Job) -> None:
