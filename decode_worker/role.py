@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import grpc.aio
 
 from engine.request import RequestKey, RequestKind
 from engine.step_output import Reservation, StepOutput
 from kvtransfer.consumer import KvConsumer
+from kvtransfer.faults import FaultPlan
 from kvtransfer.handoff import HandoffStats, KvFinalData, SourceAddress
 from wire.errors import ErrorCode, SpliceError
+from wire.sampling import FinishReason
 from wire.v1 import worker_pb2
 from worker.role import HandoffCounters, Role, RoleParts
 from worker.session import RouterSession
@@ -20,6 +22,7 @@ from worker.session import RouterSession
 class _Intake:
     """A request whose KV comes from elsewhere, until it runs: memory and source may arrive in either order."""
 
+    num_tokens: int
     reservation: Reservation | None = None
     source: SourceAddress | None = None
     fetching: bool = False
@@ -33,7 +36,6 @@ class DecodeRole(Role):
     def __init__(self, parts: RoleParts) -> None:
         super().__init__(parts)
         self._intake: dict[RequestKey, _Intake] = {}
-        self._totals = HandoffCounters()
         self._consumer = KvConsumer(
             parts.pool_memory,
             parts.identity,
@@ -41,13 +43,14 @@ class DecodeRole(Role):
             on_ready=lambda key, final, stats: parts.post(lambda: self._fetched(key, final, stats)),
             on_failed=lambda key, error, blamed: parts.post(lambda: self._fetch_failed(key, error, blamed)),
             on_drained=lambda key: parts.post(lambda: self.engine.drained(key)),
+            faults=FaultPlan.parse(parts.settings.faults),
         )
 
     def submit(self, kind: RequestKind, message: worker_pb2.Submit, session: RouterSession) -> None:
         super().submit(kind, message, session)
         key = (message.request, message.attempt)
         if kind is RequestKind.RESERVE and self.table.get(key) is not None:
-            self._intake.setdefault(key, _Intake())
+            self._intake.setdefault(key, _Intake(len(message.tokens)))
 
     def attach(self, message: worker_pb2.Attach, session: RouterSession) -> None:
         intake = self._intake.get((message.request, message.attempt))
@@ -64,13 +67,15 @@ class DecodeRole(Role):
         for reservation in output.reserved:
             self._reserved(reservation)
         super().on_output(output)
-        for key, _ in output.failed:
+        ended = [row.key for row in output.rows if row.finish is not FinishReason.NONE]
+        for key in (*ended, *(key for key, _ in output.failed)):
             self._forget(key)
 
     def handoff_counters(self) -> HandoffCounters:
         stats = self._consumer.stats
-        return replace(
-            self._totals,
+        return HandoffCounters(
+            kv_bytes_in=stats.kv_bytes_in,
+            kv_blocks_in=stats.kv_blocks_in,
             digest_mismatches=stats.digest_mismatches,
             transport_fallbacks=stats.transport_fallbacks,
         )
@@ -111,17 +116,13 @@ class DecodeRole(Role):
             intake.reservation.block_ids,
             intake.reservation.skip_blocks,
             tracked.deadline_s - self._clock(),
+            expect_tokens=intake.num_tokens,
         )
 
     def _fetched(self, key: RequestKey, final: KvFinalData, stats: HandoffStats) -> None:
         tracked = self.table.get(key)
         if tracked is None or self._intake.pop(key, None) is None:
             return  # cancelled while the last copy ended; its memory drains by itself
-        self._totals = replace(
-            self._totals,
-            kv_bytes_in=self._totals.kv_bytes_in + stats.kv_bytes,
-            kv_blocks_in=self._totals.kv_blocks_in + stats.kv_blocks,
-        )
         tracked.session.send(
             handoff=worker_pb2.HandoffReport(
                 request=key[0],

@@ -6,6 +6,7 @@ import grpc.aio
 
 from engine.request import RequestKey, RequestKind
 from engine.step_output import StepOutput, TokenRow
+from kvtransfer.faults import FaultPlan
 from kvtransfer.handoff import KvFinalData
 from kvtransfer.source import KvSource
 from wire.errors import ErrorCode, SpliceError
@@ -28,6 +29,7 @@ class PrefillRole(Role):
             transports=parts.settings.kv_transports,
             on_release=lambda key, reason: parts.post(lambda: self._released(key)),
             host=parts.settings.host,
+            faults=FaultPlan.parse(parts.settings.faults),
         )
 
     def on_output(self, output: StepOutput) -> None:

@@ -88,7 +88,7 @@ class WorkerSession:
         self._timing = timing
         self._outgoing: asyncio.Queue[pb.RouterMessage] = asyncio.Queue(queue_size)
         self._channel = grpc.aio.insecure_channel(record.endpoint, options=CHANNEL_OPTIONS)
-        self._stub: Any = rpc.WorkerStub(self._channel)  # type: ignore[no-untyped-call]
+        self._stub: Any = rpc.WorkerStub(self._channel)
         self._call: Any = None
         self._task: asyncio.Task[None] | None = None
         self._silent_s = 0.0

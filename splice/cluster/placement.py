@@ -64,7 +64,9 @@ def _place(job: Job) -> None:
         for reference in done:
             _report(waiting.pop(reference), reference)
     for name in waiting.values():
-        message = f"{name} did not start within {job.timeout_s:.0f} s; Ray found no free place or its start takes longer"
+        message = (
+            f"{name} did not start within {job.timeout_s:.0f} s; Ray found no free place or its start takes longer"
+        )
         _say(PlacedReport(name=name, error=(ErrorCode.MISSING_PART.value, message, "start_timeout")))
 
 

@@ -52,12 +52,16 @@ class RunDirectory:
 
     def create(self) -> None:
         """Raises SpliceError when the place belongs to somebody else or to a running cluster."""
-        for folder in (self.path.parent, self.path) if self.path.parent.name == f"splice-{os.getuid()}" else (self.path,):
+        for folder in (
+            (self.path.parent, self.path) if self.path.parent.name == f"splice-{os.getuid()}" else (self.path,)
+        ):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = folder.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
                 raise SpliceError(
-                    ErrorCode.BAD_SETTING, f"{folder} is not a directory of yours; choose another --run-dir", param="run_dir"
+                    ErrorCode.BAD_SETTING,
+                    f"{folder} is not a directory of yours; choose another --run-dir",
+                    param="run_dir",
                 )
         os.chmod(self.path, 0o700)
         state = self.read()

@@ -22,7 +22,10 @@ class ServeSettings(PlaceSettings, MembershipSettings, EngineSettings, FrontSett
     prefill: int = setting(1, parse.integer(0, 4096), "Prefill workers.", group="Pools")
     decode: int = setting(1, parse.integer(1, 4096), "Decode workers.", group="Pools")
     ray_address: str | None = setting(
-        None, parse.text, "Existing Ray cluster, host:port. Default: a head of our own on this machine.", group="Cluster"
+        None,
+        parse.text,
+        "Existing Ray cluster, host:port. Default: a head of our own on this machine.",
+        group="Cluster",
     )
     worker_host: str = setting(
         "auto",
@@ -36,9 +39,7 @@ class ServeSettings(PlaceSettings, MembershipSettings, EngineSettings, FrontSett
     decode_resource: str | None = setting(
         None, parse.text, "Custom Ray resource that marks nodes for decode workers.", group="Cluster"
     )
-    start_timeout: float = setting(
-        180.0, parse.seconds(1), "Seconds until everything must be ready.", group="Cluster"
-    )
+    start_timeout: float = setting(180.0, parse.seconds(1), "Seconds until everything must be ready.", group="Cluster")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,7 @@ class WorkerCommandSettings(MembershipSettings, EngineSettings, ModelSettings):
     registration_ttl: int = setting(
         5, parse.integer(2, 300), "Seconds after which a silent worker leaves the registry.", group="Worker"
     )
-    drain_timeout: float = setting(
-        30.0, parse.seconds(0), "Seconds running requests get at shutdown.", group="Worker"
-    )
+    drain_timeout: float = setting(30.0, parse.seconds(0), "Seconds running requests get at shutdown.", group="Worker")
     fault: tuple[str, ...] = setting(
         (), parse.words(), "Arm fault points, for tests; loopback only.", group="Worker", metavar="LIST"
     )

@@ -102,7 +102,9 @@ def choice_of_ints(*allowed: int) -> Callable[[str], int]:
 def name(raw: str) -> str:
     """A name that can be part of a path and of an etcd key."""
     if not _NAME.fullmatch(raw):
-        raise ValueError("expected 1 to 64 letters, digits, dots, dashes or underscores, beginning with a letter or digit")
+        raise ValueError(
+            "expected 1 to 64 letters, digits, dots, dashes or underscores, beginning with a letter or digit"
+        )
     return raw
 
 

@@ -20,6 +20,7 @@ import grpc
 import httpx
 
 from membership.client import EtcdClient
+from membership.keys import workers_prefix
 from membership.server import EtcdServer
 from wire.v1 import worker_pb2, worker_pb2_grpc
 from wire.worker_record import Role, WorkerRecord, decode_record
@@ -73,10 +74,10 @@ class Cluster:
         """What etcd holds right now."""
 
         async def read() -> list[WorkerRecord]:
-            client = EtcdClient(self.etcd.endpoints)
+            client = EtcdClient(self.etcd.endpoint)
             try:
-                found = await client.range_prefix(f"/splice/{self.name}/workers/".encode())
-                return [decode_record(pair.value) for pair in found.pairs]
+                found = await client.list(workers_prefix(self.name))
+                return [decode_record(entry.value) for entry in found.entries]
             finally:
                 await client.close()
 
@@ -135,7 +136,7 @@ class Cluster:
                 raise AssertionError(f"{process.args} ignored SIGTERM: {self.logs()}") from None
 
     def _common(self) -> list[str]:
-        return ["--etcd-endpoints", ",".join(self.etcd.endpoints), "--cluster", self.name]
+        return ["--etcd-endpoints", self.etcd.endpoint, "--cluster", self.name]
 
     def _start(self, log_name: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{log_name}.log").open("wb") as log:

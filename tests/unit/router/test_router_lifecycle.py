@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from hypothesis import settings
@@ -112,6 +112,20 @@ def test_repeated_and_stale_tokens_are_dropped() -> None:
     assert released(lifecycle.handle(row(D0, 2, 9, attempt=2), 0.0)) == []
     assert released(lifecycle.handle(row(D1, 2, 9, attempt=2), 0.0)) == [9]
     assert lifecycle.dropped_tokens == 3
+
+
+def test_nothing_of_an_older_attempt_counts_even_from_the_same_worker() -> None:
+    lifecycle = make()
+    lifecycle.start()
+    picked(lifecycle)
+    broken = SpliceError(ErrorCode.KV_TRANSFER_FAILED, "reset")
+    lifecycle.handle(Failed(D0, 1, broken, True, "p0"), 0.0)
+    picked(lifecycle, D0, P1)
+    assert lifecycle.handle(Reserved(D0, 1, 0), 0.0) == []
+    assert lifecycle.handle(row(D0, 0, 99), 0.0) == []
+    assert lifecycle.handle(Failed(D0, 1, broken, True), 0.0) == []
+    assert lifecycle.handle(Reserved(D0, 2, 0), 0.0)[0] == SendPrefill(P1, 2, PROMPT, 0)
+    assert released(lifecycle.handle(row(P1, 0, 7, attempt=2), 0.0)) == [7]
 
 
 def test_a_lost_decode_worker_is_replaced_with_prompt_and_emitted_tokens() -> None:
@@ -360,6 +374,9 @@ class AnySchedule(RuleBasedStateMachine):
         event = pick.choice(self.net.flying)
         if not again:
             self.net.flying.remove(event)
+        if isinstance(event, TokenRow) and event.attempt != self.lifecycle.attempt:
+            # Must be dropped unread, so it may as well be wrong.
+            event = replace(event, tokens=tuple(-1 for _ in event.tokens))
         self.feed(event)
 
     @precondition(lambda self: self.net.live)

@@ -1,0 +1,51 @@
+"""Promises of source and consumer that do not depend on the transport."""
+
+from __future__ import annotations
+
+from kv_pair import FINAL, KEY, LAYOUT, fill, pair, until
+
+from kvtransfer.faults import DROP_FINAL, FaultPlan
+from kvtransfer.registry import LINKS, SOURCES
+from wire.errors import ErrorCode
+
+
+async def test_a_hold_nobody_fetches_is_released_when_its_lease_ends() -> None:
+    async with pair(("shm",), source={"ttl_s": 0.2}) as (source, _, _consumer):
+        fill(source.pool, [0])
+        source.kv.announce(KEY, 0, [0], LAYOUT.block_tokens, FINAL)
+        await until(lambda: source.released == [(KEY, "lease expired")])
+        assert source.kv.stats.leases_expired == 1
+
+
+async def test_a_waiting_consumer_keeps_its_lease_by_renewing() -> None:
+    async with pair(("shm",), source={"ttl_s": 0.3}) as (source, address, consumer):
+        consumer.kv.fetch(KEY, address, [0], 0, 1.5)
+        await until(lambda: consumer.drained)
+        ((_, error, _),) = consumer.failed
+        assert error.code is ErrorCode.DEADLINE_EXCEEDED, "the lease ended before the consumer's own deadline"
+        assert source.kv.stats.leases_expired == 0
+
+
+async def test_a_lost_final_announcement_ends_at_the_deadline() -> None:
+    faults = FaultPlan({DROP_FINAL: 1})
+    async with pair(("shm",), source={"faults": faults}) as (source, address, consumer):
+        fill(source.pool, [0])
+        source.kv.announce(KEY, 0, [0], LAYOUT.block_tokens, FINAL)
+        consumer.kv.fetch(KEY, address, [0], 0, 0.5)
+        await until(lambda: consumer.drained)
+        assert faults.hits[DROP_FINAL] == 1
+        assert "final" in consumer.failed[0][1].message
+
+
+async def test_an_offer_the_consumer_does_not_know_is_skipped_and_counted() -> None:
+    names = ("warp", "tcp")
+    source = {"factories": {**SOURCES, "warp": SOURCES["tcp"]}}
+    async with pair(names, source=source, consumer={"factories": {**LINKS, "warp": LINKS["tcp"]}}) as parts:
+        served, address, consumer = parts
+        consumer.kv._factories = LINKS
+        fill(served.pool, [0])
+        served.kv.announce(KEY, 0, [0], LAYOUT.block_tokens, FINAL)
+        consumer.kv.fetch(KEY, address, [0], 0, 5.0)
+        await until(lambda: consumer.ready)
+        assert (consumer.ready[0][2].transport, consumer.ready[0][2].transport_fallbacks) == ("tcp", 1)
+        assert consumer.kv.stats.transport_fallbacks == 1
