@@ -20,6 +20,6 @@ def command() -> None:
 
 
 def _print(finding: Finding) -> None:
-    out.print(f"{_MARKS[finding.verdict]:<28} {finding.part:<16} {finding.found}")
+    out.print(f"{_MARKS[finding.verdict]}\t{finding.part:<18} {finding.found}", soft_wrap=True)
     if finding.remedy:
-        out.print(f"{'':<26} [dim]{finding.remedy}[/dim]")
+        out.print(f"\t{'':<18} [dim]{finding.remedy}[/dim]", soft_wrap=True)

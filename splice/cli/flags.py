@@ -57,7 +57,9 @@ def with_settings(settings_class: type[S], *, model_argument: bool = False) -> C
 
         parameters = [_parameter(each) for each in known.values()]
         parameters += [
-            _extra("config", Path | None, typer.Option("--config", help="YAML file of settings.", metavar="FILE"), None),
+            _extra(
+                "config", Path | None, typer.Option("--config", help="YAML file of settings.", metavar="FILE"), None
+            ),
             _extra(
                 "print_config",
                 bool,
