@@ -92,7 +92,8 @@ class _TransportErrors:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.InvalidURL | httpx.UnsupportedProtocol):
             raise SpliceError(
                 ErrorCode.MISSING_PART,
-                f"nothing answers at {self._url} ({error}); start it with `splice serve` or give its address with --url",
+                f"nothing answers at {self._url} ({error}); "
+                "start it with `splice serve` or give its address with --url",
                 param="url",
             ) from None
         if isinstance(error, httpx.HTTPError):

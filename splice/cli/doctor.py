@@ -11,7 +11,10 @@ _MARKS = {"ok": "[green]ok[/green]", "missing": "[bold red]missing[/bold red]", 
 
 
 def command() -> None:
-    """Examine this machine: what is there, what is missing, how to get it. Exit code 1 if something needed is missing."""
+    """Examine this machine: what is there, what is missing, how to get it.
+
+    Exit code 1 if something needed is missing.
+    """
     findings = examine()
     for finding in findings:
         _print(finding)

@@ -73,7 +73,7 @@ def with_settings(settings_class: type[S], *, model_argument: bool = False) -> C
             parameters.insert(0, _extra("model_word", str | None, word, None))
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}
-        del run.__wrapped__  # type: ignore[attr-defined]  # typer must see the signature made here
+        del run.__wrapped__  # typer must see the signature made here
         return run
 
     return decorate

@@ -102,7 +102,8 @@ def check_memory(settings: ServeSettings) -> str:
     if needed > free:
         raise SpliceError(
             ErrorCode.BAD_SETTING,
-            f"{workers} workers with KV pools of {pool >> 20} MiB need about {needed >> 20} MiB, {free >> 20} are free; "
+            f"{workers} workers with KV pools of {pool >> 20} MiB need about "
+            f"{needed >> 20} MiB, {free >> 20} are free; "
             "lower --kv-cache-memory, --prefill or --decode",
             param="kv_cache_memory",
         )
