@@ -56,7 +56,7 @@ class Peer:
         """Until the channel ends; returns why it did."""
         try:
             async with grpc.aio.insecure_channel(self.source.endpoint, options=_OPTIONS) as channel:
-                stub = kv_pb2_grpc.KvSourceStub(channel)  # type: ignore[no-untyped-call]
+                stub = kv_pb2_grpc.KvSourceStub(channel)
                 welcome = await stub.Hello(self._hello(), timeout=HELLO_TIMEOUT_S)
                 offers = [(offer.name, offer.address) for offer in welcome.offers]
                 pool = PeerPool(

@@ -96,7 +96,7 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
             )
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
-        kv_pb2_grpc.add_KvSourceServicer_to_server(self, server)  # type: ignore[no-untyped-call]
+        kv_pb2_grpc.add_KvSourceServicer_to_server(self, server)
 
     async def start(self) -> None:
         """On the loop of the gRPC server, before it serves."""

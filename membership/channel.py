@@ -64,10 +64,10 @@ class Member:
     def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
         self.address = address
         self.channel = channel
-        self.kv: Any = etcd_pb2_grpc.KVStub(channel)  # type: ignore[no-untyped-call]
-        self.lease: Any = etcd_pb2_grpc.LeaseStub(channel)  # type: ignore[no-untyped-call]
-        self.watch: Any = etcd_pb2_grpc.WatchStub(channel)  # type: ignore[no-untyped-call]
-        self.maintenance: Any = etcd_pb2_grpc.MaintenanceStub(channel)  # type: ignore[no-untyped-call]
+        self.kv: Any = etcd_pb2_grpc.KVStub(channel)
+        self.lease: Any = etcd_pb2_grpc.LeaseStub(channel)
+        self.watch: Any = etcd_pb2_grpc.WatchStub(channel)
+        self.maintenance: Any = etcd_pb2_grpc.MaintenanceStub(channel)
 
 
 class Members:

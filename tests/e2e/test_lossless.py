@@ -54,7 +54,11 @@ def test_killing_prefill_while_it_computes_changes_nothing(tiny_model: Path, tmp
     prompt = [5 + i % 200 for i in range(1900)]
     body: dict[str, object] = {"max_tokens": 60, "temperature": 0, "ignore_eos": True}
     with cluster(
-        tiny_model, tmp_path, prefill=2, decode=1, prefill_flags=("--max-num-batched-tokens", "32")
+        tiny_model,
+        tmp_path,
+        prefill=2,
+        decode=1,
+        prefill_flags=("--max-num-batched-tokens", "32", "--max-num-seqs", "1"),
     ) as running:
         answers: list[Answer] = []
         client = threading.Thread(target=lambda: answers.append(complete(running, prompt, **body)))
