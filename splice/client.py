@@ -49,7 +49,9 @@ class Client:
         names = self.models()
         if len(names) != 1:
             raise SpliceError(
-                ErrorCode.MODEL_NOT_FOUND, f"{self._url} serves {names or 'no model'}; name one with --model", param="model"
+                ErrorCode.MODEL_NOT_FOUND,
+                f"{self._url} serves {names or 'no model'}; name one with --model",
+                param="model",
             )
         return names[0]
 
@@ -90,7 +92,8 @@ class _TransportErrors:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.InvalidURL | httpx.UnsupportedProtocol):
             raise SpliceError(
                 ErrorCode.MISSING_PART,
-                f"nothing answers at {self._url} ({error}); start it with `splice serve` or give its address with --url",
+                f"nothing answers at {self._url} ({error}); "
+                "start it with `splice serve` or give its address with --url",
                 param="url",
             ) from None
         if isinstance(error, httpx.HTTPError):
@@ -102,7 +105,7 @@ class _TransportErrors:
 def _delta(chunk: dict[str, Any]) -> Delta:
     if error := chunk.get("error"):
         raise _from_body(error)
-    choice = next(iter(chunk.get("choices") or ()), {})
+    choice: dict[str, Any] = next(iter(chunk.get("choices") or ()), {})
     text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
     return Delta(text, choice.get("finish_reason"), chunk.get("usage") or {}, chunk.get("splice_receipt") or {})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -28,6 +29,7 @@ def command() -> None:
     run_dir = RunDirectory("demo", Path(tempfile.mkdtemp(prefix="splice-demo-")))
     segments = set(os.listdir(_SHM))
     settings = ServeSettings(model="smollm2", cluster="demo", port=0, grpc_port=0, run_dir=str(run_dir.path))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     launcher = Launcher(settings, run_dir, say)
     with launcher.running():
         url = f"http://{launcher.state.host}:{launcher.state.http_port}"

@@ -11,7 +11,10 @@ _MARKS = {"ok": "[green]ok[/green]", "missing": "[bold red]missing[/bold red]", 
 
 
 def command() -> None:
-    """Examine this machine: what is there, what is missing, how to get it. Exit code 1 if something needed is missing."""
+    """Examine this machine: what is there, what is missing, how to get it.
+
+    Exit code 1 if something needed is missing.
+    """
     findings = examine()
     for finding in findings:
         _print(finding)
@@ -20,6 +23,6 @@ def command() -> None:
 
 
 def _print(finding: Finding) -> None:
-    out.print(f"{_MARKS[finding.verdict]:<28} {finding.part:<16} {finding.found}")
+    out.print(f"{_MARKS[finding.verdict]}\t{finding.part:<18} {finding.found}", soft_wrap=True)
     if finding.remedy:
-        out.print(f"{'':<26} [dim]{finding.remedy}[/dim]")
+        out.print(f"\t{'':<18} [dim]{finding.remedy}[/dim]", soft_wrap=True)

@@ -57,7 +57,9 @@ def with_settings(settings_class: type[S], *, model_argument: bool = False) -> C
 
         parameters = [_parameter(each) for each in known.values()]
         parameters += [
-            _extra("config", Path | None, typer.Option("--config", help="YAML file of settings.", metavar="FILE"), None),
+            _extra(
+                "config", Path | None, typer.Option("--config", help="YAML file of settings.", metavar="FILE"), None
+            ),
             _extra(
                 "print_config",
                 bool,
@@ -71,7 +73,7 @@ def with_settings(settings_class: type[S], *, model_argument: bool = False) -> C
             parameters.insert(0, _extra("model_word", str | None, word, None))
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}
-        del run.__wrapped__  # type: ignore[attr-defined]  # typer must see the signature made here
+        del run.__wrapped__  # typer must see the signature made here
         return run
 
     return decorate

@@ -20,11 +20,13 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="""Disaggregated LLM serving: prefill and decode on separate pools, the KV cache handed over between them.
-
-Start here: [bold]splice pull smollm2[/bold], [bold]splice serve smollm2[/bold], and in another terminal [bold]splice chat[/bold].
-
-Every flag can also be set in a YAML file (--config) or in the environment: --max-num-seqs is SPLICE_MAX_NUM_SEQS. Flags win over the environment, which wins over the file.""",
+    help=(
+        "Disaggregated LLM serving: prefill and decode on separate pools, the KV cache handed over between them.\n\n"
+        "Start here: [bold]splice pull smollm2[/bold], [bold]splice serve smollm2[/bold], and in another terminal "
+        "[bold]splice chat[/bold].\n\n"
+        "Every flag can also be set in a YAML file (--config) or in the environment: --max-num-seqs is "
+        "SPLICE_MAX_NUM_SEQS. Flags win over the environment, which wins over the file."
+    ),
 )
 COMMANDS = (serve, chat, complete, status, down, pull, doctor, router, worker, demo)
 for module in COMMANDS:

@@ -13,7 +13,9 @@ def receipt_panel(last: Delta) -> Panel:
     receipt, usage = last.receipt, last.usage
     rows = Table.grid(padding=(0, 2))
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
-    rows.add_row("tokens", f"{usage.get('prompt_tokens', 0)} in ({cached} cached), {usage.get('completion_tokens', 0)} out")
+    rows.add_row(
+        "tokens", f"{usage.get('prompt_tokens', 0)} in ({cached} cached), {usage.get('completion_tokens', 0)} out"
+    )
     rows.add_row("prefill worker", receipt.get("prefill_worker") or "none: prefilled on the decode worker")
     rows.add_row("decode worker", receipt.get("decode_worker") or "none: the answer ended on its first token")
     if receipt.get("transport"):

@@ -46,7 +46,7 @@ def command(
         return
     stop = threading.Event()
     launcher = Launcher(settings, run_dir, say)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # while starting, as ctrl-C
     with launcher.running():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: stop.set())
@@ -57,11 +57,6 @@ def command(
                 told.add(name)
                 err.print(f"{name} has ended; its log is in {run_dir.path}", style="bold red")
         say("stopping")
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    """While starting, SIGTERM ends the start as ctrl-C does."""
-    raise KeyboardInterrupt
 
 
 def _announce(state: ClusterState) -> None:
@@ -87,7 +82,9 @@ def _detach(settings: ServeSettings, run_dir: RunDirectory) -> None:
     while child.poll() is None and time.monotonic() < ends:
         state = run_dir.read()
         if state is not None and state.ready and state.launcher.pid == child.pid:
-            err.print(f"serving at [bold]http://{state.host}:{state.http_port}/v1[/bold], gRPC on port {state.grpc_port}")
+            err.print(
+                f"serving at [bold]http://{state.host}:{state.http_port}/v1[/bold], gRPC on port {state.grpc_port}"
+            )
             say(f"end it: splice down --cluster {settings.cluster}")
             return
         time.sleep(0.1)

@@ -41,7 +41,9 @@ def command(
 
 
 def _print(status: ClusterStatus) -> None:
-    out.print(f"cluster {status.cluster}   router {status.router_url or 'not here'}   ray {status.ray_address or 'none'}")
+    out.print(
+        f"cluster {status.cluster}   router {status.router_url or 'not here'}   ray {status.ray_address or 'none'}"
+    )
     out.print(f"etcd {','.join(status.etcd_endpoints)}   {status.etcd_error or 'answers'}", markup=False)
     table = Table("worker", "incarnation", "endpoint", "pid", "running", "waiting", "KV used", "tokens in/out", "state")
     for worker in status.workers:

@@ -26,7 +26,9 @@ def check_serve(settings: ServeSettings) -> list[str]:
         done.append(check_port(name, settings.host, port))
     if settings.port and settings.port == settings.grpc_port:
         raise SpliceError(
-            ErrorCode.BAD_SETTING, f"HTTP and gRPC cannot share port {settings.port}; change --grpc-port", param="grpc_port"
+            ErrorCode.BAD_SETTING,
+            f"HTTP and gRPC cannot share port {settings.port}; change --grpc-port",
+            param="grpc_port",
         )
     if settings.etcd_endpoints:
         done.append(check_reachable("etcd_endpoints", settings.etcd_endpoints))
@@ -89,7 +91,7 @@ def check_shm(folder: Path = Path("/dev/shm"), needed: int = SHM_BYTES) -> str: 
             f"(`mount -o remount,size=1G {folder}`, in a container `--shm-size=1g`)",
             param="shm",
         )
-    return f"{str(folder):<10} {free >> 20} MiB free"
+    return f"{folder!s:<10} {free >> 20} MiB free"
 
 
 def check_memory(settings: ServeSettings) -> str:
@@ -100,7 +102,8 @@ def check_memory(settings: ServeSettings) -> str:
     if needed > free:
         raise SpliceError(
             ErrorCode.BAD_SETTING,
-            f"{workers} workers with KV pools of {pool >> 20} MiB need about {needed >> 20} MiB, {free >> 20} are free; "
+            f"{workers} workers with KV pools of {pool >> 20} MiB need about "
+            f"{needed >> 20} MiB, {free >> 20} are free; "
             "lower --kv-cache-memory, --prefill or --decode",
             param="kv_cache_memory",
         )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -189,7 +190,8 @@ class Launcher:
         timer = threading.Timer(timeout_s + 15.0, child.kill)
         timer.start()
         try:
-            assert child.stdin is not None and child.stdout is not None  # noqa: S101 (pipes were asked for)
+            assert child.stdin is not None  # noqa: S101 (a pipe was asked for)
+            assert child.stdout is not None  # noqa: S101
             child.stdin.write(msgspec.json.encode(job))
             child.stdin.close()
             for line in child.stdout:
@@ -215,18 +217,21 @@ class Launcher:
         """Until the router itself says that it sees all workers: an answer could be given from now on."""
         ends = time.monotonic() + self._settings.start_timeout
         url = f"http://{_dialled(self._settings.host)}:{self.state.http_port}/ready"
-        answer: dict[str, object] = {}
+        answer: dict[str, Any] = {}
         while time.monotonic() < ends:
             try:
                 response = httpx.get(url, timeout=2.0)
                 answer = response.json()
             except (httpx.HTTPError, ValueError):
                 answer = {}
-            seen = {role: answer.get(f"{role}_workers", 0) for role in self._counts()}
+            workers = answer.get("workers", {})
+            seen = {role: workers.get(role, 0) for role in self._counts()}
             if seen == self._counts():
                 return
             time.sleep(0.05)
-        raise SpliceError(ErrorCode.MISSING_PART, f"the router does not see all workers: {answer}", param="start_timeout")
+        raise SpliceError(
+            ErrorCode.MISSING_PART, f"the router does not see all workers: {answer}", param="start_timeout"
+        )
 
     def _progress(self, part: str, text: str) -> None:
         self._say(f"{time.monotonic() - self._started_s:5.1f} s  {part:<8} {text}")

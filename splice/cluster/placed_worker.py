@@ -19,11 +19,16 @@ class PlacedWorker(WorkerActor):
 
     def __init__(self, settings: WorkerSettings) -> None:
         if settings.host == NODE_HOST:
-            settings = msgspec.structs.replace(settings, host=ray.util.get_node_ip_address())
+            settings = msgspec.structs.replace(settings, host=_node_address())
         super().__init__(settings, role_builder(settings.role))
 
     def started(self, timeout_s: float) -> bytes:
         return msgspec.json.encode(_outcome(lambda: self.record(timeout_s).encode()))
+
+
+def _node_address() -> str:
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return address
 
 
 def _outcome(start: Callable[[], bytes]) -> Outcome:

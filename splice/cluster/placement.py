@@ -6,6 +6,7 @@ outlive this process and the launcher, and Ray starts them anew when they die.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 import ray
+import ray.util
 
 from splice.cluster.placed_worker import PlacedWorker
 from splice.cluster.placement_job import Job, Outcome, PlacedReport
@@ -26,7 +28,7 @@ def main() -> None:
         namespace=job.namespace,
         **_address_of_own_head(job.ray_address),
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         configure_logging=False,
     )
     if job.action == "place":
@@ -37,7 +39,7 @@ def main() -> None:
     os._exit(0)  # leaving Ray takes a second, and after the death of its head much longer
 
 
-def _address_of_own_head(ray_address: str) -> dict[str, str]:
+def _address_of_own_head(ray_address: str) -> dict[str, Any]:
     """A head of ours stands on loopback; told nothing, Ray would look for this machine's node on the network."""
     host = ray_address.rpartition(":")[0]
     return {"_node_ip_address": host} if host.startswith("127.") else {}
@@ -45,9 +47,9 @@ def _address_of_own_head(ray_address: str) -> dict[str, str]:
 
 def _place(job: Job) -> None:
     deadline_s = time.monotonic() + job.timeout_s
-    waiting = {}
+    waiting: dict[Any, str] = {}
     for pool in job.pools:
-        placed = ray.remote(PlacedWorker)
+        placed: Any = ray.remote(PlacedWorker)
         for index in range(pool.count):
             name = f"{pool.settings.role}-{index}"
             actor = placed.options(
@@ -82,8 +84,9 @@ def _report(name: str, reference: Any) -> None:
 def _stop(job: Job) -> None:
     actors = [ray.get_actor(each["name"], each["namespace"]) for each in ray.util.list_named_actors(all_namespaces=True)
               if each["namespace"] == job.namespace]  # fmt: skip
-    stopping = [actor.stop.remote(job.timeout_s) for actor in actors]
-    ray.wait(stopping, num_returns=len(stopping), timeout=job.timeout_s) if stopping else None
+    stopping: list[Any] = [actor.stop.remote(job.timeout_s) for actor in actors]
+    if stopping:
+        ray.wait(stopping, num_returns=len(stopping), timeout=job.timeout_s)
     for actor in actors:
         ray.kill(actor, no_restart=True)
 

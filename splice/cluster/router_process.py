@@ -53,6 +53,8 @@ def wait_listening(process: subprocess.Popen[bytes], ready_file: Path, log: Path
     while not ready_file.exists():
         if process.poll() is not None or time.monotonic() > ends:
             words = log.read_text(errors="replace").strip()[-800:]
-            raise SpliceError(ErrorCode.MISSING_PART, f"the router did not start: {words or 'no reason given'}", param="router")
+            raise SpliceError(
+                ErrorCode.MISSING_PART, f"the router did not start: {words or 'no reason given'}", param="router"
+            )
         time.sleep(_POLL_S)
     return msgspec.json.decode(ready_file.read_bytes(), type=ListeningRouter)

@@ -10,7 +10,9 @@ import grpc.aio
 import msgspec
 
 from membership.client import EtcdClient
+from membership.keys import workers_prefix
 from splice.cluster.run_dir import ClusterState
+from wire.errors import SpliceError
 from wire.v1 import worker_pb2, worker_pb2_grpc
 from wire.worker_record import Role, WorkerRecord, decode_record
 
@@ -56,11 +58,13 @@ async def gather(cluster: str, endpoints: tuple[str, ...], state: ClusterState |
     problem = None
     client = EtcdClient(endpoints)
     try:
-        found = await asyncio.wait_for(client.range_prefix(f"/splice/{cluster}/workers/".encode()), DEADLINE_S)
-        records = sorted((decode_record(pair.value) for pair in found.pairs), key=lambda each: (each.role, each.worker_id))
+        found = await client.list(workers_prefix(cluster), timeout_s=DEADLINE_S)
+        records = sorted(
+            (decode_record(pair.value) for pair in found.entries), key=lambda each: (each.role, each.worker_id)
+        )
         workers = await asyncio.gather(*(_ask(record) for record in records))
-    except Exception as error:
-        problem = f"{type(error).__name__}: {error}"
+    except (SpliceError, msgspec.ValidationError) as error:
+        problem = str(error)
     finally:
         await client.close()
     return ClusterStatus(

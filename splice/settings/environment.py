@@ -23,7 +23,8 @@ def cache_home() -> Path:
 def child_environment(extra: Mapping[str, str] | None = None, *, without: tuple[str, ...] = ()) -> dict[str, str]:
     """The environment for a process we start.
 
-    Settings reach children as flags alone, so `SPLICE_*` is left out; so is every name that starts with one of `without`.
+    Settings reach children as flags alone, so `SPLICE_*` is left out; so is every name that starts
+    with one of `without`.
     """
     dropped = (ENVIRONMENT_PREFIX, *without)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
