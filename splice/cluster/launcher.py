@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -253,6 +254,8 @@ def end_cluster(run_dir: RunDirectory, state: ClusterState) -> list[ProcessId]:
     found = {process.pid: process for process in bearing(marks)}
     found |= {process.pid: process for each in state.living() if (process := each.find()) is not None}
     end(found.values(), grace_s=5.0)
+    if state.own_ray_dir:
+        shutil.rmtree(state.own_ray_dir, ignore_errors=True)
     return state.living()
 
 

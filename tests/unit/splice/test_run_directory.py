@@ -74,7 +74,11 @@ def test_ending_a_cluster_ends_what_bears_its_mark_and_nothing_else(
 ) -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as bystander:
         run_dir = RunDirectory("c", tmp_path / "run")
-        assert end_cluster(run_dir, state_with(child)) == []
+        ray_dir = tmp_path / "ray"
+        ray_dir.mkdir()
+        state = msgspec.structs.replace(state_with(child), own_ray_dir=str(ray_dir))
+        assert end_cluster(run_dir, state) == []
+        assert not ray_dir.exists()
         assert child.wait(5) is not None
         assert bystander.poll() is None
         bystander.kill()
