@@ -61,7 +61,6 @@ $(VENV)/.project: $(VENV)/.build pyproject.toml constraints.txt
 	$(SAY) "set-up 3/4  dependencies (about 2 minutes the first time)"
 	@$(PIP) install -c constraints.txt torch
 	@$(PIP) install -c constraints.txt --no-build-isolation -e . -C editable.mode=inplace -C wheel.cmake=false
-	@$(BIN)/splice --version >/dev/null
 	@touch $@
 
 $(VENV)/.native: $(VENV)/.build $(NATIVE) 
