@@ -16,6 +16,7 @@ demo: setup ## start everything, stream one answer, show the receipt, leave noth
 	@$(BIN)/splice demo
 
 serve: setup ## start a local cluster and keep it running
+	@$(BIN)/splice pull smollm2 >/dev/null
 	@$(BIN)/splice serve smollm2 $(ARGS)
 
 test: setup $(VENV)/.test ## every test: units, end to end, faults

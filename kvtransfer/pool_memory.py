@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import os
 
+import psutil
 import xxhash
 
 from kvtransfer import _native
@@ -43,6 +44,15 @@ class KVPoolMemory:
         if num_blocks < 1:
             raise SpliceError(ErrorCode.BAD_SETTING, f"a KV pool needs ≥ 1 block, got {num_blocks}", param="num_blocks")
         header = PoolHeader(layout.layout_id, incarnation, num_blocks, layout.block_bytes)
+        # The kernel would hand out pages until it has to kill somebody: a memfd has no size limit of its own.
+        available = psutil.virtual_memory().available
+        if header.total_bytes > available:
+            raise SpliceError(
+                ErrorCode.BAD_SETTING,
+                f"a KV pool of {num_blocks} blocks takes {header.total_bytes} bytes and {available} are available; "
+                "use fewer blocks or free memory",
+                param="num_blocks",
+            )
         fd = os.memfd_create("splice-kv-pool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.posix_fallocate(fd, 0, header.total_bytes)

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import msgspec
 import typer
+import uvloop
 
 from router.server import serve
 from router.settings import BoundPorts
@@ -48,4 +49,4 @@ def command(
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         await serve(router_settings(settings), stop, bound)
 
-    asyncio.run(run())
+    uvloop.run(run())
