@@ -98,13 +98,10 @@ def test_a_deadline_ends_a_held_prompt_with_an_error(bench: RoleBench[PrefillRol
 def test_a_prompt_that_cannot_be_announced_fails_alone(
     bench: RoleBench[PrefillRole], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digest = bench.memory.digest
-    broken = iter([True])
-    monkeypatch.setattr(
-        type(bench.memory), "digest", lambda _, block: digest(block) if not next(broken, False) else 1 / 0
-    )
-    bench.role.submit(PREFILL, submit(1), bench.session)
-    bench.turn()
+    with monkeypatch.context() as broken:
+        broken.setattr(type(bench.memory), "digest", lambda *_: 1 / 0)
+        bench.role.submit(PREFILL, submit(1), bench.session)
+        bench.turn()
     bench.role.submit(PREFILL, submit(2), bench.session)
     bench.turn(2)
     [failed] = bench.session.of("failed")
