@@ -163,13 +163,14 @@ class Storm:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the storm and undoes what it has done."""
+        """Ends the storm and undoes what it has done; raises what went wrong in it."""
         self._stopping.set()
         self._thread.join(60)
+        for _, what, slot, disturbance in sorted(self._pending, key=lambda each: each[1] != "thaw"):
+            self._undo(what, slot, disturbance)
+        self._pending.clear()
         if self.error is not None:
             raise self.error
-        for _, what, slot, disturbance in self._pending:
-            self._undo(what, slot, disturbance)
 
     def disturbed(self, role: str, at_s: float) -> int:
         """Workers of this role that were not themselves shortly before `at_s`."""
@@ -209,7 +210,8 @@ class Storm:
 
     def _undo(self, what: str, slot: tuple[str, int] | None, disturbance: Disturbance | None) -> None:
         if slot is None:
-            self._running.etcd.start()
+            if not self._running.etcd.running:
+                self._running.etcd.start()
             return
         if what == "thaw":
             os.kill(self.slots[slot].pid, signal.SIGCONT)

@@ -18,6 +18,7 @@ from kvtransfer.pool_memory import KVPoolMemory
 from wire.convert import sampling_to_proto
 from wire.sampling import SamplingParams
 from wire.v1 import worker_pb2
+from wire.worker_record import WorkerRecord
 from worker.role import Role, RoleParts
 from worker.session import RouterSession
 from worker.settings import WorkerSettings
@@ -54,7 +55,8 @@ class RoleBench(Generic[R]):
     def __init__(self, model: Path, kind: type[R], **settings: object) -> None:
         torch.set_num_threads(1)
         loaded = load_model(model, served_name=None, dtype="auto", max_model_len=512)
-        layout = loaded.model.kv_layout(32, loaded.dtype)
+        self.card = loaded.card
+        self.layout = layout = loaded.model.kv_layout(32, loaded.dtype)
         config = EngineConfig(
             num_blocks=NUM_BLOCKS,
             max_model_len=512,
@@ -68,12 +70,14 @@ class RoleBench(Generic[R]):
         self.now_s = 0.0
         self.session = RecordingSession()
         self._commands: deque[Callable[[], None]] = deque()
+        self.post: Callable[[Callable[[], None]], None] = self._commands.append
         role = "prefill" if kind.__name__.startswith("Prefill") else "decode"
         chosen = WorkerSettings(role=role, model_path=str(model), kv_transports=("shm",), **settings)  # type: ignore[arg-type]
         identity = WorkerIdentity(role, 7, "compat", "host")
-        self.role = kind(
-            RoleParts(self.engine, self.memory, identity, chosen, self._commands.append, lambda: self.now_s)
-        )
+        self.role = kind(RoleParts(self.engine, self.memory, identity, chosen, self._post, lambda: self.now_s))
+
+    def _post(self, command: Callable[[], None]) -> None:
+        self.post(command)
 
     def turn(self, times: int = 1) -> None:
         for _ in range(times):
@@ -83,6 +87,25 @@ class RoleBench(Generic[R]):
             if self.engine.has_work():
                 self.role.on_output(self.engine.step())
             self.engine.check()
+
+    def record(self) -> WorkerRecord:
+        """As it would be registered; the endpoint is nobody's."""
+        return WorkerRecord(
+            worker_id="w",
+            incarnation=7,
+            role=self.role.settings.role,
+            endpoint="",
+            model=self.card.name,
+            card_id=self.card.card_id,
+            compat_id="compat",
+            layout=self.layout,
+            numerics_id="n",
+            num_blocks=NUM_BLOCKS,
+            max_num_seqs=64,
+            max_model_len=512,
+            host_id="host",
+            pid=1,
+        )
 
     @property
     def is_empty(self) -> bool:
