@@ -34,9 +34,10 @@ from wire.worker_record import Role
 
 WORKER_FLAGS = ("--max-model-len", "1824", "--num-kv-blocks", "60", "--max-num-batched-tokens", "128")
 """A pool of 60 blocks holds one longest request and three blocks more."""
-MORE_FLAGS = ("--max-num-seqs", "12", "--lease-ttl", "4", "--registration-ttl", "3")
+TIMES = ("--max-num-seqs", "12", "--lease-ttl", "4", "--registration-ttl", "3", "--drain-timeout", "3")
 FREEZES_S = (0.3, 1.5, 2.9, 3.1, 4.5, 6.0)
 """Around the heartbeat timeout of 3 s: some go unnoticed, some cost the worker its requests, some end just then."""
+SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "dismiss": signal.SIGTERM}
 ANSWER_S = 100.0
 HANG_S = 130.0
 BLAME_S = 8.0
@@ -150,12 +151,20 @@ class Client(threading.Thread):
 class Storm:
     """Kills, freezes and restarts processes of a cluster at moments drawn from `rng`, until `stop`."""
 
-    def __init__(self, running: Cluster, rng: random.Random, slots: dict[tuple[str, int], subprocess.Popen[bytes]]):
+    def __init__(
+        self,
+        running: Cluster,
+        rng: random.Random,
+        slots: dict[tuple[str, int], subprocess.Popen[bytes]],
+        flags: tuple[str, ...],
+    ) -> None:
         self.disturbances: list[Disturbance] = []
         self.counts: Counter[str] = Counter()
         self.slots = slots
+        self.leaving: list[subprocess.Popen[bytes]] = []
         self._running = running
         self._rng = rng
+        self._flags = flags
         self._stopping = threading.Event()
         self._pending: list[tuple[float, str, tuple[str, int] | None, Disturbance | None]] = []
         self.error: BaseException | None = None
@@ -191,19 +200,22 @@ class Storm:
 
     def _disturb(self, now_s: float) -> None:
         busy = {slot for _, _, slot, _ in self._pending}
-        what = self._rng.choice(("freeze", "freeze", "kill", "etcd", "nothing"))
+        what = self._rng.choice(("freeze", "freeze", "kill", "dismiss", "etcd", "nothing"))
         calm = [slot for slot in self.slots if slot not in busy]
         if what == "etcd" and None not in busy:
             self._running.etcd.kill()
             self._pending.append((now_s + self._rng.uniform(0.1, 3), "start_etcd", None, None))
-        elif what in ("kill", "freeze") and len(calm) > self._rng.choice((1, 2, 3, 3)):
+        elif what in ("kill", "freeze", "dismiss") and len(calm) > self._rng.choice((1, 2, 3, 3)):
             slot = self._rng.choice(calm)
             disturbance = Disturbance(*slot, time.monotonic())
             self.disturbances.append(disturbance)
             process = self.slots[slot]
-            os.kill(process.pid, signal.SIGKILL if what == "kill" else signal.SIGSTOP)
-            lasts_s = self._rng.uniform(0.1, 1.0) if what == "kill" else self._rng.choice(FREEZES_S)
-            self._pending.append((now_s + lasts_s, "restart" if what == "kill" else "thaw", slot, disturbance))
+            os.kill(process.pid, SIGNALS[what])
+            lasts_s = self._rng.choice(FREEZES_S) if what == "freeze" else self._rng.uniform(0.1, 1.0)
+            self._pending.append((now_s + lasts_s, "thaw" if what == "freeze" else "restart", slot, disturbance))
+            if what == "dismiss":
+                self._running.processes.remove(process)
+                self.leaving.append(process)
         else:
             return
         self.counts[what] += 1
@@ -220,7 +232,7 @@ class Storm:
                 self._running.etcd.start()
                 self._pending = [each for each in self._pending if each[2] is not None]
             role: Role = "prefill" if slot[0] == "prefill" else "decode"
-            self.slots[slot] = self._running.start_worker(role, *WORKER_FLAGS, *MORE_FLAGS)
+            self.slots[slot] = self._running.start_worker(role, *self._flags)
         if disturbance is not None:
             disturbance.ended_s = time.monotonic()
 
@@ -228,8 +240,9 @@ class Storm:
 class Chaos:
     """A cluster and an undisturbed engine beside it."""
 
-    def __init__(self, running: Cluster, undisturbed: Undisturbed) -> None:
+    def __init__(self, running: Cluster, undisturbed: Undisturbed, flags: tuple[str, ...]) -> None:
         self.running = running
+        self._flags = flags
         self._undisturbed = undisturbed
         workers = running.processes[1:]
         self.slots = dict(zip((("prefill", 0), ("prefill", 1), ("decode", 0), ("decode", 1)), workers, strict=True))
@@ -242,7 +255,7 @@ class Chaos:
         rng = random.Random(seed)
         asks = draw_asks(rng, count, self._undisturbed.vocab_size, spread_s)
         clients = [Client(f"127.0.0.1:{self.running.grpc_port}", ask) for ask in asks]
-        storm = Storm(self.running, rng, self.slots)
+        storm = Storm(self.running, rng, self.slots, self._flags)
         for client in clients:
             client.start()
         ends_s = time.monotonic() + HANG_S
@@ -257,6 +270,7 @@ class Chaos:
         for number, (client, expected) in enumerate(zip(clients, answers, strict=True)):
             problems += [f"request {number}: {problem}" for problem in self._judge(client, expected, storm)]
         problems += self._leftovers()
+        problems += self._farewells(storm)
         assert not problems, f"seed {seed}: " + "\n".join(problems)
 
     def _judge(self, client: Client, expected: Expected, storm: Storm) -> Iterator[str]:
@@ -315,14 +329,29 @@ class Chaos:
             if max(now - before for now, before in zip(size, first, strict=True)) > LEAK_MARGIN:
                 yield f"{slot} has {size} descriptors and threads, at first {first}"
 
+    @staticmethod
+    def _farewells(storm: Storm) -> Iterator[str]:
+        """Who was asked to leave has left, in good order."""
+        for process in storm.leaving:
+            try:
+                code = process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                yield f"worker {process.pid} ignored SIGTERM"
+                continue
+            if code:
+                yield f"worker {process.pid} left with {code}"
+
     def _stats(self) -> list:
         return [self.running.stats(record) for record in self.running.records()]
 
 
 @contextmanager
-def chaos(model: Path, folder: Path) -> Iterator[Chaos]:
-    with cluster(model, folder, prefill=2, decode=2, worker_flags=WORKER_FLAGS + MORE_FLAGS) as running:
-        yield Chaos(running, Undisturbed(model))
+def chaos(model: Path, folder: Path, *flags: str) -> Iterator[Chaos]:
+    """`flags` are for every worker."""
+    everybody = (*WORKER_FLAGS, *TIMES, *flags)
+    with cluster(model, folder, prefill=2, decode=2, worker_flags=everybody) as running:
+        yield Chaos(running, Undisturbed(model), everybody)
 
 
 def main() -> None:
@@ -330,12 +359,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--requests", type=int, default=24)
+    parser.add_argument("--transport", default="shm,tcp")
     parser.add_argument("--keep", type=Path, help="folder for logs; default: a temporary one, removed at the end")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.keep or Path(temporary)
         model = write_tiny_model(folder / "tiny")
-        with chaos(model, folder) as weather:
+        with chaos(model, folder, "--kv-transport", given.transport) as weather:
             for seed in range(given.seed, given.seed + given.rounds):
                 began_s = time.monotonic()
                 weather.round(seed, given.requests)
