@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+
 namespace ucx {
 
 namespace {
@@ -93,6 +95,7 @@ void Link::finish(Lock &lock, void *handle, Operation &operation, const char *wh
     const ucs_status_t broken = broken_;
     if (!operation.done)
         abandon();
+    operations_.erase(&operation);
     --readers_;
     changed_.notify_all();
     if (late && broken == UCS_OK && operation.status != UCS_OK)
@@ -144,16 +147,16 @@ void Link::abandon() {
         endpoint_ = nullptr;
     }
     const auto open = [&] {
-        std::erase_if(operations_, [](const Operation *operation) { return operation->done; });
-        return !operations_.empty() || (closing != nullptr && ucp_request_check_status(closing) == UCS_INPROGRESS);
+        return std::ranges::any_of(operations_, [](const Operation *operation) { return !operation->done; }) || (closing != nullptr && ucp_request_check_status(closing) == UCS_INPROGRESS);
     };
     for (const auto until = Clock::now() + abandon_limit; open() && Clock::now() < until;) {
         if (!worker_->progress())
             sleep_on(events_, std::chrono::milliseconds(1));
     }
+    const bool stuck = open();
     if (closing != nullptr)
         ucp_request_free(closing);
-    if (!operations_.empty())
+    if (stuck)
         release_worker();
     changed_.notify_all();
 }
@@ -163,11 +166,9 @@ void Link::release_worker() {
         ucp_rkey_destroy(key_);
     key_ = nullptr;
     worker_.reset();  // no device writes for it after this
-    for (Operation *operation : operations_) {
-        operation->status = UCS_ERR_CANCELED;
-        operation->done = true;
-    }
-    operations_.clear();
+    for (Operation *operation : operations_)
+        if (!operation->done)
+            *operation = {true, UCS_ERR_CANCELED};
 }
 
 void Link::close() {
