@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-from types import ModuleType
 
 
-def load() -> ModuleType:
-    """The native module; raises ImportError that says what is missing and how to get it.
+def why_missing() -> str:
+    """Loads the library; empty if the native module can be imported now, otherwise what is missing and the remedy.
 
     The package can be told to prefer a system's UCX, which has RDMA (RAPIDS_LIBUCX_PREFER_SYSTEM_LIBRARY=1).
     """
     if importlib.util.find_spec("kvtransfer._ucx") is None:
-        raise ImportError("built without UCX: pip install libucx-cu12, or install UCX, and build again")
-    if importlib.util.find_spec("libucx") is not None:
-        import libucx  # noqa: PLC0415
+        return "built without UCX: pip install libucx-cu12, or install UCX, and build again"
+    try:
+        if importlib.util.find_spec("libucx") is not None:
+            import libucx  # noqa: PLC0415
 
-        libucx.load_library()
-    from kvtransfer import _ucx  # noqa: PLC0415
-
-    return _ucx
+            libucx.load_library()
+        import kvtransfer._ucx  # noqa: F401, PLC0415
+    except (ImportError, OSError) as error:
+        return f"libucp cannot be loaded ({error}): pip install libucx-cu12, or install UCX"
+    return ""

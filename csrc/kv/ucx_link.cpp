@@ -1,9 +1,5 @@
 #include "ucx_link.h"
 
-#include <unistd.h>
-
-#include <algorithm>
-
 namespace ucx {
 
 namespace {
@@ -17,10 +13,7 @@ Clock::time_point after(Link::Limit limit) { return Clock::now() + std::chrono::
 Link::Link(const std::string &host, std::uint16_t port, std::uint64_t client_id, const std::string &key, Limit limit) {
     const SocketAddress address(host, port);
     worker_ = std::make_unique<Worker>(address.is_loopback(), client_id);
-    events_ = dup(worker_->events());
     try {
-        if (events_ < 0)
-            throw Error("no descriptor left for UCX");
         connect(address, key, after(limit));
     } catch (...) {
         close();
@@ -29,7 +22,6 @@ Link::Link(const std::string &host, std::uint16_t port, std::uint64_t client_id,
 }
 
 void Link::connect(const SocketAddress &address, const std::string &key, Clock::time_point until) {
-    Lock lock(mutex_);
     ucp_ep_params_t params{};
     params.field_mask = UCP_EP_PARAM_FIELD_FLAGS | UCP_EP_PARAM_FIELD_SOCK_ADDR | UCP_EP_PARAM_FIELD_ERR_HANDLER |
                         UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE;
@@ -42,150 +34,111 @@ void Link::connect(const SocketAddress &address, const std::string &key, Clock::
     Operation operation;
     ucp_request_param_t param{};
     param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
-    param.cb.send = &Link::on_sent;
+    param.cb.send = &Link::on_done;
     param.user_data = &operation;
-    finish(lock, ucp_ep_flush_nbx(endpoint_, &param), operation, "UCX cannot connect", until);
+    finish(ucp_ep_flush_nbx(endpoint_, &param), operation, "UCX cannot connect", until);
     check(ucp_ep_rkey_unpack(endpoint_, key.data(), &key_), "UCX cannot read the pool's key");
 }
 
 void Link::get(void *dest, std::size_t bytes, std::uint64_t address, Limit limit) {
-    Lock lock(mutex_);
-    get_locked(lock, dest, bytes, address, after(limit));
+    const auto until = after(limit);
+    std::lock_guard lock(mutex_);
+    read(dest, bytes, address, until);
 }
 
 std::uint64_t Link::get_granted(void *dest, std::size_t bytes, std::uint64_t address, std::uint64_t generation,
                                 Limit limit) {
     const auto until = after(limit);
     std::uint64_t seen = 0;
-    Lock lock(mutex_);
-    get_locked(lock, dest, bytes, address, until);
-    get_locked(lock, &seen, sizeof seen, generation, until);
+    std::lock_guard lock(mutex_);
+    read(dest, bytes, address, until);
+    read(&seen, sizeof seen, generation, until);
     return seen;
 }
 
-void Link::get_locked(Lock &lock, void *dest, std::size_t bytes, std::uint64_t address, Clock::time_point until) {
+void Link::read(void *dest, std::size_t bytes, std::uint64_t address, Clock::time_point until) {
     if (is_ended())
-        throw Error(broken_ != UCS_OK ? ucs_status_string(broken_) : "closed");
+        throw Error(closing_ ? "closed" : ucs_status_string(broken_));
     Operation operation;
     ucp_request_param_t param{};
     param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_MEMORY_TYPE;
-    param.cb.send = &Link::on_sent;
+    param.cb.send = &Link::on_done;
     param.user_data = &operation;
     param.memory_type = UCS_MEMORY_TYPE_HOST;
-    finish(lock, ucp_get_nbx(endpoint_, dest, bytes, address, key_, &param), operation, "UCX get", until);
+    finish(ucp_get_nbx(endpoint_, dest, bytes, address, key_, &param), operation, "UCX get", until);
 }
 
-void Link::finish(Lock &lock, void *handle, Operation &operation, const char *what, Clock::time_point until) {
+void Link::finish(void *handle, Operation &operation, const char *what, Clock::time_point until) {
     if (!UCS_PTR_IS_PTR(handle)) {
         check(UCS_PTR_STATUS(handle), what);
         return;
     }
-    operations_.insert(&operation);
-    ++readers_;
-    if (sleeping_)
-        worker_->wake();  // what was just started may need more than events to go on
-    bool late = false;
-    while (!operation.done && !is_ended() && !late) {
-        if (led_)
-            changed_.wait_until(lock, until);
-        else
-            lead(lock, operation, until);
-        late = Clock::now() >= until;
-    }
-    const ucs_status_t broken = broken_;
-    if (!operation.done)
-        abandon();
-    operations_.erase(&operation);
-    --readers_;
-    changed_.notify_all();
-    if (late && broken == UCS_OK && operation.status != UCS_OK)
-        throw Error(std::string(what) + ": timed out");
-    check(broken != UCS_OK && operation.status != UCS_OK ? broken : operation.status, what);
-}
-
-void Link::lead(Lock &lock, const Operation &operation, Clock::time_point until) {
-    led_ = true;
-    auto spin_until = Clock::now() + spin;
-    while (!operation.done && !is_ended()) {
+    auto now = Clock::now();
+    auto spin_until = now + spin;
+    while (!operation.done && !is_ended() && now < until) {
         const bool moved = worker_->progress();
-        const auto now = Clock::now();
-        if (now >= until)
-            break;
+        now = Clock::now();
         if (moved)
             spin_until = now + spin;
-        if (operations_.size() > 1)
-            changed_.notify_all();  // others' may be done
-        if (operation.done || is_ended() || now < spin_until || !worker_->armed())
-            continue;
-        sleeping_ = true;
-        lock.unlock();
-        sleep_on(events_, longest_sleep);
-        lock.lock();
-        sleeping_ = false;
+        else if (!operation.done && now >= spin_until && worker_->armed())
+            sleep_on(worker_->events(), longest_sleep);
     }
-    led_ = false;
-    changed_.notify_all();
+    if (!operation.done) {
+        if (broken_ == UCS_OK)
+            broken_ = closing_ ? UCS_ERR_CANCELED : UCS_ERR_TIMED_OUT;
+        abandon(&operation);
+        check(broken_, what);
+    }
+    check(operation.status, what);
 }
 
-void Link::on_sent(void *request, ucs_status_t status, void *operation) {
-    auto &ended = *static_cast<Operation *>(operation);
-    ended.status = status;
-    ended.done = true;
+void Link::on_done(void *request, ucs_status_t status, void *operation) {
+    *static_cast<Operation *>(operation) = {true, status};
     ucp_request_free(request);
 }
 
 void Link::on_error(void *self, ucp_ep_h, ucs_status_t status) { static_cast<Link *>(self)->broken_ = status; }
 
-void Link::abandon() {
-    if (broken_ == UCS_OK)
-        broken_ = closing_ ? UCS_ERR_CANCELED : UCS_ERR_TIMED_OUT;
-    if (worker_ == nullptr)
+void Link::abandon(const Operation *operation) {
+    if (endpoint_ == nullptr)
         return;
-    void *closing = nullptr;
-    if (endpoint_ != nullptr) {
-        closing = force_close(endpoint_);
-        endpoint_ = nullptr;
-    }
-    const auto open = [&] {
-        return std::ranges::any_of(operations_, [](const Operation *operation) { return !operation->done; }) || (closing != nullptr && ucp_request_check_status(closing) == UCS_INPROGRESS);
+    void *closing = force_close(endpoint_);
+    endpoint_ = nullptr;
+    const auto is_open = [&] {
+        return (operation != nullptr && !operation->done) ||
+               (closing != nullptr && ucp_request_check_status(closing) == UCS_INPROGRESS);
     };
-    for (const auto until = Clock::now() + abandon_limit; open() && Clock::now() < until;) {
+    for (const auto until = Clock::now() + abandon_limit; is_open() && Clock::now() < until;) {
         if (!worker_->progress())
-            sleep_on(events_, std::chrono::milliseconds(1));
+            sleep_on(worker_->events(), std::chrono::milliseconds(1));
     }
-    const bool stuck = open();
+    const bool stuck = is_open();
     if (closing != nullptr)
         ucp_request_free(closing);
     if (stuck)
         release_worker();
-    changed_.notify_all();
 }
 
 void Link::release_worker() {
     if (key_ != nullptr)
         ucp_rkey_destroy(key_);
     key_ = nullptr;
+    std::lock_guard lock(worker_mutex_);
     worker_.reset();  // no device writes for it after this
-    for (Operation *operation : operations_)
-        if (!operation->done)
-            *operation = {true, UCS_ERR_CANCELED};
 }
 
 void Link::close() {
-    Lock lock(mutex_);
     closing_ = true;
-    if (worker_ != nullptr)
-        worker_->wake();
-    changed_.notify_all();
-    while (readers_ > 0)  // each sees `closing_` within one of its sleeps
-        changed_.wait_for(lock, longest_sleep);
+    {
+        std::lock_guard lock(worker_mutex_);
+        if (worker_ != nullptr)
+            worker_->wake();
+    }
+    std::lock_guard lock(mutex_);
     if (worker_ != nullptr) {
-        abandon();
+        abandon(nullptr);
         release_worker();
     }
-    if (events_ >= 0)
-        ::close(events_);
-    events_ = -1;
 }
 
 }  // namespace ucx

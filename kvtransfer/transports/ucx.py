@@ -15,7 +15,7 @@ import threading
 import msgspec
 import structlog
 
-from kvtransfer import ucx_library
+from kvtransfer import _ucx
 from kvtransfer.handoff import RequestKey
 from kvtransfer.pool_header import GENERATION_BYTES, PAGE_BYTES, PoolHeader, decode_header
 from kvtransfer.pool_memory import KVPoolMemory
@@ -23,7 +23,6 @@ from kvtransfer.transport import OPEN_TIMEOUT_S, READ_TIMEOUT_S, PeerPool, ReadG
 from wire.errors import SpliceError
 
 _log = structlog.get_logger(__name__)
-_ucx = ucx_library.load()
 _CLIENT_ID_BYTES = 8
 """What UCX carries to a listener with a connection: the capability."""
 
@@ -72,23 +71,19 @@ class UcxSource:
 
 
 class UcxLink:
-    """One endpoint; several reads in flight."""
+    """As many native links as copies run at once; idle ones are used again."""
 
     def __init__(self, address: bytes, expected: PeerPool) -> None:
         self._expected = PoolHeader(expected.layout_id, expected.incarnation, expected.num_blocks, expected.block_bytes)
         try:
-            where = msgspec.msgpack.decode(address, type=_Address)
-            self._base = where.base
-            self._link = _ucx.connect(
-                where.host, where.port, _client_id(where.capability), where.key, limit_s=OPEN_TIMEOUT_S
-            )
-        except (msgspec.MsgspecError, _ucx.UcxError) as error:
-            raise TransportError(f"ucx cannot connect: {error}") from error
-        try:
-            self._compare()
-        except TransportError:
-            self._link.close()
-            raise
+            self._where = msgspec.msgpack.decode(address, type=_Address)
+        except msgspec.MsgspecError as error:
+            raise TransportError(f"unreadable ucx address: {error}") from error
+        self._lock = threading.Lock()
+        self._open: set[_ucx.Link] = set()
+        self._idle: list[_ucx.Link] = []
+        self._closed = False
+        self._idle.append(self._connect())
 
     def read(self, key: RequestKey, block: int, generation: int, dest: memoryview) -> int:
         there = self._expected
@@ -96,26 +91,56 @@ class UcxLink:
             raise TransportError(
                 f"block {block} into {len(dest)} bytes; the pool has {there.num_blocks} of {there.block_bytes}"
             )
+        with self._lock:
+            link = self._idle.pop() if self._idle else None
+        link = link or self._connect()
         try:
-            return int(
-                self._link.get_granted(
-                    dest,
-                    address=self._base + there.data_offset + block * there.block_bytes,
-                    generation=self._base + there.generations_offset + block * GENERATION_BYTES,
-                    limit_s=READ_TIMEOUT_S,
-                )
+            seen = link.get_granted(
+                dest,
+                address=self._where.base + there.data_offset + block * there.block_bytes,
+                generation=self._where.base + there.generations_offset + block * GENERATION_BYTES,
+                limit_s=READ_TIMEOUT_S,
             )
         except _ucx.UcxError as error:
+            with self._lock:
+                self._open.discard(link)
+            link.close()
             raise TransportError(f"ucx read of block {block}: {error}") from error
+        with self._lock:
+            self._idle.append(link)
+        return seen
 
     def close(self) -> None:
-        self._link.close()
+        with self._lock:
+            self._closed = True
+            links, self._open, self._idle = self._open, set(), []
+        for link in links:
+            link.close()  # a read under way ends by that
 
-    def _compare(self) -> None:
+    def _connect(self) -> _ucx.Link:
+        where = self._where
+        try:
+            link = _ucx.connect(
+                where.host, where.port, _client_id(where.capability), where.key, limit_s=OPEN_TIMEOUT_S
+            )
+        except _ucx.UcxError as error:
+            raise TransportError(f"ucx cannot connect to {where.host}:{where.port}: {error}") from error
+        try:
+            self._compare(link)
+            with self._lock:
+                if self._closed:
+                    raise TransportError("closed")
+                self._open.add(link)
+        except TransportError:
+            link.close()
+            raise
+        return link
+
+    def _compare(self, link: _ucx.Link) -> None:
         """Believes nothing before it has been compared, as the header of a mapped pool."""
         page = bytearray(PAGE_BYTES)
         try:
-            self._link.get(page, address=self._base, limit_s=OPEN_TIMEOUT_S)
+            link.get(page, address=self._where.base, limit_s=OPEN_TIMEOUT_S)
             header = decode_header(page)
         except _ucx.UcxError as error:
             raise TransportError(f"ucx read of the pool's header: {error}") from error
