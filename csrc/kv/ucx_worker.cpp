@@ -45,9 +45,6 @@ Worker::Worker(bool loopback_only, std::uint64_t client_id) {
     ucp_config_t *config = nullptr;
     check(ucp_config_read(nullptr, nullptr, &config), "UCX configuration");
     ucs_status_t status = UCS_OK;
-    // Cross-memory attach is refused to endpoints with error handling unless it claims to invalidate memory keys. That
-    // is for peers that go on reading after a failure, which the generations make harmless.
-    prefer(config, "CMA_MEMORY_INVALIDATE", "y");
     // Emulated gets answer in pieces of a segment: with 8 KiB, the default, they reach half the speed of plain TCP.
     prefer(config, "TCP_TX_SEG_SIZE", "512K");
     prefer(config, "TCP_RX_SEG_SIZE", "512K");

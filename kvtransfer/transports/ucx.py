@@ -47,7 +47,13 @@ class UcxSource:
             self._source = _ucx.Source(host, pool.whole())
         except _ucx.UcxError as error:
             raise TransportError(f"ucx cannot serve on {host}: {error}") from error
-        self._port, self._base, self._key = self._source.port, self._source.base, self._source.key
+        self.port, self._base, self._key = self._source.port, self._source.base, self._source.key
+
+    @property
+    def num_consumers(self) -> int:
+        """Connections there are now; several a consumer."""
+        with self._lock:
+            return 0 if self._closed else self._source.consumers
 
     def offer(self) -> tuple[bytes, bytes]:
         capability = secrets.token_bytes(_CLIENT_ID_BYTES)
@@ -56,7 +62,7 @@ class UcxSource:
                 if self._source.failure:
                     _log.error("kv ucx source has stopped; its consumers fall back", reason=self._source.failure)
                 self._source.admit(_client_id(capability))
-        address = _Address(self._host, self._port, capability, self._base, self._key)
+        address = _Address(self._host, self.port, capability, self._base, self._key)
         return msgspec.msgpack.encode(address), capability
 
     def revoke(self, capability: bytes) -> None:
