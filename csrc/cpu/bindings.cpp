@@ -12,11 +12,15 @@
 #include <stdexcept>
 #include <string>
 
+#include "quant_layout.h"
 #include "splice_cpu.h"
 
 namespace nb = nanobind;
 
 namespace {
+
+using splice::cpu::is_quantized;
+using splice::cpu::QUANT_DEPTH;
 
 using Array = nb::ndarray<nb::device::cpu>;
 using Matrix = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;
@@ -73,13 +77,24 @@ const char* isa_name(int isa) {
   return isa == SPLICE_CPU_ISA_AVX512 ? "avx512" : isa == SPLICE_CPU_ISA_AVX2 ? "avx2" : "portable";
 }
 
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+int packed_dtype(const std::string& name) {
+  if (name == "float32") return SPLICE_CPU_F32;
+  if (name == "bfloat16") return SPLICE_CPU_BF16;
+  if (name == "q4_0") return SPLICE_CPU_Q4_0;
+  if (name == "q4_1") return SPLICE_CPU_Q4_1;
+  if (name == "q8_0") return SPLICE_CPU_Q8_0;
+  throw std::invalid_argument("a packed weight is float32, bfloat16, q4_0, q4_1 or q8_0, not " + name);
+}
+
 // Owns a packed weight [n, k].
 class PackedLinear {
  public:
   PackedLinear(int64_t n, int64_t k, const std::string& dtype) : n_(n), k_(k) {
     require(n > 0 && k >= 0, "a packed weight needs n > 0 and k >= 0");
-    require(dtype == "float32" || dtype == "bfloat16", "a packed weight is float32 or bfloat16");
-    dtype_ = dtype == "float32" ? SPLICE_CPU_F32 : SPLICE_CPU_BF16;
+    dtype_ = packed_dtype(dtype);
+    require(!is_quantized(dtype_) || k % QUANT_DEPTH == 0, "a quantised weight needs k to be a multiple of 32");
     bytes_ = splice_cpu_packed_bytes(n, k, dtype_);
     data_.reset(std::aligned_alloc(64, bytes_ ? bytes_ : 64));
     if (!data_) throw std::bad_alloc();
@@ -91,9 +106,21 @@ class PackedLinear {
     const int64_t rows = size(weight, 0);
     require(size(weight, 1) == k_, "weight has another number of columns than the packed matrix");
     require(first >= 0 && first + rows <= n_, "weight rows do not fit into the packed matrix");
+    require(!is_quantized(dtype_), "a quantised weight takes load_blocks");
     const int source = dtype_of(weight, "weight");
     nb::gil_scoped_release release;
     splice_cpu_pack(data_.get(), dtype_, k_, first, rows, weight.data(), source);
+  }
+
+  void load_blocks(const Bytes& blocks, const std::string& dtype, int64_t first) {
+    const int source = packed_dtype(dtype);
+    require(is_quantized(source), "blocks are q4_0, q4_1 or q8_0");
+    require(source == dtype_ || dtype_ == SPLICE_CPU_F32, "blocks go into a packed weight of their own type or float32");
+    require(k_ % QUANT_DEPTH == 0 && size(blocks, 1) == k_ / QUANT_DEPTH * splice::cpu::quant_file_block_bytes(source),
+            "a row of blocks has another length than the packed matrix");
+    require(first >= 0 && first + size(blocks, 0) <= n_, "weight rows do not fit into the packed matrix");
+    nb::gil_scoped_release release;
+    splice_cpu_pack(data_.get(), dtype_, k_, first, size(blocks, 0), blocks.data(), source);
   }
 
   void rows(const Int64s& ids, Matrix out) const {
@@ -250,6 +277,8 @@ NB_MODULE(_native, m) {
   nb::class_<PackedLinear>(m, "PackedLinear", "A weight [n, k] re-laid for the kernels.")
       .def(nb::init<int64_t, int64_t, const std::string&>(), nb::arg("n"), nb::arg("k"), nb::arg("dtype"))
       .def("load", &PackedLinear::load, nb::arg("weight"), nb::arg("first") = 0, "Takes rows first, first + 1, ...")
+      .def("load_blocks", &PackedLinear::load_blocks, nb::arg("blocks"), nb::arg("dtype"), nb::arg("first") = 0,
+           "Takes rows first, first + 1, ... as a GGUF file stores them: uint8 [rows, bytes of a row].")
       .def("rows", &PackedLinear::rows, nb::arg("ids"), nb::arg("out"), "out[i] = row ids[i], float32.")
       .def_prop_ro("n", &PackedLinear::n)
       .def_prop_ro("k", &PackedLinear::k)
