@@ -29,16 +29,18 @@ class LlamaForCausalLM:
         self.spec = spec
         self._ops = ops
         table = (spec.vocab_size, spec.hidden_size)
-        self._embedding = weights.take("model.embed_tokens.weight", table)
-        head = self._embedding if spec.tie_embeddings else weights.take("lm_head.weight", table)
-        self._head = ops.pack_lm_head(head)
+        kinds = ops.lm_head_kinds
+        self._embedding = ops.pack_lm_head(weights.take_matrix("model.embed_tokens.weight", table, kinds))
+        self._head = self._embedding
+        if not spec.tie_embeddings:
+            self._head = ops.pack_lm_head(weights.take_matrix("lm_head.weight", table, kinds))
         cos_sin = cos_sin_table(spec.rope, spec.head_dim, max_len)
         self._layers = [_DecoderLayer(spec, layer, ops, weights, cos_sin) for layer in range(spec.num_layers)]
         self._norm = weights.take("model.norm.weight", (spec.hidden_size,))
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._embedding.dtype
+        return self._norm.dtype
 
     def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
         """See `CausalLM.kv_layout`."""
@@ -61,7 +63,7 @@ class LlamaForCausalLM:
     def forward(self, batch: StepBatch, kv_cache: torch.Tensor) -> torch.Tensor:
         """See `CausalLM.forward`."""
         plan = StepPlan.of(batch, kv_cache.shape[4])
-        residual = self._embedding[plan.token_ids]
+        residual = self._ops.lm_head_rows(self._embedding, plan.token_ids).to(self.dtype)
         update: torch.Tensor | None = None
         for layer in self._layers:
             update, residual = layer(update, residual, plan, kv_cache)

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from engine.ops.weight_matrix import QuantizedMatrix, WeightMatrix
 from wire.errors import ErrorCode, SpliceError
 
 _log = logging.getLogger(__name__)
@@ -34,8 +35,14 @@ PackedWeight = Any
 class PackOp(Protocol):
     """Re-lays a weight once, at load time, for the candidate's own `linear`."""
 
-    def __call__(self, weight: torch.Tensor) -> PackedWeight:
-        """`weight` `[N, K]`, contiguous, model dtype."""
+    def __call__(self, *parts: WeightMatrix) -> PackedWeight:
+        """`parts` `[n, K]`, stacked by rows to `[N, K]`: tensors are contiguous, of model dtype; quantised ones are of
+        the candidate's `kinds`."""
+
+
+class RowsOp(Protocol):
+    def __call__(self, weight: PackedWeight, ids: torch.Tensor) -> torch.Tensor:
+        """Rows `ids` (int64) of what `pack` re-laid, `[len(ids), K]`, exactly; in the model's dtype or float32."""
 
 
 class LinearOp(Protocol):
@@ -113,7 +120,8 @@ class Candidate:
     """One implementation of one operation.
 
     `supports(dtype)` says whether it runs on this machine for weights and activations of that dtype. The highest
-    `rank` wins; the reference has rank 0. `pack` belongs to `linear` and `lm_head` only: None keeps the weight.
+    `rank` wins; the reference has rank 0. The rest belongs to `linear` and `lm_head` only: without `pack` a weight is
+    a plain tensor, `rows` goes with `pack`, and `kinds` are the quantised types that `pack` takes as they are.
     """
 
     op: OpName
@@ -122,6 +130,8 @@ class Candidate:
     supports: Callable[[torch.dtype], bool]
     rank: int
     pack: PackOp | None = None
+    rows: RowsOp | None = None
+    kinds: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +147,11 @@ class OpTable:
     silu_mul: SiluMulOp
     pack_linear: PackOp
     pack_lm_head: PackOp
+    lm_head_rows: RowsOp
+    """Embedding lookup: a table shared with the output head is held once."""
+    linear_kinds: frozenset[str]
+    """Quantised types `pack_linear` takes."""
+    lm_head_kinds: frozenset[str]
     names: Mapping[OpName, str]
     """Operation to candidate name: part of the numerics identity."""
 
@@ -173,14 +188,27 @@ def choose(candidates: Iterable[Candidate], dtype: torch.dtype) -> OpTable:
     _log.info("operations for %s: %s", dtype, ", ".join(f"{op}={name}" for op, name in names.items()))
     return OpTable(
         **functions,
-        pack_linear=best["linear"].pack or _keep,
-        pack_lm_head=best["lm_head"].pack or _keep,
+        pack_linear=best["linear"].pack or _stack,
+        pack_lm_head=best["lm_head"].pack or _stack,
+        lm_head_rows=best["lm_head"].rows or _plain_rows,
+        linear_kinds=best["linear"].kinds,
+        lm_head_kinds=best["lm_head"].kinds,
         names=names,
     )
 
 
-def _keep(weight: torch.Tensor) -> torch.Tensor:
-    return weight
+def _stack(*parts: WeightMatrix) -> torch.Tensor:
+    plain: list[torch.Tensor] = []
+    for part in parts:
+        if isinstance(part, QuantizedMatrix):
+            raise TypeError(f"a {part.kind} weight reached an operation that takes plain tensors only")
+        plain.append(part)
+    return plain[0] if len(plain) == 1 else torch.cat(plain)
+
+
+def _plain_rows(weight: PackedWeight, ids: torch.Tensor) -> torch.Tensor:
+    rows: torch.Tensor = weight[ids]
+    return rows
 
 
 def _native_candidates() -> list[Candidate]:

@@ -12,7 +12,16 @@ from engine._native import Kernels, PackedLinear
 from engine.ops.native import NativeOps
 
 KINDS = ["q4_0", "q4_1", "q8_0"]
-SHAPES = [(1, 32, 1), (1, 576, 130), (1, 1536, 48), (2, 64, 17), (5, 96, 100), (7, 320, 33), (13, 576, 31), (97, 608, 40)]
+SHAPES = [
+    (1, 32, 1),
+    (1, 576, 130),
+    (1, 1536, 48),
+    (2, 64, 17),
+    (5, 96, 100),
+    (7, 320, 33),
+    (13, 576, 31),
+    (97, 608, 40),
+]
 
 
 def blocks_and_values(n: int, k: int, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
