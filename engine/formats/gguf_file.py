@@ -62,7 +62,7 @@ class GgufFile:
         return self._known(name, self._tensors[name]).name.lower()
 
     def blocks(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        """A quantised tensor as stored, `[rows, bytes of a row]`: a view of the mapped file. Raises as `tensor` does."""
+        """A quantised tensor as stored, `[rows, bytes of a row]`: a view of the mapped file. Raises as `tensor`."""
         expect_shape(self.path, name, self.shape(name), shape)
         info = self._tensors[name]
         start, end = self._span(name, info, self._known(name, info))

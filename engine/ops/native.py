@@ -2,7 +2,8 @@
 
 Every output element is one fixed chain of float32 operations, equal for any number of rows, threads and any
 instruction set (see `csrc/cpu/splice_cpu.h`). Weights stay in the precision they came in: bfloat16 is widened in
-registers, 4 and 8 bit types are dequantised there. Activations are float32 inside; bfloat16 ones are widened on the way in and rounded once on the way out.
+registers, 4 and 8 bit types are dequantised there. Activations are float32 inside; bfloat16 ones are widened on the
+way in and rounded once on the way out.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from __future__ import annotations
 import torch
 
 from engine._native import Kernels, PackedLinear
+from engine.ops.decoder import DecoderStep, DecoderWeights
+from engine.ops.native_decoder import NativeDecoder
 from engine.ops.registry import Candidate
 from engine.ops.weight_matrix import QuantizedMatrix, WeightMatrix
+from engine.spec import ModelSpec
 
 _RANK = 10
 _KINDS = frozenset({"q4_0", "q4_1", "q8_0"})
@@ -113,6 +117,10 @@ class NativeOps:
         self._kernels.silu_mul(out, gate_up.float())
         return out.to(gate_up.dtype)
 
+    def compile_decoder(self, spec: ModelSpec, weights: DecoderWeights) -> DecoderStep:
+        """See `CompileDecoder`; for models in float32."""
+        return NativeDecoder(self._kernels, spec, weights)
+
     def _product(self, x: torch.Tensor, weight: PackedLinear, bias: torch.Tensor | None) -> torch.Tensor:
         out = torch.empty(x.shape[0], weight.n)
         self._kernels.linear(out, x.float(), weight, bias)
@@ -135,6 +143,11 @@ def _precision(part: WeightMatrix) -> str:
 
 def _supports(dtype: torch.dtype) -> bool:
     return dtype in (torch.float32, torch.bfloat16)
+
+
+def compile_decoder(spec: ModelSpec, weights: DecoderWeights) -> DecoderStep:
+    """See `CompileDecoder`; on the kernels that `CANDIDATES` run on."""
+    return _OPS.compile_decoder(spec, weights)
 
 
 _KERNELS = Kernels("auto", 1)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import torch
 
+from engine.ops.decoder import CompileDecoder
 from engine.ops.weight_matrix import QuantizedMatrix, WeightMatrix
 from wire.errors import ErrorCode, SpliceError
 
@@ -154,6 +155,8 @@ class OpTable:
     lm_head_kinds: frozenset[str]
     names: Mapping[OpName, str]
     """Operation to candidate name: part of the numerics identity."""
+    compile_decoder: CompileDecoder | None = None
+    """Whole steps with the bits of the operations above, where there is such a thing for the dtype."""
 
 
 def select_ops(dtype: torch.dtype, choice: OpsChoice = "auto") -> OpTable:
@@ -167,7 +170,10 @@ def select_ops(dtype: torch.dtype, choice: OpsChoice = "auto") -> OpTable:
     candidates = list(reference.CANDIDATES)
     if choice == "auto":
         candidates.extend(_native_candidates())
-    return choose(candidates, dtype)
+    table = choose(candidates, dtype)
+    if dtype == torch.float32 and set(table.names.values()) == {"native"}:
+        return replace(table, compile_decoder=importlib.import_module("engine.ops.native").compile_decoder)
+    return table
 
 
 def choose(candidates: Iterable[Candidate], dtype: torch.dtype) -> OpTable:
