@@ -307,7 +307,7 @@ class Chaos:
     @staticmethod
     def _excusable(heard: Heard, storm: Storm) -> bool:
         """No decode worker was left, or the request had its share of losses."""
-        if "no_decode_workers" in heard.error:
+        if heard.error.startswith(("no_decode_workers", "draining")):
             return storm.disturbed("decode", heard.ended_s) == 2
         lost = storm.disturbed("decode", heard.ended_s) + storm.disturbed("prefill", heard.ended_s)
         return ("quarantined" in heard.error or "attempts failed" in heard.error) and lost > 0
