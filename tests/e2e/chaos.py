@@ -282,8 +282,8 @@ class Chaos:
         problems = []
         for number, (client, expected) in enumerate(zip(clients, answers, strict=True)):
             problems += [f"request {number}: {problem}" for problem in self._judge(client, expected, storm)]
-        problems += self._leftovers()
         problems += self._farewells(storm)
+        problems += self._leftovers()
         assert not problems, f"seed {seed}: " + "\n".join(problems)
 
     def _judge(self, client: Client, expected: Expected, storm: Storm) -> Iterator[str]:
@@ -327,6 +327,7 @@ class Chaos:
 
     def _leftovers(self) -> Iterator[str]:
         self.running.wait_ready(2, 2)
+        wait_for("the dead to leave the registry", lambda: len(self.running.records()) == 4)
         try:
             self.running.wait_idle()
             wait_for("every lease to end", lambda: not any(s.leases_active for s in self._stats()), 15)
