@@ -45,6 +45,7 @@ class PrefillRole(Role):
         super().on_output(output)
         for row in output.rows:
             if row.finish != FinishReason.NONE:
+                # The one failure that decode keeps to itself: the router has the whole answer, and cancels there.
                 self._source.fail(row.key, SpliceError(ErrorCode.CANCELLED, "the answer ended on its first token"))
         for key, error in output.failed:
             self._source.fail(key, error)
@@ -66,7 +67,8 @@ class PrefillRole(Role):
         # A held block may be on its way through a socket: only the lease knows when it may be reused.
         if key not in self._held:
             self.engine.abort(key)
-        self._source.fail(key, SpliceError(ErrorCode.CANCELLED, "the request was cancelled"))
+        # Decode may not have been told: it reports this to its router, which ignores it if it cancelled both.
+        self._source.fail(key, SpliceError(ErrorCode.KV_TRANSFER_FAILED, "the request was given up at its source"))
 
     def _released(self, key: RequestKey) -> None:
         self.engine.release_hold(key)

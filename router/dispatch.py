@@ -17,6 +17,7 @@ from router.events import (
     Event,
     Fail,
     Finish,
+    HandedOff,
     Migrated,
     Picked,
     Release,
@@ -174,6 +175,8 @@ class Dispatcher:
                 continue  # ended here already: the cancel is on its way
             if isinstance(event, TokenRow):
                 self._settle(run, session)
+            elif isinstance(event, HandedOff) and event.attempt == run.lifecycle.attempt:
+                self._let_go(run.lifecycle.prefill, run)
             self.feed(run, event)
 
     def on_worker_lost(self, worker: WorkerKey, reason: str) -> None:
@@ -289,8 +292,13 @@ class Dispatcher:
         session.sent_prefill_tokens -= run.submitted_to.get(session.key, 0)
         if session.key in run.submitted_to:
             run.submitted_to[session.key] = 0
-        if session.record.role == "prefill":
+
+    def _let_go(self, prefill: WorkerKey | None, run: Run) -> None:
+        """Decode has all the KV. Until then the source is needed: ending its session would end its holds."""
+        session = self._fleet.session(prefill) if prefill is not None else None
+        if session is not None:
             self._uncount(run, session)
+            self._fleet.retire_idle()
 
     def _uncount(self, run: Run, session: WorkerSession) -> None:
         tokens = run.submitted_to.pop(session.key, None)

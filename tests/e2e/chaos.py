@@ -38,10 +38,11 @@ TIMES = ("--max-num-seqs", "12", "--lease-ttl", "4", "--registration-ttl", "3", 
 FREEZES_S = (0.3, 1.5, 2.9, 3.1, 4.5, 6.0)
 """Around the heartbeat timeout of 3 s: some go unnoticed, some cost the worker its requests, some end just then."""
 SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "dismiss": signal.SIGTERM}
+ROUTER = ("router", 0)
 ANSWER_S = 100.0
 HANG_S = 130.0
 BLAME_S = 8.0
-"""How long after a disturbance an error may still be its consequence: detection, and a start of a worker."""
+"""How long after a disturbance an error may still be its consequence: detection, and the start of a worker."""
 LEAK_MARGIN = 24
 """Descriptors or threads a worker may have more than at first: channels to peers that came meanwhile."""
 
@@ -165,6 +166,7 @@ class Storm:
         self._running = running
         self._rng = rng
         self._flags = flags
+        self._router = running.processes[0]
         self._stopping = threading.Event()
         self._pending: list[tuple[float, str, tuple[str, int] | None, Disturbance | None]] = []
         self.error: BaseException | None = None
@@ -200,11 +202,17 @@ class Storm:
 
     def _disturb(self, now_s: float) -> None:
         busy = {slot for _, _, slot, _ in self._pending}
-        what = self._rng.choice(("freeze", "freeze", "kill", "dismiss", "etcd", "nothing"))
+        what = self._rng.choice(("freeze", "freeze", "kill", "dismiss", "etcd", "slow etcd", "slow router", "nothing"))
         calm = [slot for slot in self.slots if slot not in busy]
         if what == "etcd" and None not in busy:
             self._running.etcd.kill()
-            self._pending.append((now_s + self._rng.uniform(0.1, 3), "start_etcd", None, None))
+            self._pending.append((now_s + self._rng.uniform(0.1, 3), "restart", None, None))
+        elif what == "slow etcd" and None not in busy:
+            os.kill(self._running.etcd.pid or 0, signal.SIGSTOP)
+            self._pending.append((now_s + self._rng.uniform(0.3, 4), "thaw", None, None))
+        elif what == "slow router" and ROUTER not in busy:
+            os.kill(self._router.pid, signal.SIGSTOP)
+            self._pending.append((now_s + self._rng.uniform(0.3, 4), "thaw", ROUTER, None))
         elif what in ("kill", "freeze", "dismiss") and len(calm) > self._rng.choice((1, 2, 3, 3)):
             slot = self._rng.choice(calm)
             disturbance = Disturbance(*slot, time.monotonic())
@@ -222,19 +230,24 @@ class Storm:
 
     def _undo(self, what: str, slot: tuple[str, int] | None, disturbance: Disturbance | None) -> None:
         if slot is None:
-            if not self._running.etcd.running:
-                self._running.etcd.start()
+            self._wake_etcd()
             return
         if what == "thaw":
-            os.kill(self.slots[slot].pid, signal.SIGCONT)
+            os.kill((self._router if slot == ROUTER else self.slots[slot]).pid, signal.SIGCONT)
         else:
-            while not self._running.etcd.running:  # a worker refuses to start without etcd, as it should
-                self._running.etcd.start()
-                self._pending = [each for each in self._pending if each[2] is not None]
+            self._wake_etcd()  # a worker refuses to start without etcd, as it should
             role: Role = "prefill" if slot[0] == "prefill" else "decode"
             self.slots[slot] = self._running.start_worker(role, *self._flags)
         if disturbance is not None:
             disturbance.ended_s = time.monotonic()
+
+    def _wake_etcd(self) -> None:
+        self._pending = [each for each in self._pending if each[2] is not None]
+        pid = self._running.etcd.pid
+        if pid is None:
+            self._running.etcd.start()
+        else:
+            os.kill(pid, signal.SIGCONT)
 
 
 class Chaos:
@@ -269,8 +282,8 @@ class Chaos:
         problems = []
         for number, (client, expected) in enumerate(zip(clients, answers, strict=True)):
             problems += [f"request {number}: {problem}" for problem in self._judge(client, expected, storm)]
-        problems += self._leftovers()
         problems += self._farewells(storm)
+        problems += self._leftovers()
         assert not problems, f"seed {seed}: " + "\n".join(problems)
 
     def _judge(self, client: Client, expected: Expected, storm: Storm) -> Iterator[str]:
@@ -307,13 +320,14 @@ class Chaos:
     @staticmethod
     def _excusable(heard: Heard, storm: Storm) -> bool:
         """No decode worker was left, or the request had its share of losses."""
-        if "no_decode_workers" in heard.error:
+        if heard.error.startswith(("no_decode_workers", "draining")):
             return storm.disturbed("decode", heard.ended_s) == 2
         lost = storm.disturbed("decode", heard.ended_s) + storm.disturbed("prefill", heard.ended_s)
         return ("quarantined" in heard.error or "attempts failed" in heard.error) and lost > 0
 
     def _leftovers(self) -> Iterator[str]:
         self.running.wait_ready(2, 2)
+        wait_for("the dead to leave the registry", lambda: len(self.running.records()) == 4)
         try:
             self.running.wait_idle()
             wait_for("every lease to end", lambda: not any(s.leases_active for s in self._stats()), 15)
@@ -339,7 +353,7 @@ class Chaos:
                 process.kill()
                 yield f"worker {process.pid} ignored SIGTERM"
                 continue
-            if code:
+            if code not in (0, -signal.SIGTERM):  # the latter: asked before it had begun
                 yield f"worker {process.pid} left with {code}"
 
     def _stats(self) -> list:

@@ -13,6 +13,6 @@ pytestmark = pytest.mark.slow
 
 def test_a_storm_of_deaths_and_freezes_changes_no_token_and_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
     with chaos(tiny_model, tmp_path) as weather:
-        weather.round(seed=3, count=20, spread_s=4.0)
-        assert weather.weather["kill"] + weather.weather["freeze"] >= 2
-        assert weather.outcomes["finished"] + weather.outcomes["finished after losses"] >= 8
+        weather.round(seed=3, count=16, spread_s=3.0)
+        assert weather.weather.total() >= 3
+        assert weather.outcomes["finished"] + weather.outcomes["finished after losses"] >= 6
