@@ -126,9 +126,7 @@ class UcxLink:
     def _connect(self) -> _ucx.Link:
         where = self._where
         try:
-            link = _ucx.connect(
-                where.host, where.port, _client_id(where.capability), where.key, limit_s=OPEN_TIMEOUT_S
-            )
+            link = _ucx.connect(where.host, where.port, _client_id(where.capability), where.key, limit_s=OPEN_TIMEOUT_S)
         except _ucx.UcxError as error:
             raise TransportError(f"ucx cannot connect to {where.host}:{where.port}: {error}") from error
         try:
@@ -147,7 +145,7 @@ class UcxLink:
         page = bytearray(PAGE_BYTES)
         try:
             link.get(page, address=self._where.base, limit_s=OPEN_TIMEOUT_S)
-            header = decode_header(page)
+            header = decode_header(memoryview(page))
         except _ucx.UcxError as error:
             raise TransportError(f"ucx read of the pool's header: {error}") from error
         except SpliceError as error:
