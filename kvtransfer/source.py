@@ -21,7 +21,7 @@ from kvtransfer.faults import DROP_FINAL, FaultPlan
 from kvtransfer.handoff import BlockRange, KvFinalData, RequestKey, WorkerIdentity
 from kvtransfer.lease import LeaseAction, LeaseTable, Release, SendAnnounce, SendFailed
 from kvtransfer.pool_memory import KVPoolMemory
-from kvtransfer.transport import SourceFactory, SourceTransport
+from kvtransfer.transport import SourceFactory, SourceTransport, TransportError
 from wire.errors import ErrorCode, SpliceError
 from wire.v1 import kv_pb2, kv_pb2_grpc
 
@@ -99,10 +99,22 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
         kv_pb2_grpc.add_KvSourceServicer_to_server(self, server)
 
     async def start(self) -> None:
-        """On the loop of the gRPC server, before it serves."""
+        """On the loop of the gRPC server, before it serves.
+
+        A transport that cannot be served is passed over; raises SpliceError(BAD_SETTING) if that leaves none.
+        """
         self._loop = asyncio.get_running_loop()
         for name in self._transports:
-            self._serving[name] = await asyncio.to_thread(self._factories[name], self._pool, self, self._host)
+            try:
+                self._serving[name] = await asyncio.to_thread(self._factories[name], self._pool, self, self._host)
+            except TransportError as error:
+                _log.warning("kv transport not served", transport=name, error=str(error))
+        if not self._serving:
+            raise SpliceError(
+                ErrorCode.BAD_SETTING,
+                f"none of the KV transports {', '.join(self._transports)} can be served on {self._host}",
+                param="kv_transports",
+            )
         self._ticker = asyncio.create_task(self._tick())
 
     async def close(self) -> None:

@@ -15,6 +15,7 @@ from typing import Literal
 
 import psutil
 
+from kvtransfer import ucx_library
 from membership.server import find_etcd
 from splice.cluster.checks import check_shm
 from splice.models import PUBLISHED, find_model
@@ -39,11 +40,7 @@ def examine() -> list[Finding]:
         _package("torch", "pip install torch"),
         _package("ray", "pip install ray"),
         _tried("etcd", lambda: str(find_etcd())),
-        _package(
-            "libucx-cu12",
-            "pip install libucx-cu12: KV hand-off between hosts over UCX; tcp works without",
-            needed=False,
-        ),
+        _ucx(),
         _native("engine"),
         _native("kvtransfer"),
         _tried("shared memory", check_shm),
@@ -59,11 +56,18 @@ def _python() -> Finding:
     return Finding("Python", "ok", f"{platform.python_version()} at {sys.executable}")
 
 
-def _package(name: str, remedy: str, *, needed: bool = True) -> Finding:
+def _package(name: str, remedy: str) -> Finding:
     try:
         return Finding(name, "ok", importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        return Finding(name, "missing" if needed else "optional", "not installed", remedy)
+        return Finding(name, "missing", "not installed", remedy)
+
+
+def _ucx() -> Finding:
+    reason = ucx_library.why_missing()
+    if reason:
+        return Finding("ucx", "optional", "not available", f"{reason}; KV goes between hosts by tcp meanwhile")
+    return Finding("ucx", "ok", "KV hand-off between hosts over RDMA or TCP")
 
 
 def _native(room: str) -> Finding:

@@ -80,7 +80,8 @@ NB_MODULE(_ucx, m) {
         .def("close", &PoolSource::close);
     nb::class_<ucx::Link>(m, "Link")
         .def("get", &get, nb::arg("dest"), nb::arg("address"), nb::arg("limit_s"))
-        .def("get_granted", &get_granted, nb::arg("dest"), nb::arg("address"), nb::arg("generation"), nb::arg("limit_s"))
+        .def("get_granted", &get_granted, nb::arg("dest"), nb::arg("address"), nb::arg("generation"),
+             nb::arg("limit_s"))
         .def("close", &ucx::Link::close, nb::call_guard<nb::gil_scoped_release>());
     m.def("connect", &open_link, nb::arg("host"), nb::arg("port"), nb::arg("client_id"), nb::arg("key"),
           nb::arg("limit_s"));

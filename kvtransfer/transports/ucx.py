@@ -1,10 +1,10 @@
-"""Whatever UCX finds best between two workers: RDMA with the hardware, cross-memory attach or TCP without.
+"""Between hosts: one-sided reads over what UCX finds, RDMA with the hardware, TCP without.
 
-The consumer reads the source's mapped pool with one-sided gets, then the block's generation with one more get, and
-believes the block only if that is still the granted one. The source takes no part, except where UCX has nothing better
-than TCP: there its native thread answers. Both processes count as trusted by each other once connected, as with RDMA:
-the listener admits by capability, UCX's own data ports do not, and so stay on the loopback if `host` is on it;
-elsewhere the operator chooses the fabric (UCX_NET_DEVICES).
+The consumer reads the source's mapped pool with gets, then the block's generation with one more, and believes the block
+only if that is still the granted one. The source takes no part, except where UCX has nothing better than TCP: there its
+native thread answers. The listener admits by capability. UCX's own data ports know none, and whoever reaches them is
+trusted as on an RDMA fabric: they stay on the loopback if `host` is on it, elsewhere the operator names the fabric
+(UCX_NET_DEVICES).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from splice.settings.commands import ServeSettings
 from wire.errors import ErrorCode, SpliceError
 
 SHM_BYTES = 128 << 20
-"""Ray's object store and UCX keep their segments there; the KV pools do not."""
+"""Ray's object store keeps its segments there; the KV pools do not."""
 BASE_BYTES_PER_WORKER = 600 << 20
 CONNECT_S = 3.0
 

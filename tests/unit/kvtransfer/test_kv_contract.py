@@ -11,9 +11,10 @@ from kv_pair import FINAL, KEY, LAYOUT, Consumer, fill, pair, pattern, source_pr
 from structlog.testing import capture_logs
 
 from kvtransfer.faults import FLIP_BYTE, FLIP_BYTE_UNCHECKED, STALL, FaultPlan
-from kvtransfer.registry import LINKS
-from kvtransfer.transport import Link, PeerPool, TransportError
-from wire.errors import ErrorCode
+from kvtransfer.pool_memory import KVPoolMemory
+from kvtransfer.registry import LINKS, SOURCES
+from kvtransfer.transport import Link, PeerPool, ReadGate, SourceTransport, TransportError
+from wire.errors import ErrorCode, SpliceError
 from wire.kv_layout import KVLayout
 
 SHM = "/dev/shm"  # noqa: S108
@@ -192,6 +193,25 @@ async def test_a_transport_that_fails_is_passed_over_in_the_open(transport: str)
         assert consumer.ready[0][2].transport == second
         assert consumer.ready[0][2].transport_fallbacks == 1
         assert [log["transport"] for log in logs if log["event"] == "kv transport passed over"] == [transport]
+
+
+async def test_a_transport_that_cannot_be_served_is_passed_over_at_the_source(transport: str) -> None:
+    second = next(name for name in TRANSPORTS if name != transport)
+
+    def unserved(pool: KVPoolMemory, gate: ReadGate, host: str) -> SourceTransport:
+        raise TransportError("no memory may be locked")
+
+    options = {"factories": {**SOURCES, transport: unserved}}
+    with capture_logs() as logs:
+        async with pair((transport, second), source=options) as (source, address, consumer):
+            announce_all(source)
+            consumer.kv.fetch(KEY, address, list(range(8)), 0, 10.0)
+            await until(lambda: consumer.ready)
+            assert consumer.ready[0][2].transport == second
+    assert [log["transport"] for log in logs if log["event"] == "kv transport not served"] == [transport]
+    with pytest.raises(SpliceError, match=transport):
+        async with pair((transport,), source=options):
+            pass
 
 
 async def test_nothing_is_left_open(transport: str) -> None:
