@@ -68,13 +68,14 @@ SPLICE_INLINE void widen_slab(float* dst, const uint32_t* pairs, int64_t depth) 
   }
 }
 
-// One row of quantised weights.
-template <int DTYPE, int PANELS>
+// Few rows of x under quantised weights.
+template <int DTYPE, int ROWS, int PANELS>
 SPLICE_INLINE int64_t quant_panels(const LinearArgs& args, int64_t panel, int64_t last, float* c) {
   const int64_t stride = args.k / QUANT_DEPTH * quant_block_bytes(DTYPE);
   for (; panel + PANELS <= last; panel += PANELS) {
-    quant_row<DTYPE, PANELS>(args.x, static_cast<const uint8_t*>(args.packed) + panel * stride, args.k, c);
-    for (int p = 0; p < PANELS; ++p) finish_panel(args, panel + p, 0, 1, c + p * LANES);
+    const uint8_t* data = static_cast<const uint8_t*>(args.packed) + panel * stride;
+    quant_tile<DTYPE, ROWS, PANELS>(args.x, args.x_stride, data, args.k, c);
+    for (int p = 0; p < PANELS; ++p) finish_panel(args, panel + p, 0, ROWS, c + p * ROWS * LANES);
   }
   return panel;
 }
@@ -113,10 +114,12 @@ SPLICE_INLINE void block_panels(const LinearArgs& args, int64_t panel, int64_t p
 
 void linear(const LinearArgs& args, int64_t first, int64_t last, float* scratch) {
   const bool quantized = splice::cpu::is_quantized(args.dtype);
-  if (quantized && args.m == 1) {
-    with_quant(args.dtype, [&]<int DTYPE>() {
-      const int64_t rest = quant_panels<DTYPE, QUANT_PANELS>(args, first, last, scratch);
-      quant_panels<DTYPE, 1>(args, rest, last, scratch);
+  if (quantized && args.m <= QUANT_ROWS) {
+    with_rows<QUANT_ROWS>(args.m, [&]<int ROWS>() {
+      with_quant(args.dtype, [&]<int DTYPE>() {
+        const int64_t rest = quant_panels<DTYPE, ROWS, quant_panels_for(ROWS)>(args, first, last, scratch);
+        quant_panels<DTYPE, ROWS, 1>(args, rest, last, scratch);
+      });
     });
     return;
   }

@@ -3,8 +3,8 @@
 // A weight is scale · quant (+ minimum): the product of an fp16 scale and a quant of at most 8 bits is exact in fp32, so one
 // FMA gives the dequantised value with its one rounding, and the chain over depth is that of tile.h.
 //
-// One row is dequantised in registers: a weight costs a mask, a conversion and two FMAs, so AVX2 is bound at one cycle for 8
-// weights while 5 bytes of Q4_1 (9 of Q8_0) come from memory. More rows share a slab of fp32 in the first-level cache.
+// Few rows dequantise in registers: for one row a weight costs a mask, a conversion and two FMAs, so AVX2 is bound at one cycle
+// for 8 weights while 5 bytes of Q4_1 (9 of Q8_0) come from memory. More rows share a slab of fp32 in the first-level cache.
 #pragma once
 
 #include "kernels.h"
@@ -19,10 +19,11 @@ using splice::cpu::quant_scales_bytes;
 using splice::cpu::QUANT_DEPTH;
 
 #if defined(SPLICE_AVX512)
-constexpr int QUANT_PANELS = 4;
+constexpr int quant_panels_for(int rows) { return rows <= 2 ? 4 : 2; }
 #else
-constexpr int QUANT_PANELS = 2;
+constexpr int quant_panels_for(int rows) { return rows == 1 ? 2 : 1; }
 #endif
+constexpr int QUANT_ROWS = 4;  // more rows than this share a slab
 
 // What scales the quants of nibble j, whose words are masked but not shifted: scale · 16^-j, exact.
 constexpr float SIXTEENTH = 0.0625f;
@@ -61,38 +62,39 @@ struct QuantBlock {
   }
 };
 
-template <int DTYPE, int PANELS, int J>
-SPLICE_INLINE void quant_depths(QuantBlock<DTYPE> (&block)[PANELS], F16 (&acc)[PANELS], const float* x) {
+template <int DTYPE, int ROWS, int PANELS, int J>
+SPLICE_INLINE void quant_depths(QuantBlock<DTYPE> (&block)[PANELS], F16 (&acc)[ROWS][PANELS], const float* x, int64_t x_row) {
 #pragma GCC unroll 4
   for (int p = 0; p < PANELS; ++p) block[p].template turn<J>();
 #pragma GCC unroll 4
   for (int w = 0; w < 4; ++w) {
-    const F16 value = splat(x[4 * J + w]);
+    F16 values[PANELS];
 #pragma GCC unroll 4
-    for (int p = 0; p < PANELS; ++p) acc[p] = fma(value, block[p].template weights<J>(w), acc[p]);
+    for (int p = 0; p < PANELS; ++p) values[p] = block[p].template weights<J>(w);
+    multiply_add(acc, values, x + 4 * J + w, x_row);
   }
 }
 
-// One row of x over PANELS neighbouring panels.
-template <int DTYPE, int PANELS>
-void quant_row(const float* x, const uint8_t* packed, int64_t k, float* c) {
+// c[p][r][16]: ROWS rows of x over PANELS neighbouring panels.
+template <int DTYPE, int ROWS, int PANELS>
+void quant_tile(const float* x, int64_t x_row, const uint8_t* packed, int64_t k, float* c) {
   const int64_t stride = k / QUANT_DEPTH * quant_block_bytes(DTYPE);
-  F16 acc[PANELS];
-  for (int p = 0; p < PANELS; ++p) acc[p] = zero();
+  F16 acc[ROWS][PANELS];
+  read_tile(acc, c, LANES, ROWS * LANES, false);
   for (int64_t d = 0; d < k; d += QUANT_DEPTH, packed += quant_block_bytes(DTYPE), x += QUANT_DEPTH) {
     QuantBlock<DTYPE> block[PANELS];
 #pragma GCC unroll 4
     for (int p = 0; p < PANELS; ++p) block[p].open(packed + p * stride);
-    quant_depths<DTYPE, PANELS, 0>(block, acc, x);
-    quant_depths<DTYPE, PANELS, 1>(block, acc, x);
-    quant_depths<DTYPE, PANELS, 2>(block, acc, x);
-    quant_depths<DTYPE, PANELS, 3>(block, acc, x);
-    quant_depths<DTYPE, PANELS, 4>(block, acc, x);
-    quant_depths<DTYPE, PANELS, 5>(block, acc, x);
-    quant_depths<DTYPE, PANELS, 6>(block, acc, x);
-    quant_depths<DTYPE, PANELS, 7>(block, acc, x);
+    quant_depths<DTYPE, ROWS, PANELS, 0>(block, acc, x, x_row);
+    quant_depths<DTYPE, ROWS, PANELS, 1>(block, acc, x, x_row);
+    quant_depths<DTYPE, ROWS, PANELS, 2>(block, acc, x, x_row);
+    quant_depths<DTYPE, ROWS, PANELS, 3>(block, acc, x, x_row);
+    quant_depths<DTYPE, ROWS, PANELS, 4>(block, acc, x, x_row);
+    quant_depths<DTYPE, ROWS, PANELS, 5>(block, acc, x, x_row);
+    quant_depths<DTYPE, ROWS, PANELS, 6>(block, acc, x, x_row);
+    quant_depths<DTYPE, ROWS, PANELS, 7>(block, acc, x, x_row);
   }
-  for (int p = 0; p < PANELS; ++p) store(c + p * LANES, acc[p]);
+  write_tile(acc, c, LANES, ROWS * LANES);
 }
 
 template <int DTYPE, int J>
