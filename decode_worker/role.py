@@ -46,11 +46,9 @@ class DecodeRole(Role):
             faults=FaultPlan.parse(parts.settings.faults),
         )
 
-    def submit(self, kind: RequestKind, message: worker_pb2.Submit, session: RouterSession) -> None:
-        super().submit(kind, message, session)
-        key = (message.request, message.attempt)
-        if kind is RequestKind.RESERVE and self.table.get(key) is not None:
-            self._intake.setdefault(key, _Intake(len(message.tokens)))
+    def _taken(self, kind: RequestKind, key: RequestKey, message: worker_pb2.Submit) -> None:
+        if kind is RequestKind.RESERVE:
+            self._intake[key] = _Intake(len(message.tokens))
 
     def attach(self, message: worker_pb2.Attach, session: RouterSession) -> None:
         intake = self._intake.get((message.request, message.attempt))
@@ -110,14 +108,15 @@ class DecodeRole(Role):
         if intake.reservation is None or intake.source is None or tracked is None:
             return
         intake.fetching = True
-        self._consumer.fetch(
-            key,
-            intake.source,
-            intake.reservation.block_ids,
-            intake.reservation.skip_blocks,
-            tracked.deadline_s - self._clock(),
-            expect_tokens=intake.num_tokens,
-        )
+        with self._only(key):
+            self._consumer.fetch(
+                key,
+                intake.source,
+                intake.reservation.block_ids,
+                intake.reservation.skip_blocks,
+                tracked.deadline_s - self._clock(),
+                expect_tokens=intake.num_tokens,
+            )
 
     def _fetched(self, key: RequestKey, final: KvFinalData, stats: HandoffStats) -> None:
         tracked = self.table.get(key)
@@ -139,7 +138,8 @@ class DecodeRole(Role):
         if final.finished:
             self.engine.abort(key)
             self.table.remove(key)
-        else:
+            return
+        with self._only(key):
             self.engine.activate(key, list(final.first_tokens))
 
     def _fetch_failed(self, key: RequestKey, error: SpliceError, blamed: str | None) -> None:

@@ -85,12 +85,7 @@ class Engine:
         self._report(plan, output)
         if plan.scheduled:
             self._count(plan)
-            try:
-                drawn = self._sample(plan, self._run(plan))
-            except Exception as error:  # the boundary of one batch: the engine goes on
-                self._fail_batch(plan, error, output)
-            else:
-                self._update(plan, drawn, output)
+            self._compute(plan, output)
         return output
 
     def load(self) -> EngineLoad:
@@ -123,6 +118,23 @@ class Engine:
         for part in plan.scheduled:
             prompt_left = part.request.num_prompt_tokens - part.request.num_computed_tokens
             stats.prompt_tokens += max(0, min(part.num_new_tokens, prompt_left))
+
+    def _compute(self, plan: SchedulePlan, output: StepOutput) -> None:
+        """Run → sample → update → emit. A batch that fails is computed again one by one: who fails alone is at fault.
+
+        Alone or batched gives the same bits, and what the failed run wrote is written again.
+        """
+        try:
+            drawn = self._sample(plan, self._run(plan))
+        except Exception as error:  # the boundary of one batch: the engine goes on
+            if len(plan.scheduled) == 1:
+                self._fail(plan.scheduled[0].request, error, output)
+                return
+            _log.exception("a batch of %d failed; its requests are computed one by one", len(plan.scheduled))
+            for part in plan.scheduled:
+                self._compute(SchedulePlan(scheduled=[part]), output)
+        else:
+            self._update(plan, drawn, output)
 
     def _run(self, plan: SchedulePlan) -> torch.Tensor:
         """Logits `[parts that complete, vocab]` float32."""
@@ -189,10 +201,6 @@ class Engine:
             self._scheduler.hold(request)
         elif is_prefill or finish is not FinishReason.NONE:
             self._scheduler.end(request)
-
-    def _fail_batch(self, plan: SchedulePlan, error: Exception, output: StepOutput) -> None:
-        for part in plan.scheduled:
-            self._fail(part.request, error, output)
 
     def _fail(self, request: Request, error: Exception, output: StepOutput) -> None:
         """Ends one request over `error`; what it computed is not offered to others."""

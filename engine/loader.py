@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -72,11 +73,13 @@ def load_model(
     length = _checked_length(max_model_len, spec)
     torch_dtype = _torch_dtype(dtype)
     table = select_ops(torch_dtype, ops)
-    model = MODELS[spec.architecture](spec, table, description.open_weights(torch_dtype), length)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as digests:
+        digest = digests.submit(_digest, spec, description.weight_files)  # hashing and packing both leave the GIL
+        model = MODELS[spec.architecture](spec, table, description.open_weights(torch_dtype), length)
     card = ModelCard(
         name=served_name or path.resolve().name.removesuffix(".gguf"),
         architecture=spec.architecture,
-        model_digest=_digest(spec, description.weight_files),
+        model_digest=digest.result(),
         vocab_size=spec.vocab_size,
         max_model_len=length,
         tokenizer_json=text.tokenizer_json,

@@ -90,7 +90,8 @@ class Scheduler:
     def activate(self, key: RequestKey, first_tokens: list[int]) -> None:
         """RESERVED → RUNNING: the KV of all its tokens is in its blocks; `first_tokens` follow them.
 
-        Raises SpliceError (invalid_request) if the request is not reserved or `first_tokens` is empty.
+        Raises SpliceError (invalid_request) if the request is not reserved, or `first_tokens` is empty or not of this
+        vocabulary: they come from another process, and the batch the request joins must not suffer for it.
         """
         request = self.requests.get(key)
         if request is None or request.status is not RequestStatus.RESERVED or not first_tokens:
@@ -99,6 +100,12 @@ class Scheduler:
                 ErrorCode.INVALID_REQUEST,
                 f"cannot activate request {key} ({status}) with {len(first_tokens)} tokens: expected a reserved "
                 "request and at least the first token",
+            )
+        strange = [token for token in first_tokens if not 0 <= token < self.vocab_size]
+        if strange:
+            raise SpliceError(
+                ErrorCode.INVALID_REQUEST,
+                f"cannot activate request {key}: first tokens {strange} are not in the vocabulary of {self.vocab_size}",
             )
         self._stuck = False
         self._num_reserved -= 1

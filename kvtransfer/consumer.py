@@ -85,6 +85,7 @@ class KvConsumer:
         self._fetches: dict[RequestKey, _Fetch] = {}
         self._stats = ConsumerStats()
         self._peers: dict[SourceAddress, tuple[Peer, asyncio.Task[None]]] = {}
+        self._parting: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._copiers: ThreadPoolExecutor | None = None
@@ -106,7 +107,7 @@ class KvConsumer:
         for key in list(self._fetches):
             self.cancel(key, "shutting down")
         await asyncio.sleep(0)  # releases decided above reach their channels first
-        tasks = [self._ticker, *(task for _, task in self._peers.values())]
+        tasks = [self._ticker, *(task for _, task in self._peers.values()), *self._parting]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -217,6 +218,20 @@ class KvConsumer:
         if peer.links is not None:
             peer.links.close()  # ends copies under way; on a dead source this also lets go of its memory
 
+    def _part(self, peer: Peer) -> None:
+        """Gives up a channel with no transport left: the next fetch says Hello again and gets fresh offers.
+
+        What broke the transports may have passed (a source that was frozen), the channel alone would not show it.
+        """
+        known = self._peers.get(peer.source)
+        if known is None or known[0] is not peer:
+            return
+        code, source = ErrorCode.KV_TRANSFER_FAILED, peer.source.worker_id
+        self._lost(peer, SpliceError(code, f"no transport to {source} is left; another request may find it well"))
+        self._parting.add(known[1])
+        known[1].add_done_callback(self._parting.discard)
+        known[1].cancel()
+
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
@@ -241,6 +256,8 @@ class KvConsumer:
                 digest_mismatches=self._stats.digest_mismatches + (outcome is CopyOutcome.DAMAGED),
             )
             self._perform(key, fetch, fetch.machine.copied(copy.index, outcome, detail, time.monotonic()))
+            if fetch.peer is not None and fetch.peer.links is not None and fetch.peer.links.exhausted:
+                self._on_loop(self._part, fetch.peer)
 
     def _copy_and_check(self, key: RequestKey, fetch: _Fetch, copy: StartCopy) -> tuple[CopyOutcome, str]:
         if fetch.peer is None or fetch.peer.links is None:

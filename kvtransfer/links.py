@@ -38,6 +38,11 @@ class Links:
         """Name of the transport in use; empty before the first block moved."""
         return self._offers[0][0] if self._offers and self._link is not None else ""
 
+    @property
+    def exhausted(self) -> bool:
+        """Every offer was given up: nothing can be read any more."""
+        return not self._offers
+
     def read(self, key: RequestKey, block: int, generation: int, dest: memoryview) -> int:
         """As `Link.read`; raises TransportError only when no offer is left."""
         while True:

@@ -20,7 +20,13 @@ from wire.v1 import kv_pb2, kv_pb2_grpc
 
 HELLO_TIMEOUT_S = 5.0
 _RENEWALS_PER_TTL = 3
-_OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
+_OPTIONS = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+    # A source behind a broken network path says nothing, not even that it is gone.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+)
 
 
 class Peer:

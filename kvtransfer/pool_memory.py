@@ -32,7 +32,7 @@ class KVPoolMemory:
         self.num_blocks = header.num_blocks
         self.incarnation = header.incarnation
         self.fd = fd
-        whole = memoryview(mapping)
+        self._whole = whole = memoryview(mapping)[: header.total_bytes]
         generations_end = header.generations_offset + header.num_blocks * GENERATION_BYTES
         self._generations = whole[header.generations_offset : generations_end]
         self._data = whole[header.data_offset : header.total_bytes]
@@ -73,6 +73,10 @@ class KVPoolMemory:
         """All blocks, writable, `num_blocks * layout.block_bytes` bytes."""
         return self._data
 
+    def whole(self) -> memoryview:
+        """Header, generations and blocks, as `PoolHeader` lays them out."""
+        return self._whole
+
     def block(self, block: int) -> memoryview:
         """One block, writable; raises IndexError outside the pool."""
         if not 0 <= block < self.num_blocks:
@@ -96,7 +100,7 @@ class KVPoolMemory:
             return
         os.close(self.fd)
         self.fd = -1
-        self._generations = self._data = memoryview(b"")
+        self._whole = self._generations = self._data = memoryview(b"")
 
 
 def _seal(fd: int) -> None:

@@ -38,8 +38,10 @@ class PrefillRole(Role):
         for blocks in output.computed:
             row = rows.get(blocks.key)
             final = _final(row) if blocks.is_last and row is not None else None
-            self._source.announce(blocks.key, blocks.first_block, blocks.block_ids, blocks.num_tokens, final)
-        self._held.update(row.key for row in output.rows)
+            with self._only(blocks.key):
+                self._source.announce(blocks.key, blocks.first_block, blocks.block_ids, blocks.num_tokens, final)
+                if final is not None:
+                    self._held.add(blocks.key)
         super().on_output(output)
         for row in output.rows:
             if row.finish != FinishReason.NONE:

@@ -92,7 +92,8 @@ class Run:
     def deliver(self, action: Release | Finish | Fail) -> None:
         if isinstance(action, Release):
             self._tokens.extend(action.tokens)
-            self._logprobs.extend(action.logprobs)
+            if self.sampling.logprobs is not None:  # a frame carries blanks for whoever shares it with one who asked
+                self._logprobs.extend(action.logprobs)
         else:
             self._terminal = action
         self._wake.set()

@@ -40,7 +40,9 @@ def examine() -> list[Finding]:
         _package("ray", "pip install ray"),
         _tried("etcd", lambda: str(find_etcd())),
         _package(
-            "ucxx-cu12", "pip install ucxx-cu12: KV hand-off between hosts over UCX; tcp works without", needed=False
+            "libucx-cu12",
+            "pip install libucx-cu12: KV hand-off between hosts over UCX; tcp works without",
+            needed=False,
         ),
         _native("engine"),
         _native("kvtransfer"),

@@ -72,20 +72,13 @@ async def serve_worker(
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     torch.set_num_threads(settings.threads)
     _refuse_open_faults(settings)
+    server, port = _bind(settings)
     body = await asyncio.to_thread(_build_body, settings)
     async with AsyncExitStack() as cleanup:
         cleanup.callback(body.memory.close)
         loop = EngineLoop(body.engine, on_dead=lambda _: os._exit(70))
         identity = _identity(settings, body)
         role = build_role(RoleParts(body.engine, body.memory, identity, settings, loop.post, time.monotonic))
-        server = grpc.aio.server(options=_SERVER_OPTIONS)
-        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
-        if port == 0:
-            raise SpliceError(
-                ErrorCode.BAD_SETTING,
-                f"port {settings.port} on {settings.host} is in use; choose another or 0 for a free one",
-                param="port",
-            )
         record = _record(settings, body, identity, f"{settings.host}:{port}")
         service = WorkerService(role, loop, record, body.loaded.card)
         worker_pb2_grpc.add_WorkerServicer_to_server(service, server)
@@ -140,6 +133,20 @@ def _refuse_open_faults(settings: WorkerSettings) -> None:
             f"fault points are for tests on loopback, but host is {settings.host}; drop --fault or bind 127.0.0.1",
             param="faults",
         )
+
+
+def _bind(settings: WorkerSettings) -> tuple[grpc.aio.Server, int]:
+    """A server that listens nowhere yet, and the port that is its own: a taken one is found before weights are read."""
+    server = grpc.aio.server(options=_SERVER_OPTIONS)
+    try:
+        return server, server.add_insecure_port(f"{settings.host}:{settings.port}")
+    except RuntimeError as error:
+        raise SpliceError(
+            ErrorCode.BAD_SETTING,
+            f"cannot listen on {settings.host}:{settings.port}: the port is in use or the address is not this "
+            "machine's; choose another, or port 0 for a free one",
+            param="port",
+        ) from error
 
 
 def _build_body(settings: WorkerSettings) -> _Body:

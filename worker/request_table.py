@@ -36,7 +36,7 @@ class RequestTable:
         return self._by_key.get(key)
 
     def add(self, tracked: Tracked) -> Tracked | None:
-        """Takes the request in. Returns the older attempt it replaces, which the caller must end.
+        """Takes the request in. Returns the older attempt it replaced, which is out of the table: the caller ends it.
 
         Raises KeyError if this attempt, or a newer one, is already here: the message was late or repeated.
         """
@@ -44,7 +44,7 @@ class RequestTable:
         latest = self._latest_attempt.get(request)
         if latest is not None and latest >= attempt:
             raise KeyError(tracked.key)
-        replaced = self._by_key.get((request, latest)) if latest is not None else None
+        replaced = self._by_key.pop((request, latest)) if latest is not None else None
         self._by_key[tracked.key] = tracked
         self._latest_attempt[request] = attempt
         return replaced

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import grpc.aio
@@ -96,8 +97,12 @@ class Role(ABC):
             self.engine.submit(_request(kind, message))
         except SpliceError as error:
             self.fail(key, error, retryable=error.code in _RETRYABLE)
-        except (ValueError, TypeError, OverflowError) as error:
-            self.fail(key, SpliceError(ErrorCode.INVALID_REQUEST, f"the request cannot be read: {error}"))
+        except Exception as error:  # the boundary of one message: whatever it holds, the others go on
+            log.exception("submit_failed", request=f"{message.request:016x}", attempt=message.attempt)
+            self._end(key)
+            self.fail(key, SpliceError(ErrorCode.INVALID_REQUEST, f"the request cannot be read: {error!r}"))
+        else:
+            self._taken(kind, key, message)
 
     def attach(self, message: worker_pb2.Attach, session: RouterSession) -> None:
         """Only a decode worker fetches; anyone else refuses."""
@@ -138,13 +143,30 @@ class Role(ABC):
     def on_output(self, output: StepOutput) -> None:
         self._send_rows(output.rows)
         for key, error in output.failed:
-            self.fail(key, error, retryable=error.code in _RETRYABLE)
+            self.fail(key, error, retryable=error.code in _RETRYABLE or error.code is ErrorCode.INTERNAL_ERROR)
 
     def fail(self, key: RequestKey, error: SpliceError, *, retryable: bool = False, blamed: str | None = None) -> None:
         """Tells the router that the request ended here; its engine state must already be gone."""
         tracked = self.table.remove(key)
         if tracked is not None:
             self._send_failed(tracked.session, key, error, retryable=retryable, blamed=blamed)
+
+    def _taken(self, kind: RequestKind, key: RequestKey, message: worker_pb2.Submit) -> None:  # noqa: B027 (a hook)
+        """The engine took the request; called once for each."""
+
+    @contextmanager
+    def _only(self, key: RequestKey) -> Iterator[None]:
+        """The boundary of one request: what goes wrong inside ends this request, and the worker goes on.
+
+        Another worker may fare better, so the router is asked to try.
+        """
+        try:
+            yield
+        except Exception as error:
+            log.exception("request_failed", request=f"{key[0]:016x}", attempt=key[1])
+            self._end(key)
+            code, what = ErrorCode.INTERNAL_ERROR, f"request {key[0]:016x} attempt {key[1]} failed here: {error!r}"
+            self.fail(key, SpliceError(code, what), retryable=True)
 
     @abstractmethod
     def _end(self, key: RequestKey) -> None:

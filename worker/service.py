@@ -22,6 +22,7 @@ from worker.role import Role
 from worker.session import RouterSession
 
 HEARTBEAT_S = 0.1
+HELLO_TIMEOUT_S = 5.0
 STATS_TIMEOUT_S = 5.0
 MAX_LISTED_REQUESTS = 256
 
@@ -49,7 +50,9 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         context: grpc.aio.ServicerContext[worker_pb2.RouterMessage, worker_pb2.WorkerMessage],
     ) -> AsyncIterator[worker_pb2.WorkerMessage]:
         hello = await self._hello(request_iterator, context)
-        session = RouterSession(hello.router_id, self._record.incarnation, asyncio.get_running_loop())
+        stream = asyncio.current_task()
+        assert stream is not None  # noqa: S101 (a handler runs in the task of its call)
+        session = RouterSession(hello.router_id, self._record.incarnation, asyncio.get_running_loop(), stream.cancel)
         session.send(welcome=worker_pb2.WorkerWelcome(worker_id=self._record.worker_id, role=self._record.role))
         tasks = (
             asyncio.create_task(self._read(request_iterator, session)),
@@ -101,7 +104,11 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         messages: AsyncIterator[worker_pb2.RouterMessage],
         context: grpc.aio.ServicerContext[worker_pb2.RouterMessage, worker_pb2.WorkerMessage],
     ) -> worker_pb2.RouterHello:
-        first = await anext(aiter(messages), None)
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                first = await anext(aiter(messages), None)
+        except TimeoutError:
+            first = None
         if first is None or first.WhichOneof("body") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message of a session must be `hello`")
         assert first is not None  # noqa: S101 (abort raises; this only tells the type checker)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from wire.v1 import worker_pb2
 
@@ -14,8 +14,16 @@ MAX_PENDING_MESSAGES = 10_000
 class RouterSession:
     """Messages on their way to one router. Any thread may `send`; the gRPC handler alone reads `messages`."""
 
-    def __init__(self, router_id: str, worker_incarnation: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        router_id: str,
+        worker_incarnation: int,
+        loop: asyncio.AbstractEventLoop,
+        on_overflow: Callable[[], object],
+    ) -> None:
+        """`on_overflow` is called once, on `loop`, when the router reads so slowly that the stream must be cut."""
         self.router_id = router_id
+        self._on_overflow = on_overflow
         self._incarnation = worker_incarnation
         self._loop = loop
         self._pending: asyncio.Queue[worker_pb2.WorkerMessage | None] = asyncio.Queue()
@@ -40,7 +48,11 @@ class RouterSession:
             yield message
 
     def _enqueue(self, message: worker_pb2.WorkerMessage) -> None:
-        if self._pending.qsize() >= MAX_PENDING_MESSAGES:
-            self.close()
-        elif not self._closed:
+        if self._closed:
+            return
+        if self._pending.qsize() < MAX_PENDING_MESSAGES:
             self._pending.put_nowait(message)
+            return
+        # Whoever waits in `messages` waits for this router to read: only cutting the stream gets through to them.
+        self.close()
+        self._on_overflow()

@@ -78,7 +78,8 @@ struct splice_cpu {
 int splice_cpu_isa_supported(int isa) {
   if (isa == SPLICE_CPU_ISA_PORTABLE) return 1;
 #if defined(__x86_64__)
-  if (isa == SPLICE_CPU_ISA_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (isa == SPLICE_CPU_ISA_AVX2) 
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (isa == SPLICE_CPU_ISA_AVX512) return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("fma");
 #endif
   return 0;

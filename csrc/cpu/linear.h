@@ -10,6 +10,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "quant_linear.h"
 #include "tile.h"
 
 namespace {
@@ -67,6 +68,17 @@ SPLICE_INLINE void widen_slab(float* dst, const uint32_t* pairs, int64_t depth) 
   }
 }
 
+// One row of quantised weights.
+template <int DTYPE, int PANELS>
+SPLICE_INLINE int64_t quant_panels(const LinearArgs& args, int64_t panel, int64_t last, float* c) {
+  const int64_t stride = args.k / QUANT_DEPTH * quant_block_bytes(DTYPE);
+  for (; panel + PANELS <= last; panel += PANELS) {
+    quant_row<DTYPE, PANELS>(args.x, static_cast<const uint8_t*>(args.packed) + panel * stride, args.k, c);
+    for (int p = 0; p < PANELS; ++p) finish_panel(args, panel + p, 0, 1, c + p * LANES);
+  }
+  return panel;
+}
+
 // Many rows: a slab of weights at a time, under all rows of the chunk.
 SPLICE_INLINE void block_panels(const LinearArgs& args, int64_t panel, int64_t panels, int64_t first_row, int64_t rows,
                                 float* scratch) {
@@ -78,6 +90,13 @@ SPLICE_INLINE void block_panels(const LinearArgs& args, int64_t panel, int64_t p
     PanelsF32 b;
     if (args.dtype == SPLICE_CPU_F32) {
       b = {static_cast<const float*>(args.packed) + (panel * args.k + k) * LANES, args.k * LANES, LANES};
+    } else if (splice::cpu::is_quantized(args.dtype)) {
+      const int64_t block = quant_block_bytes(args.dtype), stride = args.k / QUANT_DEPTH * block;
+      const uint8_t* blocks = static_cast<const uint8_t*>(args.packed) + panel * stride + k / QUANT_DEPTH * block;
+      with_quant(args.dtype, [&]<int DTYPE>() {
+        for (int64_t p = 0; p < panels; ++p) widen_quants<DTYPE>(blocks + p * stride, depth, slab + p * DEPTH_CHUNK * LANES);
+      });
+      b = {slab, DEPTH_CHUNK * LANES, LANES};
     } else {
       const int64_t stride = (args.k + 1) / 2 * LANES;
       const uint32_t* pairs = static_cast<const uint32_t*>(args.packed) + panel * stride + k / 2 * LANES;
@@ -93,7 +112,15 @@ SPLICE_INLINE void block_panels(const LinearArgs& args, int64_t panel, int64_t p
 }
 
 void linear(const LinearArgs& args, int64_t first, int64_t last, float* scratch) {
-  if (args.m <= TILE_ROWS) {
+  const bool quantized = splice::cpu::is_quantized(args.dtype);
+  if (quantized && args.m == 1) {
+    with_quant(args.dtype, [&]<int DTYPE>() {
+      const int64_t rest = quant_panels<DTYPE, QUANT_PANELS>(args, first, last, scratch);
+      quant_panels<DTYPE, 1>(args, rest, last, scratch);
+    });
+    return;
+  }
+  if (args.m <= TILE_ROWS && !quantized) {
     with_rows(args.m, [&]<int ROWS>() {
       const int64_t rest = stream_panels<ROWS, panels_for(ROWS)>(args, first, last, scratch);
       stream_panels<ROWS, 1>(args, rest, last, scratch);

@@ -2,6 +2,8 @@
 #include <bit>
 #include <cstring>
 
+#include "quant_layout.h"
+#include "quant_packing.h"
 #include "splice_cpu.h"
 
 namespace {
@@ -40,11 +42,15 @@ void pack_rows(void* dst, int dtype, int64_t k, int64_t first, int64_t rows, con
 
 size_t splice_cpu_packed_bytes(int64_t n, int64_t k, int dtype) {
   const int64_t panels = (n + PANEL - 1) / PANEL;
+  if (splice::cpu::is_quantized(dtype))
+    return static_cast<size_t>(panels * (k / splice::cpu::QUANT_DEPTH) * splice::cpu::quant_block_bytes(dtype));
   return static_cast<size_t>(panels * PANEL * 4 * (dtype == SPLICE_CPU_F32 ? k : pairs(k)));
 }
 
 void splice_cpu_pack(void* dst, int dst_dtype, int64_t k, int64_t first, int64_t rows, const void* src, int src_dtype) {
-  if (src_dtype == SPLICE_CPU_F32)
+  if (splice::cpu::is_quantized(src_dtype))
+    splice::cpu::pack_quantized(dst, dst_dtype, k, first, rows, static_cast<const uint8_t*>(src), src_dtype);
+  else if (src_dtype == SPLICE_CPU_F32)
     pack_rows(dst, dst_dtype, k, first, rows, static_cast<const float*>(src));
   else
     pack_rows(dst, dst_dtype, k, first, rows, static_cast<const uint16_t*>(src));
@@ -53,7 +59,9 @@ void splice_cpu_pack(void* dst, int dst_dtype, int64_t k, int64_t first, int64_t
 void splice_cpu_packed_rows(const void* packed, int dtype, int64_t k, const int64_t* ids, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i, out += k) {
     const int64_t panel = ids[i] / PANEL, lane = ids[i] % PANEL;
-    if (dtype == SPLICE_CPU_F32) {
+    if (splice::cpu::is_quantized(dtype)) {
+      splice::cpu::quantized_row(packed, dtype, k, ids[i], out);
+    } else if (dtype == SPLICE_CPU_F32) {
       const float* src = static_cast<const float*>(packed) + panel * k * PANEL + lane;
       for (int64_t j = 0; j < k; ++j) out[j] = src[j * PANEL];
     } else {

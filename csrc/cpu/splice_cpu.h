@@ -18,7 +18,8 @@ extern "C" {
 
 enum { SPLICE_CPU_OK = 0, SPLICE_CPU_UNSUPPORTED = 1, SPLICE_CPU_NO_MEMORY = 2 };
 enum { SPLICE_CPU_ISA_BEST = -1, SPLICE_CPU_ISA_PORTABLE = 0, SPLICE_CPU_ISA_AVX2 = 1, SPLICE_CPU_ISA_AVX512 = 2 };
-enum { SPLICE_CPU_F32 = 0, SPLICE_CPU_BF16 = 1 };
+// Of tensors: the first two. Of packed weights: all; the quantised ones as GGUF files have them, k a multiple of 32.
+enum { SPLICE_CPU_F32 = 0, SPLICE_CPU_BF16 = 1, SPLICE_CPU_Q4_0 = 2, SPLICE_CPU_Q4_1 = 3, SPLICE_CPU_Q8_0 = 4 };
 enum { SPLICE_CPU_PANEL = 16, SPLICE_CPU_MAX_HEAD_DIM = 1024 };
 
 // An instruction set and a pool of threads. Calls on one context are serialised.
@@ -32,10 +33,11 @@ int splice_cpu_num_threads(const splice_cpu* cpu);
 int splice_cpu_set_num_threads(splice_cpu* cpu, int num_threads);
 
 // Packed weights of y = x·Wᵀ: panels of 16 output columns, `[ceil(n/16)][k][16]` fp32, or `[ceil(n/16)][ceil(k/2)][16]` pairs
-// of bf16 (even k in the low half). Missing columns are zero. `dst` must be 64-byte aligned.
+// of bf16 (even k in the low half), or quantised blocks (quant_layout.h). Missing columns are zero. `dst` must be 64-byte aligned.
+// A quantised weight counts as its fp32 value: every function gives the bits it gives for the same weights in fp32.
 size_t splice_cpu_packed_bytes(int64_t n, int64_t k, int dtype);
 // Writes `rows` rows of the row-major [rows, k] matrix `src` as output columns first..first+rows of the packed matrix.
-// fp32 to bf16 rounds to nearest even; bf16 to fp32 is exact.
+// fp32 to bf16 rounds to nearest even; bf16 to fp32 is exact; quantised rows go into the same type or into fp32.
 void splice_cpu_pack(void* dst, int dst_dtype, int64_t k, int64_t first, int64_t rows, const void* src, int src_dtype);
 // out[i, :] = row ids[i] of the packed matrix, as fp32: an embedding tied to the output head needs no second copy.
 void splice_cpu_packed_rows(const void* packed, int dtype, int64_t k, const int64_t* ids, int64_t count, float* out);

@@ -12,6 +12,7 @@
 #endif
 
 #define SPLICE_INLINE static inline __attribute__((always_inline))
+#define SPLICE_MEMBER inline __attribute__((always_inline))
 
 namespace {
 
@@ -58,6 +59,21 @@ SPLICE_INLINE void load_bf16_pair(const uint32_t* p, F16& even, F16& odd) {
   even.v = _mm512_castsi512_ps(_mm512_slli_epi32(raw, 16));
   odd.v = _mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }
+// Sixteen fp16, exactly.
+SPLICE_INLINE F16 load_half(const uint16_t* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+SPLICE_INLINE F16 load_int8(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
+// Each word's bits under MASK (its top bit is clear) as a number.
+template <uint32_t MASK>
+SPLICE_INLINE F16 load_masked(const uint32_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(static_cast<int>(MASK))))};
+}
+SPLICE_INLINE F16 load_high_nibble(const uint32_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_srli_epi32(_mm512_loadu_si512(p), 28))};
+}
 
 #elif defined(SPLICE_AVX2)
 
@@ -100,6 +116,26 @@ SPLICE_INLINE void load_bf16_pair(const uint32_t* p, F16& even, F16& odd) {
   even = {_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))};
   odd = {_mm256_castsi256_ps(_mm256_and_si256(lo, mask)), _mm256_castsi256_ps(_mm256_and_si256(hi, mask))};
 }
+SPLICE_INLINE F16 load_half(const uint16_t* p) {
+  const __m128i* raw = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(raw)), _mm256_cvtph_ps(_mm_loadu_si128(raw + 1))};
+}
+SPLICE_INLINE F16 load_int8(const int8_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8))))};
+}
+template <uint32_t MASK>
+SPLICE_INLINE F16 load_masked(const uint32_t* p) {
+  const __m256i* raw = reinterpret_cast<const __m256i*>(p);
+  const __m256i mask = _mm256_set1_epi32(static_cast<int>(MASK));
+  return {_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_loadu_si256(raw), mask)),
+          _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_loadu_si256(raw + 1), mask))};
+}
+SPLICE_INLINE F16 load_high_nibble(const uint32_t* p) {
+  const __m256i* raw = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_cvtepi32_ps(_mm256_srli_epi32(_mm256_loadu_si256(raw), 28)),
+          _mm256_cvtepi32_ps(_mm256_srli_epi32(_mm256_loadu_si256(raw + 1), 28))};
+}
 
 #else
 
@@ -131,6 +167,16 @@ SPLICE_INLINE void load_bf16_pair(const uint32_t* p, F16& even, F16& odd) {
     odd.v[i] = as_float(p[i] & 0xffff0000u);
   }
 }
+SPLICE_INLINE float from_half(uint16_t half) {
+  const uint32_t sign = (half & 0x8000u) << 16, magnitude = half & 0x7fffu;
+  if (magnitude >= 0x7c00u) return as_float(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+  return as_float(as_bits(as_float(magnitude << 13) * as_float(0x77800000u)) | sign);
+}
+SPLICE_INLINE F16 load_half(const uint16_t* p) { SPLICE_EACH(from_half(p[i])); }
+SPLICE_INLINE F16 load_int8(const int8_t* p) { SPLICE_EACH(static_cast<float>(p[i])); }
+template <uint32_t MASK>
+SPLICE_INLINE F16 load_masked(const uint32_t* p) { SPLICE_EACH(static_cast<float>(p[i] & MASK)); }
+SPLICE_INLINE F16 load_high_nibble(const uint32_t* p) { SPLICE_EACH(static_cast<float>(p[i] >> 28)); }
 #undef SPLICE_EACH
 
 #endif

@@ -9,30 +9,14 @@
 #include <cstdint>
 #include <cstring>
 
+#include "span.h"
+
 namespace nb = nanobind;
 
 namespace {
 
 static_assert(std::atomic_ref<std::uint64_t>::is_always_lock_free,
               "generations are shared between processes: a lock would be private to one");
-
-// The memory behind a Python buffer, held for as long as this object lives.
-class Span {
-public:
-    Span(nb::handle object, bool writable) {
-        if (PyObject_GetBuffer(object.ptr(), &view_, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) != 0)
-            throw nb::python_error();
-    }
-    ~Span() { PyBuffer_Release(&view_); }
-    Span(const Span &) = delete;
-    Span &operator=(const Span &) = delete;
-
-    std::byte *data() const { return static_cast<std::byte *>(view_.buf); }
-    std::size_t size() const { return static_cast<std::size_t>(view_.len); }
-
-private:
-    Py_buffer view_{};
-};
 
 std::atomic_ref<std::uint64_t> generation_of(const Span &table, std::size_t block) {
     if (block >= table.size() / sizeof(std::uint64_t))

@@ -51,12 +51,24 @@ class GgufFile:
         """
         expect_shape(self.path, name, self.shape(name), shape)
         info = self._tensors[name]
-        kind = self._kind(name, info)
+        kind = self._known(name, info)
         with np.errstate(all="ignore"):  # damaged scales may overflow: that shows as logits that are not finite
             values = dequantize(self._stored(name, info, kind), kind).reshape(shape)
         return owned(torch.from_numpy(np.array(values, dtype=np.float32)), dtype)
 
-    def _kind(self, name: str, info: TensorInfo) -> GGMLQuantizationType:
+    def kind(self, name: str) -> str:
+        """The tensor's type as ggml names it, in lower case. Raises SpliceError as `tensor` does."""
+        self.shape(name)
+        return self._known(name, self._tensors[name]).name.lower()
+
+    def blocks(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        """A quantised tensor as stored, `[rows, bytes of a row]`: a view of the mapped file. Raises as `tensor`."""
+        expect_shape(self.path, name, self.shape(name), shape)
+        info = self._tensors[name]
+        start, end = self._span(name, info, self._known(name, info))
+        return self._data[start:end].reshape(shape[0], -1)
+
+    def _known(self, name: str, info: TensorInfo) -> GGMLQuantizationType:
         known = {kind.value: kind for kind in GGMLQuantizationType}
         kind = known.get(info.kind)
         if kind is None or kind.name not in _TYPES:
@@ -68,6 +80,15 @@ class GgufFile:
 
     def _stored(self, name: str, info: TensorInfo, kind: GGMLQuantizationType) -> npt.NDArray[Any]:
         """The tensor as `gguf.quants.dequantize` wants it: floats by shape, blocks as `[rows, bytes]`."""
+        start, end = self._span(name, info, kind)
+        # A copy, because a tensor's offset need not be aligned for its element type in memory.
+        raw = np.array(self._data[start:end])
+        if kind.name in _NUMPY_TYPES:
+            return raw.view(_NUMPY_TYPES[kind.name]).reshape(info.shape)
+        return raw.reshape(*info.shape[:-1], -1)
+
+    def _span(self, name: str, info: TensorInfo, kind: GGMLQuantizationType) -> tuple[int, int]:
+        """First byte and the one after the last; raises SpliceError when the file does not hold them."""
         block_elements, block_bytes = GGML_QUANT_SIZES[kind]
         if info.shape[-1] % block_elements:
             raise bad_file(
@@ -82,8 +103,4 @@ class GgufFile:
                 f"tensor {name} reaches to byte {end}, the file ends at {len(self._data)}",
                 DOWNLOAD_AGAIN,
             )
-        # A copy, because a tensor's offset need not be aligned for its element type in memory.
-        raw = np.array(self._data[info.offset : end])
-        if kind.name in _NUMPY_TYPES:
-            return raw.view(_NUMPY_TYPES[kind.name]).reshape(info.shape)
-        return raw.reshape(*info.shape[:-1], -1)
+        return info.offset, end

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from engine.formats.gguf_file import GgufFile
+from engine.ops.weight_matrix import QuantizedMatrix, WeightMatrix
 from engine.spec import ModelSpec
 
 _TOP = {
@@ -39,13 +42,26 @@ class GgufWeights:
     def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """See `Weights.take`."""
         tensor = self._file.tensor(gguf_name(name), shape, self._dtype)
-        # llama.cpp computes the `llama` architecture's rotary embedding on neighbouring pairs, and its converter
-        # reorders the rows of Q and K for that; ours, as Hugging Face's, pairs the halves of a head.
+        order = self._row_order(name, shape[0])
+        return tensor if order is None else tensor[torch.from_numpy(order)]
+
+    def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> WeightMatrix:
+        """See `Weights.take_matrix`."""
+        stored = gguf_name(name)
+        if self._dtype != torch.float32 or self._file.kind(stored) not in kinds:
+            return self.take(name, shape)
+        blocks = self._file.blocks(stored, shape)
+        order = self._row_order(name, shape[0])
+        return QuantizedMatrix(self._file.kind(stored), shape, blocks if order is None else blocks[order])
+
+    def _row_order(self, name: str, rows: int) -> npt.NDArray[np.int64] | None:
+        """llama.cpp computes the `llama` architecture's rotary embedding on neighbouring pairs, and its converter
+        reorders the rows of Q and K for that; ours, as Hugging Face's, pairs the halves of a head."""
         if self._spec.architecture == "llama" and ".q_proj." in name:
-            return _halves_from_pairs(tensor, self._spec.num_heads)
+            return _halves_from_pairs(rows, self._spec.num_heads)
         if self._spec.architecture == "llama" and ".k_proj." in name:
-            return _halves_from_pairs(tensor, self._spec.num_kv_heads)
-        return tensor
+            return _halves_from_pairs(rows, self._spec.num_kv_heads)
+        return None
 
 
 def gguf_name(name: str) -> str:
@@ -57,7 +73,6 @@ def gguf_name(name: str) -> str:
     return f"blk.{layer}.{_BLOCK[module]}.{kind}"
 
 
-def _halves_from_pairs(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+def _halves_from_pairs(rows: int, heads: int) -> npt.NDArray[np.int64]:
     """Within each head, rows (0, h, 1, h + 1, ...) back to (0, 1, ..., h, h + 1, ...), h = half the head."""
-    rows = tensor.shape[0]
-    return tensor.view(heads, rows // heads // 2, 2, -1).transpose(1, 2).reshape(tensor.shape)
+    return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(rows)

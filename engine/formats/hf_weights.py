@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from engine.formats.bad_file import DOWNLOAD_AGAIN, bad_file
 from engine.formats.fields import read_json_object
 from engine.formats.tensors import expect_shape, missing_tensor, owned
+from engine.ops.weight_matrix import WeightMatrix
 
 _FLOAT_TYPES = ("F32", "F16", "BF16")
 
@@ -30,6 +31,10 @@ class SafetensorsWeights:
             except (SafetensorError, OSError) as error:
                 raise bad_file(path, f"not readable as safetensors ({error})", DOWNLOAD_AGAIN) from error
             self._readers.update(dict.fromkeys(reader.keys(), (path, reader)))
+
+    def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> WeightMatrix:
+        """See `Weights.take_matrix`; these files have floating-point types only."""
+        return self.take(name, shape)
 
     def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """See `Weights.take`."""

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 import torch
 
 from engine.layers.weights import Weights
+from engine.ops.decoder import Projection
 from engine.ops.registry import OpTable
+from engine.ops.weight_matrix import WeightMatrix
 
 
 class Linear:
     """`y = x W^T + b`. Parts that read the same input are stacked by rows: one product instead of several."""
 
-    def __init__(self, ops: OpTable, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    def __init__(self, ops: OpTable, parts: Sequence[WeightMatrix], bias: torch.Tensor | None = None) -> None:
         self._op = ops.linear
-        self._weight = ops.pack_linear(weight)
+        self._weight = ops.pack_linear(*parts)
         self._bias = bias
 
     @classmethod
@@ -23,14 +25,15 @@ class Linear:
         cls, ops: OpTable, weights: Weights, parts: Sequence[tuple[str, int]], in_features: int, *, bias: bool
     ) -> Linear:
         """`parts` are (module name, out_features), stacked in that order."""
-        stacked = [weights.take(f"{name}.weight", (rows, in_features)) for name, rows in parts]
+        kinds = ops.linear_kinds
+        matrices = [weights.take_matrix(f"{name}.weight", (rows, in_features), kinds) for name, rows in parts]
         biases = [weights.take(f"{name}.bias", (rows,)) for name, rows in parts] if bias else []
-        return cls(ops, _stack(stacked), _stack(biases) if biases else None)
+        return cls(ops, matrices, torch.cat(biases) if biases else None)
+
+    @property
+    def projection(self) -> Projection:
+        return Projection(self._weight, self._bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`[M, in_features]` to `[M, out_features]`, same dtype."""
         return self._op(x, self._weight, self._bias)
-
-
-def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

@@ -17,11 +17,11 @@ class GatedMlp:
         name = f"model.layers.{layer}.mlp"
         wide, hidden = spec.intermediate_size, spec.hidden_size
         self._silu_mul = ops.silu_mul
-        self._gate_up = Linear.load(
+        self.gate_up = Linear.load(
             ops, weights, [(f"{name}.gate_proj", wide), (f"{name}.up_proj", wide)], hidden, bias=spec.mlp_bias
         )
-        self._down = Linear.load(ops, weights, [(f"{name}.down_proj", hidden)], wide, bias=spec.mlp_bias)
+        self.down = Linear.load(ops, weights, [(f"{name}.down_proj", hidden)], wide, bias=spec.mlp_bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`[M, hidden]` to `[M, hidden]`."""
-        return self._down(self._silu_mul(self._gate_up(x)))
+        return self.down(self._silu_mul(self.gate_up(x)))

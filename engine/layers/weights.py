@@ -6,6 +6,8 @@ from typing import Protocol
 
 import torch
 
+from engine.ops.weight_matrix import WeightMatrix
+
 
 class Weights(Protocol):
     """Tensors of one model under their Hugging Face names, for example `model.layers.0.mlp.up_proj.weight`."""
@@ -16,3 +18,7 @@ class Weights(Protocol):
         Raises SpliceError (bad_model_file), naming file, tensor and remedy, when it is missing, has another shape or
         an unreadable type.
         """
+
+    def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> WeightMatrix:
+        """As `take`, but left quantised when the file has it in one of `kinds` and the model's dtype, float32, holds
+        its values exactly."""

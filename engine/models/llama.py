@@ -13,6 +13,7 @@ from engine.layers.mlp import GatedMlp
 from engine.layers.rope import cos_sin_table
 from engine.layers.step_plan import StepPlan
 from engine.layers.weights import Weights
+from engine.ops.decoder import DecoderWeights, LayerWeights
 from engine.ops.registry import OpTable
 from engine.spec import ModelSpec
 from wire.errors import ErrorCode, SpliceError
@@ -29,16 +30,20 @@ class LlamaForCausalLM:
         self.spec = spec
         self._ops = ops
         table = (spec.vocab_size, spec.hidden_size)
-        self._embedding = weights.take("model.embed_tokens.weight", table)
-        head = self._embedding if spec.tie_embeddings else weights.take("lm_head.weight", table)
-        self._head = ops.pack_lm_head(head)
+        kinds = ops.lm_head_kinds
+        self._embedding = ops.pack_lm_head(weights.take_matrix("model.embed_tokens.weight", table, kinds))
+        self._head = self._embedding
+        if not spec.tie_embeddings:
+            self._head = ops.pack_lm_head(weights.take_matrix("lm_head.weight", table, kinds))
         cos_sin = cos_sin_table(spec.rope, spec.head_dim, max_len)
         self._layers = [_DecoderLayer(spec, layer, ops, weights, cos_sin) for layer in range(spec.num_layers)]
         self._norm = weights.take("model.norm.weight", (spec.hidden_size,))
+        compile_decoder = ops.compile_decoder
+        self._step = None if compile_decoder is None else compile_decoder(spec, self._weights(cos_sin))
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._embedding.dtype
+        return self._norm.dtype
 
     def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
         """See `CausalLM.kv_layout`."""
@@ -61,7 +66,12 @@ class LlamaForCausalLM:
     def forward(self, batch: StepBatch, kv_cache: torch.Tensor) -> torch.Tensor:
         """See `CausalLM.forward`."""
         plan = StepPlan.of(batch, kv_cache.shape[4])
-        residual = self._embedding[plan.token_ids]
+        if self._step is not None:
+            return self._step(plan, kv_cache)
+        return self._op_by_op(plan, kv_cache)
+
+    def _op_by_op(self, plan: StepPlan, kv_cache: torch.Tensor) -> torch.Tensor:
+        residual = self._ops.lm_head_rows(self._embedding, plan.token_ids).to(self.dtype)
         update: torch.Tensor | None = None
         for layer in self._layers:
             update, residual = layer(update, residual, plan, kv_cache)
@@ -71,6 +81,10 @@ class LlamaForCausalLM:
             return torch.empty(0, self.spec.vocab_size)
         hidden, _ = self._ops.add_rms_norm(update[rows], residual[rows], self._norm, self.spec.rms_norm_eps)
         return self._ops.lm_head(hidden, self._head)
+
+    def _weights(self, cos_sin: torch.Tensor) -> DecoderWeights:
+        layers = [layer.weights() for layer in self._layers]
+        return DecoderWeights(self._embedding, self._head, self._norm, cos_sin, layers)
 
 
 class _DecoderLayer:
@@ -96,3 +110,13 @@ class _DecoderLayer:
         attended = self._attention(normed, plan, kv_cache)
         normed, residual = self._ops.add_rms_norm(attended, residual, self._mlp_norm, self._eps)
         return self._mlp(normed), residual
+
+    def weights(self) -> LayerWeights:
+        return LayerWeights(
+            input_norm=self._input_norm,
+            qkv=self._attention.qkv.projection,
+            output=self._attention.output.projection,
+            mlp_norm=self._mlp_norm,
+            gate_up=self._mlp.gate_up.projection,
+            down=self._mlp.down.projection,
+        )

@@ -2,7 +2,8 @@
 
 Every output element is one fixed chain of float32 operations, equal for any number of rows, threads and any
 instruction set (see `csrc/cpu/splice_cpu.h`). Weights stay in the precision they came in: bfloat16 is widened in
-registers. Activations are float32 inside; bfloat16 ones are widened on the way in and rounded once on the way out.
+registers, 4 and 8 bit types are dequantised there. Activations are float32 inside; bfloat16 ones are widened on the
+way in and rounded once on the way out.
 """
 
 from __future__ import annotations
@@ -10,9 +11,14 @@ from __future__ import annotations
 import torch
 
 from engine._native import Kernels, PackedLinear
+from engine.ops.decoder import DecoderStep, DecoderWeights
+from engine.ops.native_decoder import NativeDecoder
 from engine.ops.registry import Candidate
+from engine.ops.weight_matrix import QuantizedMatrix, WeightMatrix
+from engine.spec import ModelSpec
 
 _RANK = 10
+_KINDS = frozenset({"q4_0", "q4_1", "q8_0"})
 
 
 class NativeOps:
@@ -26,12 +32,26 @@ class NativeOps:
         self._kernels.num_threads = num_threads
 
     @staticmethod
-    def pack(weight: torch.Tensor) -> PackedLinear:
-        """`weight` `[N, K]` float32 or bfloat16, re-laid in the same precision; the original may be dropped."""
-        rows, columns = weight.shape
-        packed = PackedLinear(rows, columns, str(weight.dtype).removeprefix("torch."))
-        packed.load(weight.detach().contiguous(), 0)
+    def pack(*parts: WeightMatrix) -> PackedLinear:
+        """See `registry.PackOp`: re-laid in the same precision, parts of different ones in float32."""
+        precisions = {_precision(part) for part in parts}
+        rows, columns = sum(part.shape[0] for part in parts), parts[0].shape[1]
+        packed = PackedLinear(rows, columns, precisions.pop() if len(precisions) == 1 else "float32")
+        first = 0
+        for part in parts:
+            if isinstance(part, QuantizedMatrix):
+                packed.load_blocks(part.blocks, part.kind, first)
+            else:
+                packed.load(part.detach().contiguous(), first)
+            first += part.shape[0]
         return packed
+
+    @staticmethod
+    def rows(weight: PackedLinear, ids: torch.Tensor) -> torch.Tensor:
+        """See `registry.RowsOp`; float32."""
+        out = torch.empty(len(ids), weight.k)
+        weight.rows(ids, out)
+        return out
 
     def linear(self, x: torch.Tensor, weight: PackedLinear, bias: torch.Tensor | None) -> torch.Tensor:
         """See `registry.LinearOp`."""
@@ -97,6 +117,10 @@ class NativeOps:
         self._kernels.silu_mul(out, gate_up.float())
         return out.to(gate_up.dtype)
 
+    def compile_decoder(self, spec: ModelSpec, weights: DecoderWeights) -> DecoderStep:
+        """See `CompileDecoder`; for models in float32."""
+        return NativeDecoder(self._kernels, spec, weights)
+
     def _product(self, x: torch.Tensor, weight: PackedLinear, bias: torch.Tensor | None) -> torch.Tensor:
         out = torch.empty(x.shape[0], weight.n)
         self._kernels.linear(out, x.float(), weight, bias)
@@ -113,15 +137,35 @@ def isa() -> str:
     return str(_KERNELS.isa)
 
 
+def _precision(part: WeightMatrix) -> str:
+    return part.kind if isinstance(part, QuantizedMatrix) else str(part.dtype).removeprefix("torch.")
+
+
 def _supports(dtype: torch.dtype) -> bool:
     return dtype in (torch.float32, torch.bfloat16)
+
+
+def compile_decoder(spec: ModelSpec, weights: DecoderWeights) -> DecoderStep:
+    """See `CompileDecoder`; on the kernels that `CANDIDATES` run on."""
+    return _OPS.compile_decoder(spec, weights)
 
 
 _KERNELS = Kernels("auto", 1)
 _OPS = NativeOps(_KERNELS)
 CANDIDATES: tuple[Candidate, ...] = (
-    Candidate(op="linear", name="native", fn=_OPS.linear, supports=_supports, rank=_RANK, pack=NativeOps.pack),
-    Candidate(op="lm_head", name="native", fn=_OPS.lm_head, supports=_supports, rank=_RANK, pack=NativeOps.pack),
+    Candidate(
+        op="linear", name="native", fn=_OPS.linear, supports=_supports, rank=_RANK, pack=NativeOps.pack, kinds=_KINDS
+    ),
+    Candidate(
+        op="lm_head",
+        name="native",
+        fn=_OPS.lm_head,
+        supports=_supports,
+        rank=_RANK,
+        pack=NativeOps.pack,
+        rows=NativeOps.rows,
+        kinds=_KINDS,
+    ),
     Candidate(op="rms_norm", name="native", fn=_OPS.rms_norm, supports=_supports, rank=_RANK),
     Candidate(op="add_rms_norm", name="native", fn=_OPS.add_rms_norm, supports=_supports, rank=_RANK),
     Candidate(op="rope_and_store", name="native", fn=_OPS.rope_and_store, supports=_supports, rank=_RANK),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import torch
 
+from engine.ops.decoder import CompileDecoder
+from engine.ops.weight_matrix import QuantizedMatrix, WeightMatrix
 from wire.errors import ErrorCode, SpliceError
 
 _log = logging.getLogger(__name__)
@@ -34,8 +36,14 @@ PackedWeight = Any
 class PackOp(Protocol):
     """Re-lays a weight once, at load time, for the candidate's own `linear`."""
 
-    def __call__(self, weight: torch.Tensor) -> PackedWeight:
-        """`weight` `[N, K]`, contiguous, model dtype."""
+    def __call__(self, *parts: WeightMatrix) -> PackedWeight:
+        """`parts` `[n, K]`, stacked by rows to `[N, K]`: tensors are contiguous, of model dtype; quantised ones are of
+        the candidate's `kinds`."""
+
+
+class RowsOp(Protocol):
+    def __call__(self, weight: PackedWeight, ids: torch.Tensor) -> torch.Tensor:
+        """Rows `ids` (int64) of what `pack` re-laid, `[len(ids), K]`, exactly; in the model's dtype or float32."""
 
 
 class LinearOp(Protocol):
@@ -113,7 +121,8 @@ class Candidate:
     """One implementation of one operation.
 
     `supports(dtype)` says whether it runs on this machine for weights and activations of that dtype. The highest
-    `rank` wins; the reference has rank 0. `pack` belongs to `linear` and `lm_head` only: None keeps the weight.
+    `rank` wins; the reference has rank 0. The rest belongs to `linear` and `lm_head` only: without `pack` a weight is
+    a plain tensor, `rows` goes with `pack`, and `kinds` are the quantised types that `pack` takes as they are.
     """
 
     op: OpName
@@ -122,6 +131,8 @@ class Candidate:
     supports: Callable[[torch.dtype], bool]
     rank: int
     pack: PackOp | None = None
+    rows: RowsOp | None = None
+    kinds: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +148,15 @@ class OpTable:
     silu_mul: SiluMulOp
     pack_linear: PackOp
     pack_lm_head: PackOp
+    lm_head_rows: RowsOp
+    """Embedding lookup: a table shared with the output head is held once."""
+    linear_kinds: frozenset[str]
+    """Quantised types `pack_linear` takes."""
+    lm_head_kinds: frozenset[str]
     names: Mapping[OpName, str]
     """Operation to candidate name: part of the numerics identity."""
+    compile_decoder: CompileDecoder | None = None
+    """Whole steps with the bits of the operations above, where there is such a thing for the dtype."""
 
 
 def select_ops(dtype: torch.dtype, choice: OpsChoice = "auto") -> OpTable:
@@ -152,7 +170,10 @@ def select_ops(dtype: torch.dtype, choice: OpsChoice = "auto") -> OpTable:
     candidates = list(reference.CANDIDATES)
     if choice == "auto":
         candidates.extend(_native_candidates())
-    return choose(candidates, dtype)
+    table = choose(candidates, dtype)
+    if dtype == torch.float32 and set(table.names.values()) == {"native"}:
+        return replace(table, compile_decoder=importlib.import_module("engine.ops.native").compile_decoder)
+    return table
 
 
 def choose(candidates: Iterable[Candidate], dtype: torch.dtype) -> OpTable:
@@ -173,14 +194,27 @@ def choose(candidates: Iterable[Candidate], dtype: torch.dtype) -> OpTable:
     _log.info("operations for %s: %s", dtype, ", ".join(f"{op}={name}" for op, name in names.items()))
     return OpTable(
         **functions,
-        pack_linear=best["linear"].pack or _keep,
-        pack_lm_head=best["lm_head"].pack or _keep,
+        pack_linear=best["linear"].pack or _stack,
+        pack_lm_head=best["lm_head"].pack or _stack,
+        lm_head_rows=best["lm_head"].rows or _plain_rows,
+        linear_kinds=best["linear"].kinds,
+        lm_head_kinds=best["lm_head"].kinds,
         names=names,
     )
 
 
-def _keep(weight: torch.Tensor) -> torch.Tensor:
-    return weight
+def _stack(*parts: WeightMatrix) -> torch.Tensor:
+    plain: list[torch.Tensor] = []
+    for part in parts:
+        if isinstance(part, QuantizedMatrix):
+            raise TypeError(f"a {part.kind} weight reached an operation that takes plain tensors only")
+        plain.append(part)
+    return plain[0] if len(plain) == 1 else torch.cat(plain)
+
+
+def _plain_rows(weight: PackedWeight, ids: torch.Tensor) -> torch.Tensor:
+    rows: torch.Tensor = weight[ids]
+    return rows
 
 
 def _native_candidates() -> list[Candidate]:

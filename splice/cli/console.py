@@ -9,4 +9,4 @@ err = Console(stderr=True, highlight=False)
 
 
 def say(line: str) -> None:
-    err.print(line, style="dim", markup=False)
+    err.print(line, style="dim", markup=False, soft_wrap=True)

@@ -47,7 +47,7 @@ def main() -> None:
     try:
         app()
     except SpliceError as error:
-        err.print(f"error: {error}", style="bold red", markup=False)
+        err.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(EXIT_ERROR)
     except KeyboardInterrupt:
         sys.exit(130)

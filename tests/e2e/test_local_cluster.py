@@ -130,6 +130,15 @@ def test_the_openai_client_and_a_plain_grpc_client_get_the_same_answer(served: S
     assert answer[-1].receipt.transport == "shm"
 
 
+def test_a_second_serve_of_the_same_cluster_is_refused(served: Served) -> None:
+    command = [sys.executable, "-m", "splice", "serve", "smollm2", "--port", "0", "--grpc-port", "0"]
+    command += ["--cluster", served.cluster, "--run-dir", str(served.run_dir)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "already running" in " ".join(done.stderr.split())
+    assert served.process.poll() is None
+
+
 def test_ray_restarts_a_killed_worker_under_a_new_incarnation(served: Served) -> None:
     before = served.workers("prefill")
     victim = next(iter(before.values()))

@@ -20,12 +20,15 @@ class DamagedModel(HistoryModel):
         self.poisoned_token = None
         self.raising_steps = 0
         self.rows_too_many = 0
+        self.deadly_token = None
 
     def forward(self, batch, kv_cache):
         if self.raising_steps:
             self.raising_steps -= 1
             super().forward(batch, kv_cache)
             raise RuntimeError("a kernel died")
+        if any(self.deadly_token in part.token_ids for part in batch.slices):
+            raise RuntimeError("a kernel died of this token")
         logits = super().forward(batch, kv_cache)
         wanted = [part for part in batch.slices if part.wants_logits]
         for index, part in enumerate(wanted):
@@ -66,10 +69,31 @@ def test_what_a_failed_request_computed_is_not_offered_to_others(bench):
     assert bench.rows[again][0].cached_tokens == 0
 
 
-def test_an_exception_in_the_model_fails_its_batch_and_the_engine_goes_on(bench, make_bench):
-    keys = [bench.submit([1, 2, index], **RUN) for index in range(3)]
+def test_a_request_the_model_cannot_compute_takes_nobody_with_it(bench, make_bench):
+    bench.model.deadly_token = 59
+    prompts = [[1, 2, 3, 4, 5], [9, 8, 7, 6, 59], [4, 4, 4, 4, 4]]
+    good, bad, other = (bench.submit(prompt, **RUN) for prompt in prompts)
+    bench.run()
+    assert list(bench.failed) == [bad]
+    assert bench.answer(good) == make_bench().generate(prompts[0], **RUN)
+    assert bench.answer(other) == make_bench().generate(prompts[2], **RUN)
+    assert bench.pool.num_free == 200
+
+
+def test_a_passing_fault_of_the_model_costs_no_request(bench, make_bench):
+    prompts = [[1, 2, index] for index in range(3)]
+    keys = [bench.submit(prompt, **RUN) for prompt in prompts]
     bench.step()
     bench.model.raising_steps = 1
+    bench.run()
+    assert not bench.failed
+    assert [bench.answer(key) for key in keys] == [make_bench().generate(prompt, **RUN) for prompt in prompts]
+
+
+def test_a_lasting_fault_of_the_model_fails_everybody_by_name_and_the_engine_goes_on(bench, make_bench):
+    keys = [bench.submit([1, 2, index], **RUN) for index in range(3)]
+    bench.step()
+    bench.model.raising_steps = 4
     bench.step()
     assert list(bench.failed) == keys
     assert {error.code for error in bench.failed.values()} == {ErrorCode.INTERNAL_ERROR}

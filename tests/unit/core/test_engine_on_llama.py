@@ -29,6 +29,9 @@ class RandomWeights:
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         return (torch.randn(shape, generator=generator) * 0.3).to(self._dtype)
 
+    def take_matrix(self, name, shape, kinds):
+        return self.take(name, shape)
+
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
 def make_llama_bench(request):

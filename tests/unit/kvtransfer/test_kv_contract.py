@@ -144,7 +144,7 @@ async def test_killing_the_source_fails_its_fetches_at_once_and_then_drains(tran
         consumer = Consumer((transport,), faults=faults)
         await consumer.kv.start()
         consumer.kv.fetch(KEY, address, [0, 1, 2, 3], 0, 60.0)
-        await until(lambda: faults.hits[STALL])
+        await until(lambda: faults.hits[STALL] and consumer.kv.stats.copies_outstanding == 1)
         process.kill()
         await until(lambda: consumer.failed, 5.0)
         assert consumer.failed[0][1].code is ErrorCode.WORKER_LOST

@@ -6,6 +6,7 @@ from kv_pair import FINAL, KEY, LAYOUT, fill, pair, until
 
 from kvtransfer.faults import DROP_FINAL, FaultPlan
 from kvtransfer.registry import LINKS, SOURCES
+from kvtransfer.transport import TransportError
 from wire.errors import ErrorCode
 
 
@@ -49,3 +50,37 @@ async def test_an_offer_the_consumer_does_not_know_is_skipped_and_counted() -> N
         await until(lambda: consumer.ready)
         assert (consumer.ready[0][2].transport, consumer.ready[0][2].transport_fallbacks) == ("tcp", 1)
         assert consumer.kv.stats.transport_fallbacks == 1
+
+
+class BrokenOnce:
+    """A link factory whose first link fails its first read, as a connection to a frozen source does."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+
+    def __call__(self, address, expected):
+        self.opened += 1
+        link = LINKS["tcp"](address, expected)
+        if self.opened == 1:
+            link.read = self._fail
+        return link
+
+    @staticmethod
+    def _fail(*_):
+        raise TransportError("timed out")
+
+
+async def test_a_source_whose_transports_all_failed_once_is_not_given_up_for_good() -> None:
+    links = BrokenOnce()
+    async with pair(("tcp",), consumer={"factories": {"tcp": links}}) as (source, address, consumer):
+        fill(source.pool, [0, 1])
+        source.kv.announce(KEY, 0, [0], LAYOUT.block_tokens, FINAL)
+        consumer.kv.fetch(KEY, address, [0], 0, 5.0)
+        await until(lambda: consumer.drained)
+        assert consumer.failed[0][1].code is ErrorCode.KV_TRANSFER_FAILED
+        again = (KEY[0], 2)
+        source.kv.announce(again, 0, [1], LAYOUT.block_tokens, FINAL)
+        consumer.kv.fetch(again, address, [1], 0, 5.0)
+        await until(lambda: consumer.ready or len(consumer.failed) > 1)
+        assert consumer.ready, consumer.failed[-1]
+        assert links.opened == 2

@@ -52,16 +52,17 @@ def _write(path: Path, directory: Path, reference: Any, kind: Kind | None = None
     with torch.no_grad():
         for name, parameter in reference.named_parameters():
             values = parameter.numpy()
-            if kind is not None and values.ndim == 2:
-                data = gguf.quants.quantize(values, kind)
-                parameter.copy_(torch.from_numpy(gguf.quants.dequantize(data, kind).copy()))
+            own = overrides.get("k_kind", kind) if "k_proj" in name else kind
+            if own is not None and values.ndim == 2:
+                data = gguf.quants.quantize(values, own)
+                parameter.copy_(torch.from_numpy(gguf.quants.dequantize(data, own).copy()))
                 values = parameter.numpy()
             for part, heads in (("q_proj", 4), ("k_proj", 2)):
                 values = _pairs_from_halves(values, heads) if part in name else values
-            if kind is None or values.ndim == 1:
+            if own is None or values.ndim == 1:
                 writer.add_tensor(gguf_name(name), np.ascontiguousarray(values))
             else:
-                writer.add_tensor(gguf_name(name), gguf.quants.quantize(values, kind), raw_dtype=kind)
+                writer.add_tensor(gguf_name(name), gguf.quants.quantize(values, own), raw_dtype=own)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -86,6 +87,19 @@ def test_logits_equal_those_of_the_same_weights(tmp_path: Path, kind: Kind | Non
     assert (found - expected).abs().max() / expected.abs().max() < 1e-4
     assert loaded.card.name == "tiny"
     assert loaded.card.max_model_len == 100
+
+
+@pytest.mark.parametrize("k_kind", [Kind.Q4_1, Kind.Q8_0, Kind.F16], ids=lambda kind: kind.name)
+def test_quantised_weights_give_the_bits_of_their_float32_values(tmp_path: Path, k_kind: Kind) -> None:
+    reference = save_llama(tmp_path, **SIZES)
+    _write(tmp_path / "m.gguf", tmp_path, reference, Kind.Q4_1, k_kind=k_kind)
+    reference.save_pretrained(tmp_path)  # with the rounded values
+    logits = []
+    for path in (tmp_path / "m.gguf", tmp_path):
+        run = PagedRun(load_model(path, served_name=None, dtype="float32", max_model_len=None).model, 8)
+        logits += [run.step([(0, 0, list(range(40, 90))), (1, 0, [3])]), run.step([(0, 50, [7])])]
+    assert torch.equal(logits[0], logits[2])
+    assert torch.equal(logits[1], logits[3])
 
 
 @pytest.mark.parametrize("kind", K_QUANTISED, ids=lambda kind: kind.name)

@@ -1,0 +1,100 @@
+"""A step in one native call has the bits of the operations taken one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import CONFIG, PagedRun, save_llama
+
+from engine._native import Decoder, Kernels
+from engine.batch import SequenceSlice, StepBatch
+from engine.formats.fields import read_json_object
+from engine.formats.hf_config import spec_from_config
+from engine.formats.hf_weights import SafetensorsWeights
+from engine.models.llama import LlamaForCausalLM
+from engine.ops.native import NativeOps
+from engine.ops.registry import select_ops
+
+VARIANTS = {
+    "plain": {},
+    "tied": {"tie_word_embeddings": True},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "odd sizes": {"hidden_size": 52, "intermediate_size": 70, "head_dim": 10, "vocab_size": 323},
+}
+
+
+def both(directory: Path, **changes: object) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
+    """One model compiled, and the same one run op by op."""
+    save_llama(directory, **changes)
+    spec = spec_from_config(read_json_object(directory / "config.json"))
+    ops = select_ops(torch.float32)
+    assert ops.compile_decoder is not None
+    weights = SafetensorsWeights(directory, torch.float32)
+    opwise = dataclasses.replace(ops, compile_decoder=None)
+    return LlamaForCausalLM(spec, ops, weights, 200), LlamaForCausalLM(spec, opwise, weights, 200)
+
+
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_compiled_step_has_the_bits_of_its_operations(tmp_path: Path, variant: str, kv_dtype: str) -> None:
+    compiled, opwise = (PagedRun(model, 24, kv_dtype) for model in both(tmp_path, **VARIANTS[variant]))
+    rng = random.Random(4)
+    ends = dict.fromkeys(range(4), 0)
+    for _ in range(12):
+        parts = []
+        for sequence in rng.sample(range(4), rng.randint(1, 4)):
+            size = min(rng.choice((1, 1, 5, 15)), 160 - ends[sequence])
+            parts.append((sequence, ends[sequence], [rng.randrange(CONFIG["vocab_size"]) for _ in range(size)]))
+            ends[sequence] += size
+        assert torch.equal(compiled.step(parts), opwise.step(parts))
+    written = ~compiled.kv_cache.isnan()
+    assert torch.equal(written, ~opwise.kv_cache.isnan())
+    assert torch.equal(compiled.kv_cache[written], opwise.kv_cache[written])
+
+
+def test_steps_without_logits_write_the_cache_and_return_none(tmp_path: Path) -> None:
+    compiled, opwise = both(tmp_path)
+    caches = []
+    for model in (compiled, opwise):
+        cache = torch.zeros(2, *model.kv_layout(32, "auto").block_shape)
+        batch = StepBatch((SequenceSlice([5, 6, 7], 0, (1,), wants_logits=False), SequenceSlice([8], 0, (0,), True)))
+        assert model.forward(StepBatch(batch.slices[:1]), cache).shape == (0, CONFIG["vocab_size"])
+        assert model.forward(batch, cache).shape == (1, CONFIG["vocab_size"])
+        caches.append(cache)
+    assert caches[0].count_nonzero() > 0
+    assert torch.equal(caches[0], caches[1])
+
+
+def test_bfloat16_models_and_the_reference_have_no_compiled_step() -> None:
+    assert select_ops(torch.bfloat16).compile_decoder is None
+    assert select_ops(torch.float32, "reference").compile_decoder is None
+
+
+def test_a_step_outside_its_bounds_is_refused(tmp_path: Path) -> None:
+    model, _ = both(tmp_path)
+    cache = torch.zeros(2, *model.kv_layout(32, "auto").block_shape)
+    for part, message in (
+        (SequenceSlice([CONFIG["vocab_size"]], 0, (0,), True), "vocabulary"),
+        (SequenceSlice([1], 200, (0, 1, 0, 1, 0, 1, 0), True), "outside cos_sin"),
+        (SequenceSlice([1], 0, (2,), True), "outside kv_cache"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.forward(StepBatch((part,)), cache)
+    with pytest.raises(ValueError, match="another model"):
+        model.forward(StepBatch((SequenceSlice([1], 0, (0,), True),)), cache[:, :1].contiguous())
+
+
+def test_weights_of_the_wrong_shape_are_refused() -> None:
+    table = NativeOps.pack(torch.zeros(20, 16))
+    sizes = {"eps": 1e-5, "scale": 0.5, "num_heads": 2, "num_kv_heads": 1, "head_dim": 4}
+    decoder = Decoder(Kernels(), table, table, torch.ones(16), torch.zeros(9, 4), **sizes)
+    square = NativeOps.pack(torch.zeros(16, 16))
+    wide, ones = NativeOps.pack(torch.zeros(32, 16)), torch.ones(16)
+    with pytest.raises(ValueError, match="output has"):
+        decoder.add_layer(ones, square, None, square, None, ones, wide, None, square, None)
+    with pytest.raises(ValueError, match="differ in shape"):
+        Decoder(Kernels(), table, square, torch.ones(16), torch.zeros(9, 4), **sizes)

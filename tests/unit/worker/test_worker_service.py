@@ -1,0 +1,146 @@
+"""A router's stream: what comes over it ends with it, and no router can hold a worker up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from role_bench import RoleBench, submit
+
+from decode_worker.role import DecodeRole
+from wire.convert import sampling_to_proto
+from wire.sampling import SamplingParams
+from wire.v1 import worker_pb2, worker_pb2_grpc
+from worker import service as service_module
+from worker import session as session_module
+from worker.engine_loop import EngineLoop
+from worker.service import WorkerService
+
+LONG = sampling_to_proto(SamplingParams(max_tokens=450, temperature=0.0, ignore_eos=True))
+
+
+@dataclass
+class Served:
+    role: DecodeRole
+    loop: EngineLoop
+    stub: Any
+    deaths: list[BaseException]
+
+    async def session(self, incarnation: int = 7) -> Any:
+        """A stream that was welcomed."""
+        call = self.stub.Session()
+        hello = worker_pb2.RouterHello(router_id="r", router_incarnation=1, worker_incarnation=incarnation)
+        await call.write(worker_pb2.RouterMessage(hello=hello))
+        assert (await call.read()).HasField("welcome")
+        return call
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():  # noqa: ASYNC110 - the engine's thread knows no event of this loop
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def served(tiny: Path) -> AsyncIterator[Served]:
+    """A worker's gRPC face over a role whose engine runs on a thread of its own."""
+    bench, deaths = RoleBench(tiny, DecodeRole), []
+    loop = EngineLoop(bench.engine, deaths.append)
+    bench.post = loop.post
+    await bench.role.start()
+    server = grpc.aio.server()
+    worker_pb2_grpc.add_WorkerServicer_to_server(WorkerService(bench.role, loop, bench.record(), bench.card), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    loop.start(bench.role)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield Served(bench.role, loop, worker_pb2_grpc.WorkerStub(channel), deaths)
+    await server.stop(0)
+    assert loop.stop(5.0)
+    await bench.role.close()
+    assert not deaths
+
+
+async def test_ending_the_stream_cancels_what_came_over_it_and_nothing_else(served: Served) -> None:
+    mine, other = await served.session(), await served.session()
+    await mine.write(worker_pb2.RouterMessage(generate=submit(1, sampling=LONG)))
+    await other.write(worker_pb2.RouterMessage(generate=submit(2, sampling=LONG)))
+    await served.until(lambda: len(served.role.table) == 2)
+    mine.cancel()
+    await served.until(lambda: served.role.table.get((1, 1)) is None)
+    tokens = 0
+    while tokens < 450:
+        message = await other.read()
+        tokens += len(message.frame.tokens)
+    other.cancel()
+    await served.until(lambda: not len(served.role.table))
+
+
+async def test_a_router_that_reads_nothing_loses_its_stream_and_its_requests(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "MAX_PENDING_MESSAGES", 20)
+    deaf = await served.session()
+    await deaf.write(worker_pb2.RouterMessage(reserve=submit()))
+    await served.until(lambda: served.role.table.get((1, 1)) is not None)
+    tracked = served.role.table.get((1, 1))
+    assert tracked is not None
+    for _ in range(60):
+        tracked.session.send(failed=worker_pb2.RequestFailed(request=99, attempt=1, message="x" * (1 << 20)))
+    await served.until(lambda: not len(served.role.table))
+    deaf.cancel()
+
+
+async def test_a_caller_without_a_hello_is_sent_away(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "HELLO_TIMEOUT_S", 0.05)
+    call = served.stub.Session(timeout=10)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call.read()
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_hello_meant_for_another_incarnation_is_refused(served: Served) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await served.session(incarnation=8)
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_messages_that_make_no_sense_are_refused_and_the_worker_goes_on(served: Served) -> None:
+    call = await served.session()
+    for message in (
+        worker_pb2.RouterMessage(),
+        worker_pb2.RouterMessage(prefill=submit(1)),
+        worker_pb2.RouterMessage(generate=submit(2, tokens=[1 << 31])),
+        worker_pb2.RouterMessage(reserve=submit(3, num_prompt_tokens=0)),
+        worker_pb2.RouterMessage(attach=worker_pb2.Attach(request=4, attempt=1)),
+        worker_pb2.RouterMessage(cancel=worker_pb2.Cancel(request=5, attempt=1)),
+    ):
+        await call.write(message)
+    refused = set()
+    while len(refused) < 3:
+        message = await call.read()
+        if message.HasField("failed"):
+            refused.add((message.failed.request, message.failed.code))
+    assert refused == {(1, "invalid_request"), (2, "invalid_request"), (3, "invalid_request")}
+    await call.write(worker_pb2.RouterMessage(generate=submit(6)))
+    tokens = 0
+    while tokens < 8:
+        tokens += len((await call.read()).frame.tokens)
+    call.cancel()
+
+
+async def test_a_drain_waits_for_the_running_work_and_counts_what_is_left(served: Served) -> None:
+    call = await served.session()
+    await call.write(worker_pb2.RouterMessage(reserve=submit()))
+    await served.until(lambda: len(served.role.table) == 1)
+    reply = await served.stub.Drain(worker_pb2.DrainRequest(timeout_s=0.05), timeout=5)
+    assert (reply.drained, reply.unfinished) == (False, 1)
+    await call.write(worker_pb2.RouterMessage(cancel=worker_pb2.Cancel(request=1, attempt=1)))
+    reply = await served.stub.Drain(worker_pb2.DrainRequest(timeout_s=5), timeout=10)
+    assert (reply.drained, reply.unfinished) == (True, 0)
+    call.cancel()
