@@ -18,6 +18,7 @@ import httpx
 import msgspec
 
 import splice
+from kvtransfer.host import host_id
 from membership.server import EtcdServer
 from splice.cluster.checks import check_serve
 from splice.cluster.placement_job import NODE_HOST, Job, PlacedReport, Pool
@@ -154,7 +155,8 @@ class Launcher:
                 raise SpliceError(ErrorCode(code), f"{report.name}: {message}", param=param)
             record = decode_record(report.record)
             self.workers.append(record)
-            self._remember(record.worker_id, record.pid)
+            if record.host_id == host_id():  # elsewhere its pid is somebody else's here, whom `splice down` would end
+                self._remember(record.worker_id, record.pid)
             self._progress(record.role, f"{record.worker_id} at {record.endpoint}, {record.num_blocks} KV blocks")
 
     def _pool(self, role: Role, count: int) -> Pool:
