@@ -64,14 +64,14 @@ def load_model(
 ) -> LoadedModel:
     """Reads, checks and lays out a model.
 
-    `served_name` defaults to the file's or directory's name; `dtype` `auto` is bfloat16 where the CPU multiplies it,
-    float32 elsewhere; `max_model_len` defaults to the model's context length. Raises SpliceError: bad_model_file for
+    `served_name` defaults to the file's or directory's name; `dtype` `auto` is float32 for GGUF
+    files, whose quantised weights are multiplied packed, and for others bfloat16 where the CPU multiplies it; `max_model_len` defaults to the model's context length. Raises SpliceError: bad_model_file for
     anything wrong with the files, bad_setting for the arguments.
     """
     description = _describe(path)
     spec, text = description.spec, description.text
     length = _checked_length(max_model_len, spec)
-    torch_dtype = _torch_dtype(dtype)
+    torch_dtype = _torch_dtype(dtype, is_gguf=path.is_file())
     table = select_ops(torch_dtype, ops)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as digests:
         digest = digests.submit(_digest, spec, description.weight_files)  # hashing and packing both leave the GIL
@@ -142,9 +142,9 @@ def _checked_length(max_model_len: int | None, spec: ModelSpec) -> int:
     return max_model_len
 
 
-def _torch_dtype(dtype: DtypeChoice) -> torch.dtype:
+def _torch_dtype(dtype: DtypeChoice, *, is_gguf: bool) -> torch.dtype:
     if dtype == "auto":
-        return torch.bfloat16 if supports_fast_bfloat16() else torch.float32
+        return torch.bfloat16 if supports_fast_bfloat16() and not is_gguf else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
 
 
