@@ -64,9 +64,10 @@ def load_model(
 ) -> LoadedModel:
     """Reads, checks and lays out a model.
 
-    `served_name` defaults to the file's or directory's name; `dtype` `auto` is float32 for GGUF
-    files, whose quantised weights are multiplied packed, and for others bfloat16 where the CPU multiplies it; `max_model_len` defaults to the model's context length. Raises SpliceError: bad_model_file for
-    anything wrong with the files, bad_setting for the arguments.
+    `served_name` defaults to the file's or directory's name. `dtype` `auto` is float32 for GGUF files, whose quantised
+    weights are multiplied packed, and for others bfloat16 where the CPU multiplies it. `max_model_len` defaults to the
+    model's context length. Raises SpliceError: bad_model_file for anything wrong with the files, bad_setting for the
+    arguments.
     """
     description = _describe(path)
     spec, text = description.spec, description.text
