@@ -87,13 +87,13 @@ class LeaseTable:
         self, key: RequestKey, blocks: BlockRange, final: KvFinalData | None, now_s: float
     ) -> list[LeaseAction]:
         """Blocks become readable. A range already announced is ignored."""
-        if key in self._ended:
-            return [Release(key, self._ended[key].reason)]
         hold = self._holds.get(key)
+        if hold is None and key in self._ended:
+            return [Release(key, self._ended[key].reason)]
         if hold is None:
             hold = self._holds[key] = _Hold(now_s + self.ttl_s)
         if hold.ending is not None:
-            return []
+            return []  # the release comes with the end of the last read
         reached = hold.next_block
         if reached is not None:
             blocks = blocks.from_block(reached)
@@ -164,7 +164,8 @@ class LeaseTable:
             if consumer is not None:
                 actions.append(SendFailed(consumer, key, ErrorCode.KV_TRANSFER_FAILED, "lease expired"))
             actions += self._end(key, ErrorCode.KV_TRANSFER_FAILED, "lease expired", now_s)
-        for key in [key for key, ended in self._ended.items() if ended.forget_at_s <= now_s]:
+        forgotten = [key for key, ended in self._ended.items() if ended.forget_at_s <= now_s and key not in self._holds]
+        for key in forgotten:
             del self._ended[key]
         return actions
 

@@ -65,7 +65,7 @@ def splice_command_lines() -> Iterator[tuple[str, list[str]]]:
                 yield unit.name, words
 
 
-@pytest.mark.parametrize(("source", "words"), splice_command_lines())
+@pytest.mark.parametrize(("source", "words"), list(splice_command_lines()))
 def test_units_start_commands_and_flags_that_exist(source: str, words: list[str]) -> None:
     root = typer.main.get_command(app)
     name, *arguments = words

@@ -144,6 +144,17 @@ def test_expiry_waits_for_the_read_under_way() -> None:
     assert table.end_read((1, 1)) == [Release((1, 1), "lease expired")]
 
 
+def test_an_announcement_after_the_end_releases_nothing_that_is_still_being_read() -> None:
+    table = LeaseTable(TTL_S)
+    table.announce((1, 1), blocks(0, 1), None, 0.0)
+    assert table.begin_read((1, 1), 0, 1)
+    table.fail((1, 1), ErrorCode.CANCELLED, "cancelled", 1.0)
+    assert table.announce((1, 1), blocks(1, 1), FINAL, 2.0) == []
+    table.tick(2 * TTL_S)
+    table.check()
+    assert table.end_read((1, 1)) == [Release((1, 1), "cancelled")]
+
+
 def test_what_is_announced_after_the_end_is_released_at_once_and_a_late_subscriber_is_told() -> None:
     table = LeaseTable(TTL_S)
     table.subscribe(1, (1, 1), 0, 0.0)
