@@ -37,6 +37,8 @@ class LeaseMachine(RuleBasedStateMachine):
                 case Release(key, _):
                     assert key not in self.reads, "released while its blocks were being read"
                     self.open.discard(key)
+                    # Once the end is forgotten, a late announcement is a new hold, under a lease of its own.
+                    self.told = {(consumer, k): heard for (consumer, k), heard in self.told.items() if k != key}
                 case SendAnnounce(consumer, key, named, _):
                     heard = self.told.setdefault((consumer, key), [])
                     assert not set(heard) & set(named.block_ids), "a consumer was told of a block twice"
