@@ -130,8 +130,8 @@ def test_the_openai_client_and_a_plain_grpc_client_get_the_same_answer(served: S
     assert answer[-1].receipt.transport == "shm"
 
 
-def test_a_second_serve_of_the_same_cluster_is_refused(served: Served) -> None:
-    command = [sys.executable, "-m", "splice", "serve", "smollm2", "--port", "0", "--grpc-port", "0"]
+def test_a_second_serve_of_the_same_cluster_is_refused(served: Served, tiny_model: Path) -> None:
+    command = [sys.executable, "-m", "splice", "serve", str(tiny_model), "--port", "0", "--grpc-port", "0"]
     command += ["--cluster", served.cluster, "--run-dir", str(served.run_dir)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
