@@ -25,6 +25,7 @@ from wire.v1 import kv_pb2
 
 _log = structlog.get_logger(__name__)
 _TICK_S = 0.05
+_PART_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,12 @@ class KvConsumer:
         for key in list(self._fetches):
             self.cancel(key, "shutting down")
         await asyncio.sleep(0)  # releases decided above reach their channels first
-        tasks = [self._ticker, *(task for _, task in self._peers.values()), *self._parting]
+        peers = [task for _, task in self._peers.values()]
+        for peer, _ in self._peers.values():
+            peer.part()
+        if peers:
+            await asyncio.wait(peers, timeout=_PART_S)  # a source that answers has heard every release by then
+        tasks = [self._ticker, *peers, *self._parting]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

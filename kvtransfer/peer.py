@@ -47,11 +47,15 @@ class Peer:
         self._layout = layout
         self._transports = transports
         self._factories = factories
-        self._outbox: asyncio.Queue[kv_pb2.KvConsumerMessage] = asyncio.Queue()
+        self._outbox: asyncio.Queue[kv_pb2.KvConsumerMessage | None] = asyncio.Queue()
 
     def send(self, message: kv_pb2.KvConsumerMessage) -> None:
         """On the loop; kept until the channel is open."""
         self._outbox.put_nowait(message)
+
+    def part(self) -> None:
+        """Says no more once all that was sent has gone out; the source then ends the channel, and `run` returns."""
+        self._outbox.put_nowait(None)
 
     async def run(
         self,
@@ -90,8 +94,9 @@ class Peer:
 
     async def _write(self, stream: grpc.aio.StreamStreamCall[kv_pb2.KvConsumerMessage, kv_pb2.KvSourceMessage]) -> None:
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the reading side reports the loss
-            while True:
-                await stream.write(await self._outbox.get())
+            while (message := await self._outbox.get()) is not None:
+                await stream.write(message)
+            await stream.done_writing()
 
     async def _renew(self, every_s: float, renewable: Callable[[Peer], list[RequestKey]]) -> None:
         while True:
