@@ -107,6 +107,8 @@ class KvConsumer:
             return
         for key in list(self._fetches):
             self.cancel(key, "shutting down")
+        copiers = asyncio.create_task(asyncio.to_thread(self._copiers.shutdown))
+        await asyncio.wait((copiers,), timeout=_PART_S)  # whoever is about to decide on a release has decided
         await asyncio.sleep(0)  # releases decided above reach their channels first
         peers = [task for _, task in self._peers.values()]
         for peer, _ in self._peers.values():
@@ -117,7 +119,7 @@ class KvConsumer:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.to_thread(self._copiers.shutdown)
+        await copiers
         await asyncio.sleep(0)
 
     # --- the worker's engine thread ---
