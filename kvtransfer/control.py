@@ -13,17 +13,6 @@ CODE_METADATA = "splice-code"
 """The `ErrorCode` of a refused call."""
 
 
-def layout_message(layout: KVLayout) -> kv_pb2.KvLayout:
-    return kv_pb2.KvLayout(
-        num_layers=layout.num_layers,
-        num_kv_heads=layout.num_kv_heads,
-        head_dim=layout.head_dim,
-        block_tokens=layout.block_tokens,
-        dtype=layout.dtype,
-        order=layout.order,
-    )
-
-
 def layout_difference(ours: KVLayout, theirs: kv_pb2.KvLayout) -> str | None:
     """The first field that differs, with both values; None if none does."""
     for field in KVLayout.__struct_fields__:

@@ -10,10 +10,11 @@ from typing import cast
 import grpc
 import grpc.aio
 
-from kvtransfer.control import CODE_METADATA, SESSION_METADATA, layout_message
+from kvtransfer.control import CODE_METADATA, SESSION_METADATA
 from kvtransfer.handoff import RequestKey, SourceAddress, WorkerIdentity
 from kvtransfer.links import Links
 from kvtransfer.transport import LinkFactory, PeerPool
+from wire.convert import layout_to_proto
 from wire.errors import ErrorCode, SpliceError
 from wire.kv_layout import KVLayout
 from wire.v1 import kv_pb2, kv_pb2_grpc
@@ -112,7 +113,7 @@ class Peer:
             consumer_incarnation=self._identity.incarnation,
             source_incarnation=self.source.incarnation,
             compat_id=self._identity.compat_id,
-            layout=layout_message(self._layout),
+            layout=layout_to_proto(self._layout),
             host_id=self._identity.host_id,
             transports=self._transports,
         )
