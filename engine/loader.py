@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,17 +15,17 @@ import torch
 from engine.formats.bad_file import bad_file
 from engine.formats.fields import read_json_object
 from engine.formats.gguf_file import GgufFile
-from engine.formats.gguf_spec import spec_from_gguf
 from engine.formats.gguf_tokenizer import tokenizer_from_gguf
 from engine.formats.gguf_weights import GgufWeights
-from engine.formats.hf_config import spec_from_config
 from engine.formats.hf_tokenizer import tokenizer_from_directory
 from engine.formats.hf_weights import SafetensorsWeights, weight_files
 from engine.formats.tokenizer_data import TokenizerData
 from engine.layers.weights import Weights
 from engine.models.causal_lm import CausalLM
-from engine.models.registry import MODELS
+from engine.models.decoder import Decoder
+from engine.models.registry import architecture_of_config, architecture_of_gguf
 from engine.numerics import numerics_id, supports_fast_bfloat16
+from engine.ops.features import features_of
 from engine.ops.registry import OpsChoice, select_ops
 from engine.spec import ModelSpec
 from wire.errors import ErrorCode, SpliceError
@@ -73,10 +74,10 @@ def load_model(
     spec, text = description.spec, description.text
     length = _checked_length(max_model_len, spec)
     torch_dtype = _torch_dtype(dtype, is_gguf=path.is_file())
-    table = select_ops(torch_dtype, ops)
+    table = select_ops(torch_dtype, ops, features_of(spec))
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as digests:
         digest = digests.submit(_digest, spec, description.weight_files)  # hashing and packing both leave the GIL
-        model = MODELS[spec.architecture](spec, table, description.open_weights(torch_dtype), length)
+        model = Decoder(spec, table, description.open_weights(torch_dtype), length)
     card = ModelCard(
         name=served_name or path.resolve().name.removesuffix(".gguf"),
         architecture=spec.architecture,
@@ -111,23 +112,25 @@ def _describe_directory(path: Path) -> _Description:
     if not (path / "config.json").is_file():
         raise bad_file(path, "no config.json in it", "give a Hugging Face model directory or a GGUF file")
     config = read_json_object(path / "config.json")
-    spec = spec_from_config(config)
+    architecture = architecture_of_config(config)
+    spec = architecture.read_config(config)
     return _Description(
         spec=spec,
         text=tokenizer_from_directory(path, config, spec.vocab_size),
         weight_files=weight_files(path),
-        open_weights=lambda dtype: SafetensorsWeights(path, dtype),
+        open_weights=lambda dtype: SafetensorsWeights(path, dtype, partial(architecture.hf_tensor, spec)),
     )
 
 
 def _describe_gguf(path: Path) -> _Description:
     file = GgufFile(path)
-    spec = spec_from_gguf(file)
+    architecture = architecture_of_gguf(file)
+    spec = architecture.read_gguf(file)
     return _Description(
         spec=spec,
         text=tokenizer_from_gguf(file.fields, spec.vocab_size),
         weight_files=(path,),
-        open_weights=lambda dtype: GgufWeights(file, spec, dtype),
+        open_weights=lambda dtype: GgufWeights(file, dtype, partial(architecture.gguf_tensor, spec)),
     )
 
 

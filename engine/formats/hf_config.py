@@ -1,61 +1,72 @@
-"""`config.json` of a Hugging Face directory to a `ModelSpec`."""
+"""Fields of `config.json` that architectures share, to parts of a `ModelSpec`."""
 
 from __future__ import annotations
 
 from engine.formats.bad_file import bad_file
 from engine.formats.fields import Fields
-from engine.spec import LinearRopeScaling, Llama3RopeScaling, ModelSpec, RopeScaling, RopeSpec
+from engine.rope_spec import LinearRopeScaling, Llama3RopeScaling, RopeScaling, RopeSpec
+from engine.spec import Activation, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 
-_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "smollm": "llama", "qwen2": "qwen2"}
-"""`model_type` to the name in the model registry."""
+MAX_LAYERS = 1000
+"""More is a damaged field: a spec lists its layers."""
+_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_OTHER_MODEL = "use a model without it"
 
 
-def spec_from_config(config: Fields) -> ModelSpec:
-    """Raises SpliceError (bad_model_file) for other architectures and for what the Llama family does not compute."""
-    model_type = config.string("model_type")
-    architecture = _ARCHITECTURES.get(model_type)
-    if architecture is None:
-        raise bad_file(
-            config.path,
-            f"model_type {model_type!r} is not supported",
-            f"use a model of one of these types: {', '.join(sorted(_ARCHITECTURES))}",
-        )
-    _refuse_unsupported(config, model_type)
+def attention_from_config(
+    config: Fields, rope: RopeSpec | None, *, qkv_bias: bool = False, output_bias: bool = False
+) -> AttentionSpec:
+    """Plain grouped-query attention; what an architecture adds it replaces in the result."""
     heads, hidden = config.integer("num_attention_heads"), config.integer("hidden_size")
-    attention_bias = config.boolean_or("attention_bias", False)
-    spec = ModelSpec(
-        architecture=architecture,
-        num_layers=config.integer("num_hidden_layers"),
-        hidden_size=hidden,
-        intermediate_size=config.integer("intermediate_size"),
+    head_dim = config.integer_or("head_dim", hidden // max(heads, 1))
+    return AttentionSpec(
         num_heads=heads,
         num_kv_heads=config.integer_or("num_key_value_heads", heads),
-        head_dim=config.integer_or("head_dim", hidden // max(heads, 1)),
-        vocab_size=config.integer("vocab_size"),
-        max_positions=config.integer_or("max_position_embeddings", 2048),
-        rms_norm_eps=config.number_or("rms_norm_eps", 1e-6),
-        rope=_rope(config),
-        tie_embeddings=config.boolean_or("tie_word_embeddings", False),
-        qkv_bias=attention_bias or model_type == "qwen2",
-        output_bias=attention_bias,
-        mlp_bias=config.boolean_or("mlp_bias", False),
+        head_dim=head_dim,
+        rope=rope,
+        scale=max(head_dim, 1) ** -0.5,
+        qkv_bias=qkv_bias,
+        output_bias=output_bias,
     )
-    problems = spec.problems()
-    if problems:
-        raise bad_file(config.path, "; ".join(problems), "correct the configuration or use another model")
-    return spec
 
 
-def _refuse_unsupported(config: Fields, model_type: str) -> None:
-    other_model = "use a model without it"
-    activation = config.string_or("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise bad_file(config.path, f"field 'hidden_act' is {activation!r}, expected 'silu'", other_model)
-    # Qwen 2 names a window but uses it only when `use_sliding_window` says so; Mistral's is always on.
-    windowed = config.boolean_or("use_sliding_window", False) if model_type == "qwen2" else True
+def mlp_from_config(config: Fields, *, activation_key: str = "hidden_act", bias: bool = False) -> MlpSpec:
+    """The gated MLP; raises SpliceError for an activation nobody computes."""
+    name = config.string_or(activation_key, "silu")
+    if name not in _ACTIVATIONS:
+        raise bad_file(
+            config.path,
+            f"field {activation_key!r} is {name!r}, expected one of {', '.join(sorted(_ACTIVATIONS))}",
+            _OTHER_MODEL,
+        )
+    return MlpSpec(config.integer("intermediate_size"), _ACTIVATIONS[name], bias)
+
+
+def layers_in_config(config: Fields) -> int:
+    """How many layers; raises SpliceError for a number no model has."""
+    count = config.integer("num_hidden_layers")
+    if not 1 <= count <= MAX_LAYERS:
+        raise config.wrong("num_hidden_layers", f"1 to {MAX_LAYERS}")
+    return count
+
+
+def window_in_config(config: Fields) -> int | None:
+    """`sliding_window`, or None where it is as long as the context and so no window at all."""
     window = config.integer_or("sliding_window", None)
-    if windowed and window is not None and window < config.integer_or("max_position_embeddings", 2048):
-        raise bad_file(config.path, f"sliding-window attention (window {window}) is not supported", other_model)
+    return None if window is None or window >= config.integer("max_position_embeddings") else window
+
+
+def rope_from_config(config: Fields) -> RopeSpec:
+    """Both spellings: `rope_theta` beside `rope_scaling`, and the newer single `rope_parameters`."""
+    parameters = config.section("rope_parameters")
+    if not parameters.values:
+        parameters = config.section("rope_scaling")
+    theta = parameters.number_or("rope_theta", config.number_or("rope_theta", 10000.0))
+    return RopeSpec(theta=theta, scaling=_scaling(parameters))
+
+
+def refuse_quantised(config: Fields) -> None:
+    """Raises SpliceError for a model whose safetensors hold something else than its weights' values."""
     if "quantization_config" in config.values:
         raise bad_file(
             config.path,
@@ -64,13 +75,19 @@ def _refuse_unsupported(config: Fields, model_type: str) -> None:
         )
 
 
-def _rope(config: Fields) -> RopeSpec:
-    """Both spellings: `rope_theta` beside `rope_scaling`, and the newer single `rope_parameters`."""
-    parameters = config.section("rope_parameters")
-    if not parameters.values:
-        parameters = config.section("rope_scaling")
-    theta = parameters.number_or("rope_theta", config.number_or("rope_theta", 10000.0))
-    return RopeSpec(theta=theta, scaling=_scaling(parameters))
+def model_from_config(
+    config: Fields, architecture: str, layers: tuple[LayerSpec, ...], *, tied_by_default: bool = False
+) -> ModelSpec:
+    """A model of these layers with nothing special around them."""
+    return ModelSpec(
+        architecture=architecture,
+        hidden_size=config.integer("hidden_size"),
+        vocab_size=config.integer("vocab_size"),
+        max_positions=config.integer("max_position_embeddings"),
+        rms_norm_eps=config.number("rms_norm_eps"),
+        layers=layers,
+        tie_embeddings=config.boolean_or("tie_word_embeddings", tied_by_default),
+    )
 
 
 def _scaling(parameters: Fields) -> RopeScaling | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from engine.formats.bad_file import DOWNLOAD_AGAIN, bad_file
 from engine.formats.fields import read_json_object
+from engine.formats.stored import Stored
 from engine.formats.tensors import expect_shape, missing_tensor, owned
 from engine.ops.weight_matrix import WeightMatrix
 
@@ -19,10 +21,14 @@ _FLOAT_TYPES = ("F32", "F16", "BF16")
 class SafetensorsWeights:
     """See `engine.layers.weights.Weights`."""
 
-    def __init__(self, directory: Path, dtype: torch.dtype) -> None:
-        """Opens every file, so that a damaged one is found before anything is computed."""
+    def __init__(self, directory: Path, dtype: torch.dtype, locate: Callable[[str], Stored]) -> None:
+        """Opens every file, so that a damaged one is found before anything is computed.
+
+        `locate` says where the tensor of a canonical name lies.
+        """
         self._directory = directory
         self._dtype = dtype
+        self._locate = locate
         self.files = weight_files(directory)
         self._readers: dict[str, tuple[Path, Any]] = {}
         for path in self.files:
@@ -38,21 +44,31 @@ class SafetensorsWeights:
 
     def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """See `Weights.take`."""
-        if name not in self._readers:
-            raise missing_tensor(self._directory, name)
-        path, reader = self._readers[name]
-        view = reader.get_slice(name)
-        expect_shape(path, name, tuple(view.get_shape()), shape)
+        stored = self._locate(name)
+        if stored.name not in self._readers:
+            raise missing_tensor(self._directory, stored.name)
+        path, reader = self._readers[stored.name]
+        view = reader.get_slice(stored.name)
+        expect_shape(path, stored.name, tuple(view.get_shape()), stored.shape(shape))
         if view.get_dtype() not in _FLOAT_TYPES:
             raise bad_file(
                 path,
-                f"tensor {name} has type {view.get_dtype()}, expected one of {', '.join(_FLOAT_TYPES)}",
+                f"tensor {stored.name} has type {view.get_dtype()}, expected one of {', '.join(_FLOAT_TYPES)}",
                 "use the unquantised model",
             )
         try:
-            return owned(reader.get_tensor(name), self._dtype)
+            return owned(_picked(view, stored), self._dtype)
         except (SafetensorError, OSError) as error:
-            raise bad_file(path, f"tensor {name} is not readable ({error})", DOWNLOAD_AGAIN) from error
+            raise bad_file(path, f"tensor {stored.name} is not readable ({error})", DOWNLOAD_AGAIN) from error
+
+
+def _picked(view: Any, stored: Stored) -> torch.Tensor:
+    if stored.pick is None:
+        whole: torch.Tensor = view[:]
+        return whole
+    rows = stored.pick.contiguous()
+    part: torch.Tensor = view[:][torch.from_numpy(stored.pick.rows)] if rows is None else view[rows]
+    return part
 
 
 def weight_files(directory: Path) -> tuple[Path, ...]:

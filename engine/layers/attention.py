@@ -5,34 +5,61 @@ from __future__ import annotations
 import torch
 
 from engine.layers.linear import Linear
-from engine.layers.step_plan import StepPlan
+from engine.layers.norm import take_norm
 from engine.layers.weights import Weights
 from engine.ops.registry import OpTable
-from engine.spec import ModelSpec
+from engine.spec import AttentionSpec, ModelSpec
+from engine.step_plan import StepPlan
 
 
 class Attention:
-    """QKV projection, rotary embedding, paged attention, output projection of one layer."""
+    """QKV projection, norms of heads, rotary embedding, paged attention and output projection of one layer."""
 
-    def __init__(self, spec: ModelSpec, layer: int, ops: OpTable, weights: Weights, cos_sin: torch.Tensor) -> None:
-        """`cos_sin` `[max_len, head_dim]` float32, shared by all layers."""
+    def __init__(
+        self, model: ModelSpec, spec: AttentionSpec, layer: int, ops: OpTable, weights: Weights, cos_sin: torch.Tensor
+    ) -> None:
+        """`cos_sin` `[max_len, rotary_dim]` float32, shared by all layers of one rope."""
         self._ops = ops
         self._layer = layer
-        self._heads, self._kv_heads, self._head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
-        self._cos_sin = cos_sin
+        self._spec = spec
+        self._eps = model.rms_norm_eps
+        self.cos_sin = cos_sin
         name = f"model.layers.{layer}.self_attn"
         q_rows, kv_rows = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         parts = [(f"{name}.q_proj", q_rows), (f"{name}.k_proj", kv_rows), (f"{name}.v_proj", kv_rows)]
-        self.qkv = Linear.load(ops, weights, parts, spec.hidden_size, bias=spec.qkv_bias)
-        self.output = Linear.load(ops, weights, [(f"{name}.o_proj", spec.hidden_size)], q_rows, bias=spec.output_bias)
+        hidden = model.hidden_size
+        self.qkv = Linear.load(ops, weights, parts, hidden, bias=spec.qkv_bias)
+        self.output = Linear.load(ops, weights, [(f"{name}.o_proj", hidden)], q_rows, bias=spec.output_bias)
+        self.q_norm: torch.Tensor | None = None
+        self.k_norm: torch.Tensor | None = None
+        if spec.qk_norm:
+            self.q_norm = take_norm(weights, f"{name}.q_norm.weight", spec.head_dim, model.norm_offset)
+            self.k_norm = take_norm(weights, f"{name}.k_norm.weight", spec.head_dim, model.norm_offset)
+        self.sinks = weights.take(f"{name}.sinks", (spec.num_heads,)).float() if spec.sinks else None
 
     def __call__(self, x: torch.Tensor, plan: StepPlan, kv_cache: torch.Tensor) -> torch.Tensor:
         """`x` `[M, hidden]`; writes the rows' K and V at `plan.slots` before attending."""
-        heads = self.qkv(x).view(len(x), -1, self._head_dim)
-        last_k = self._heads + self._kv_heads
-        q, k, v = heads[:, : self._heads], heads[:, self._heads : last_k], heads[:, last_k:]
-        rotated = self._ops.rope_and_store(q, k, v, plan.positions, self._cos_sin, kv_cache, self._layer, plan.slots)
-        attended = self._ops.paged_attention(
-            rotated, kv_cache, self._layer, plan.block_tables, plan.query_starts, plan.starts, self._head_dim**-0.5
+        spec, ops = self._spec, self._ops
+        heads = self.qkv(x).view(len(x), -1, spec.head_dim)
+        last_k = spec.num_heads + spec.num_kv_heads
+        q, k, v = heads[:, : spec.num_heads], heads[:, spec.num_heads : last_k], heads[:, last_k:]
+        q, k = self._normed(q, self.q_norm), self._normed(k, self.k_norm)
+        rotated = ops.rope_and_store(q, k, v, plan.positions, self.cos_sin, kv_cache, self._layer, plan.slots)
+        attended = ops.paged_attention(
+            rotated,
+            kv_cache,
+            self._layer,
+            plan.block_tables,
+            plan.query_starts,
+            plan.starts,
+            spec.scale,
+            window=spec.window,
+            softcap=spec.softcap,
+            sinks=self.sinks,
         )
         return self.output(attended.view(len(x), -1))
+
+    def _normed(self, heads: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        if weight is None:
+            return heads
+        return self._ops.rms_norm(heads.reshape(-1, self._spec.head_dim), weight, self._eps).view(heads.shape)

@@ -6,22 +6,41 @@ import math
 
 import torch
 
-from engine.spec import FactorRopeScaling, LinearRopeScaling, Llama3RopeScaling, RopeScaling, RopeSpec
+from engine.rope_spec import FactorRopeScaling, LinearRopeScaling, Llama3RopeScaling, RopeScaling, RopeSpec
 
 
-def cos_sin_table(rope: RopeSpec, head_dim: int, num_positions: int) -> torch.Tensor:
-    """float32 `[num_positions, head_dim]`: cosines in the first half of the columns, sines in the second.
+class RopeTables:
+    """The tables of a model, one for all layers that turn alike."""
+
+    def __init__(self, num_positions: int) -> None:
+        self._num_positions = num_positions
+        self._tables: dict[tuple[RopeSpec | None, int], torch.Tensor] = {}
+
+    def table(self, rope: RopeSpec | None, head_dim: int) -> torch.Tensor:
+        """See `cos_sin_table`."""
+        key = (rope, head_dim)
+        if key not in self._tables:
+            self._tables[key] = cos_sin_table(rope, head_dim, self._num_positions)
+        return self._tables[key]
+
+
+def cos_sin_table(rope: RopeSpec | None, head_dim: int, num_positions: int) -> torch.Tensor:
+    """float32 `[num_positions, R]`, R dimensions of a head turning: cosines in the first half of the columns, sines in
+    the second.
 
     Angles are float32 products, as models are trained with. Cosine and sine are taken in float64 and rounded, so that
     a row does not depend on the table's length through a vector loop's tail.
     """
+    if rope is None:
+        return torch.empty(num_positions, 0)
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), inverse_frequencies(rope, head_dim)).double()
     return torch.cat((angles.cos(), angles.sin()), dim=1).float()
 
 
 def inverse_frequencies(rope: RopeSpec, head_dim: int) -> torch.Tensor:
-    """float32 `[head_dim / 2]`, radians per position."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+    """float32 `[R / 2]`, radians per position."""
+    turning = rope.dim(head_dim)
+    exponents = torch.arange(0, turning, 2, dtype=torch.int64).float() / turning
     return _scaled(1.0 / rope.theta**exponents, rope.scaling)
 
 

@@ -10,7 +10,13 @@ from engine.ops.weight_matrix import WeightMatrix
 
 
 class Weights(Protocol):
-    """Tensors of one model under their Hugging Face names, for example `model.layers.0.mlp.up_proj.weight`."""
+    """Tensors of one model under canonical names: those Llama has in Hugging Face's files, for example
+    `model.layers.0.mlp.up_proj.weight`, and for what Llama does not have, in `model.layers.N.`:
+
+    `attention_output_norm`, `mlp_output_norm`, `self_attn.q_norm`, `self_attn.k_norm` (each `.weight`) and
+    `self_attn.sinks`. `post_attention_layernorm` is always the norm before the MLP. What a file calls them and how it
+    stacks their rows is its architecture's business: see `engine.formats.stored`.
+    """
 
     def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """The tensor in the model's dtype, contiguous, owned by the caller.

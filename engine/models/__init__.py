@@ -1,1 +1,1 @@
-"""Architectures: each a class built from `engine.layers` by a `ModelSpec`; `registry` finds it by name."""
+"""Architectures, each a declarative entry that `registry` lists, and the one `Decoder` that computes all of them."""

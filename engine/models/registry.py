@@ -1,16 +1,39 @@
-"""Which class computes which architecture."""
+"""The architectures there are, and which of them a file is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from engine.formats.bad_file import bad_file
+from engine.formats.fields import Fields
+from engine.formats.gguf_file import GgufFile
+from engine.models.architecture import Architecture
+from engine.models.llama import LLAMA
+from engine.models.mistral import MISTRAL
+from engine.models.qwen2 import QWEN2
 
-from engine.layers.weights import Weights
-from engine.models.causal_lm import CausalLM
-from engine.models.llama import LlamaForCausalLM
-from engine.ops.registry import OpTable
-from engine.spec import ModelSpec
+ARCHITECTURES: tuple[Architecture, ...] = (LLAMA, MISTRAL, QWEN2)
 
-ModelFactory = Callable[[ModelSpec, OpTable, Weights, int], CausalLM]
 
-MODELS: dict[str, ModelFactory] = {"llama": LlamaForCausalLM, "qwen2": LlamaForCausalLM}
-"""By `ModelSpec.architecture`; the last argument is the number of positions to prepare for."""
+def architecture_of_config(config: Fields) -> Architecture:
+    """By `model_type`. Raises SpliceError (bad_model_file) for one that no entry reads."""
+    by_type = {name: architecture for architecture in ARCHITECTURES for name in architecture.hf_model_types}
+    model_type = config.string("model_type")
+    if model_type not in by_type:
+        raise bad_file(
+            config.path,
+            f"model_type {model_type!r} is not supported",
+            f"use a model of one of these types: {', '.join(sorted(by_type))}",
+        )
+    return by_type[model_type]
+
+
+def architecture_of_gguf(file: GgufFile) -> Architecture:
+    """By `general.architecture`. Raises as `architecture_of_config`."""
+    by_name = {name: architecture for architecture in ARCHITECTURES for name in architecture.gguf_names}
+    name = file.fields.string("general.architecture")
+    if name not in by_name:
+        raise bad_file(
+            file.path,
+            f"architecture {name!r} is not supported",
+            f"use a model of one of these architectures: {', '.join(sorted(by_name))}",
+        )
+    return by_name[name]

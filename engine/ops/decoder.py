@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import torch
 
-from engine.layers.step_plan import StepPlan
 from engine.spec import ModelSpec
+from engine.step_plan import StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +23,26 @@ class Projection:
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer of the Llama family; norms `[hidden]`."""
+    """One layer of grouped-query attention and a gated MLP; norms `[hidden]`, the offset of the spec added.
 
+    What a spec does not ask for is None.
+    """
+
+    cos_sin: torch.Tensor
+    """`[positions, rotary_dim]` float32; layers with one rope share one tensor."""
     input_norm: torch.Tensor
     qkv: Projection
     output: Projection
     mlp_norm: torch.Tensor
     gate_up: Projection
     down: Projection
+    q_norm: torch.Tensor | None = None
+    """`[head_dim]`, as `k_norm`."""
+    k_norm: torch.Tensor | None = None
+    sinks: torch.Tensor | None = None
+    """`[num_heads]` float32."""
+    attention_output_norm: torch.Tensor | None = None
+    mlp_output_norm: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +51,6 @@ class DecoderWeights:
     """What the table's `pack_lm_head` returned, as `head`, which may be the same."""
     head: Any
     norm: torch.Tensor
-    cos_sin: torch.Tensor
-    """`[positions, head_dim]` float32."""
     layers: Sequence[LayerWeights]
 
 
@@ -49,6 +59,11 @@ class DecoderStep(Protocol):
         """A step as `CausalLM.forward` describes it: float32 `[len(plan.logit_rows), vocab]`."""
 
 
-class CompileDecoder(Protocol):
-    def __call__(self, spec: ModelSpec, weights: DecoderWeights) -> DecoderStep:
-        """Binds a model's weights into one call a step, with the bits of the operations taken one by one."""
+class DecoderCompiler(Protocol):
+    """Binds a model's weights into one call a step, with the bits of the operations taken one by one."""
+
+    def obstacle(self, spec: ModelSpec) -> str | None:
+        """Why it cannot compile this model, in words; None when it can."""
+
+    def compile(self, spec: ModelSpec, weights: DecoderWeights) -> DecoderStep:
+        """Only for a spec without an obstacle."""

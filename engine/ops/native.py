@@ -11,18 +11,17 @@ from __future__ import annotations
 import torch
 
 from engine._native import Kernels, PackedLinear
-from engine.ops.decoder import DecoderStep, DecoderWeights
-from engine.ops.native_decoder import NativeDecoder
-from engine.ops.registry import Candidate
+from engine.ops.candidate import Candidate
+from engine.ops.native_decoder import NativeDecoderCompiler
 from engine.ops.weight_matrix import QuantizedMatrix, WeightMatrix
-from engine.spec import ModelSpec
+from engine.spec import Activation
 
 _RANK = 10
 _KINDS = frozenset({"q4_0", "q4_1", "q8_0"})
 
 
 class NativeOps:
-    """The operations of `registry`, bound to one instruction set and one pool of threads."""
+    """The operations of `signatures`, bound to one instruction set and one pool of threads."""
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
@@ -33,7 +32,7 @@ class NativeOps:
 
     @staticmethod
     def pack(*parts: WeightMatrix) -> PackedLinear:
-        """See `registry.PackOp`: re-laid in the same precision, parts of different ones in float32."""
+        """See `signatures.PackOp`: re-laid in the same precision, parts of different ones in float32."""
         precisions = {_precision(part) for part in parts}
         rows, columns = sum(part.shape[0] for part in parts), parts[0].shape[1]
         packed = PackedLinear(rows, columns, precisions.pop() if len(precisions) == 1 else "float32")
@@ -48,21 +47,21 @@ class NativeOps:
 
     @staticmethod
     def rows(weight: PackedLinear, ids: torch.Tensor) -> torch.Tensor:
-        """See `registry.RowsOp`; float32."""
+        """See `signatures.RowsOp`; float32."""
         out = torch.empty(len(ids), weight.k)
         weight.rows(ids, out)
         return out
 
     def linear(self, x: torch.Tensor, weight: PackedLinear, bias: torch.Tensor | None) -> torch.Tensor:
-        """See `registry.LinearOp`."""
+        """See `signatures.LinearOp`."""
         return self._product(x, weight, None if bias is None else bias.float()).to(x.dtype)
 
     def lm_head(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
-        """See `registry.LmHeadOp`."""
+        """See `signatures.LmHeadOp`."""
         return self._product(x, weight, None)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """See `registry.RmsNormOp`."""
+        """See `signatures.RmsNormOp`."""
         out = torch.empty(x.shape)
         self._kernels.rms_norm(out, x.float(), None, weight, eps)
         return out.to(x.dtype)
@@ -70,7 +69,7 @@ class NativeOps:
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `registry.AddRmsNormOp`; a float32 `residual` is updated in place."""
+        """See `signatures.AddRmsNormOp`; a float32 `residual` is updated in place."""
         if residual.dtype != torch.float32:
             total = x + residual
             return self.rms_norm(total, weight, eps), total
@@ -90,7 +89,7 @@ class NativeOps:
         layer: int,
         slots: torch.Tensor,
     ) -> torch.Tensor:
-        """See `registry.RopeAndStoreOp`."""
+        """See `signatures.RopeAndStoreOp`."""
         out = torch.empty(q.shape)
         wide = q.float(), k.float(), v.float()
         self._kernels.rope_and_store(out, *wide, positions, cos_sin, kv_cache, layer, slots)
@@ -105,21 +104,25 @@ class NativeOps:
         query_starts: torch.Tensor,
         starts: torch.Tensor,
         scale: float,
+        *,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """See `registry.PagedAttentionOp`."""
+        """See `signatures.PagedAttentionOp`; plain attention only, as the candidate's `features` say."""
+        if window is not None or softcap is not None or sinks is not None:
+            raise TypeError("native attention has no window, softcap or sinks")
         out = torch.empty(q.shape)
         self._kernels.paged_attention(out, q.float(), kv_cache, layer, block_tables, query_starts, starts, scale)
         return out.to(q.dtype)
 
-    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """See `registry.SiluMulOp`."""
+    def gated_mul(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        """See `signatures.GatedMulOp`; `silu` only, as the candidate's `features` say."""
+        if activation != "silu":
+            raise TypeError(f"native kernels have no {activation}")
         out = torch.empty(gate_up.shape[0], gate_up.shape[1] // 2)
         self._kernels.silu_mul(out, gate_up.float())
         return out.to(gate_up.dtype)
-
-    def compile_decoder(self, spec: ModelSpec, weights: DecoderWeights) -> DecoderStep:
-        """See `CompileDecoder`; for models in float32."""
-        return NativeDecoder(self._kernels, spec, weights)
 
     def _product(self, x: torch.Tensor, weight: PackedLinear, bias: torch.Tensor | None) -> torch.Tensor:
         out = torch.empty(x.shape[0], weight.n)
@@ -145,13 +148,10 @@ def _supports(dtype: torch.dtype) -> bool:
     return dtype in (torch.float32, torch.bfloat16)
 
 
-def compile_decoder(spec: ModelSpec, weights: DecoderWeights) -> DecoderStep:
-    """See `CompileDecoder`; on the kernels that `CANDIDATES` run on."""
-    return _OPS.compile_decoder(spec, weights)
-
-
 _KERNELS = Kernels("auto", 1)
 _OPS = NativeOps(_KERNELS)
+DECODER_COMPILER = NativeDecoderCompiler(_KERNELS)
+"""On the kernels that `CANDIDATES` run on; for models in float32."""
 CANDIDATES: tuple[Candidate, ...] = (
     Candidate(
         op="linear", name="native", fn=_OPS.linear, supports=_supports, rank=_RANK, pack=NativeOps.pack, kinds=_KINDS
@@ -168,7 +168,14 @@ CANDIDATES: tuple[Candidate, ...] = (
     ),
     Candidate(op="rms_norm", name="native", fn=_OPS.rms_norm, supports=_supports, rank=_RANK),
     Candidate(op="add_rms_norm", name="native", fn=_OPS.add_rms_norm, supports=_supports, rank=_RANK),
-    Candidate(op="rope_and_store", name="native", fn=_OPS.rope_and_store, supports=_supports, rank=_RANK),
+    Candidate(
+        op="rope_and_store",
+        name="native",
+        fn=_OPS.rope_and_store,
+        supports=_supports,
+        rank=_RANK,
+        features=frozenset({"partial_rotary"}),
+    ),
     Candidate(op="paged_attention", name="native", fn=_OPS.paged_attention, supports=_supports, rank=_RANK),
-    Candidate(op="silu_mul", name="native", fn=_OPS.silu_mul, supports=_supports, rank=_RANK),
+    Candidate(op="gated_mul", name="native", fn=_OPS.gated_mul, supports=_supports, rank=_RANK),
 )

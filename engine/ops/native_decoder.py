@@ -1,31 +1,64 @@
-"""A step of a Llama-family model as one native call: see `csrc/cpu/decoder.h`."""
+"""A step of a plain decoder as one native call: see `csrc/cpu/decoder.h`."""
 
 from __future__ import annotations
 
 import torch
 
 from engine._native import Decoder, Kernels
-from engine.layers.step_plan import StepPlan
-from engine.ops.decoder import DecoderWeights
-from engine.spec import ModelSpec
+from engine.ops.decoder import DecoderStep, DecoderWeights
+from engine.ops.features import features_of
+from engine.spec import AttentionSpec, MlpSpec, ModelSpec
+from engine.step_plan import StepPlan
+
+
+class NativeDecoderCompiler:
+    """See `DecoderCompiler`."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+
+    def obstacle(self, spec: ModelSpec) -> str | None:
+        """See `DecoderCompiler.obstacle`: layers are equal and plain, with nothing around them."""
+        first = spec.layers[0]
+        if any(layer != first for layer in spec.layers):
+            return "its layers differ"
+        if not isinstance(first.attention, AttentionSpec) or not isinstance(first.mlp, MlpSpec):
+            return "it has other layers than grouped-query attention and a gated MLP"
+        features: list[str] = sorted(features_of(spec))
+        if first.attention.qk_norm:
+            features.append("qk_norm")
+        if first.post_norms:
+            features.append("post_norms")
+        if spec.embedding_scale != 1.0:
+            features.append("embedding_scale")
+        if spec.logit_softcap is not None:
+            features.append("logit_softcap")
+        return f"it has {', '.join(features)}" if features else None
+
+    def compile(self, spec: ModelSpec, weights: DecoderWeights) -> DecoderStep:
+        """See `DecoderCompiler.compile`."""
+        attention = spec.layers[0].attention
+        if not isinstance(attention, AttentionSpec):
+            raise TypeError(f"{spec.architecture} cannot be compiled: {self.obstacle(spec)}")
+        return NativeDecoder(self._kernels, spec, attention, weights)
 
 
 class NativeDecoder:
     """See `DecoderStep`. Between operations no Python runs; the GIL is free for the length of the step."""
 
-    def __init__(self, kernels: Kernels, spec: ModelSpec, weights: DecoderWeights) -> None:
+    def __init__(self, kernels: Kernels, spec: ModelSpec, attention: AttentionSpec, weights: DecoderWeights) -> None:
         self._vocab_size = spec.vocab_size
         self._decoder = Decoder(
             kernels,
             weights.embedding,
             weights.head,
             weights.norm,
-            weights.cos_sin,
+            weights.layers[0].cos_sin,
             eps=spec.rms_norm_eps,
-            scale=spec.head_dim**-0.5,
-            num_heads=spec.num_heads,
-            num_kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
+            scale=attention.scale,
+            num_heads=attention.num_heads,
+            num_kv_heads=attention.num_kv_heads,
+            head_dim=attention.head_dim,
         )
         for layer in weights.layers:
             self._decoder.add_layer(

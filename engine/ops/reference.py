@@ -1,4 +1,4 @@
-"""Every operation in plain torch: the meaning of the signatures in `registry`, and what kernels are tested against.
+"""Every operation in plain torch: the meaning of `signatures`, and what kernels are tested against.
 
 A library's matrix product may pick another kernel, hence another order of summation, for another number of rows. Here
 every product has the same number of rows whatever the batch: linears work in tiles of `TILE_ROWS` rows, attention in
@@ -9,21 +9,25 @@ zeros. That buys results that are independent of the neighbours with up to `TILE
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from engine.ops.registry import Candidate, OpName, PackedWeight
+from engine.ops.candidate import Candidate
+from engine.ops.features import FEATURES
+from engine.ops.signatures import OpName, PackedWeight
+from engine.spec import Activation
 
 TILE_ROWS = 32
 _LM_HEAD_COLUMNS = 8192
+_OAI_LIMIT, _OAI_SLOPE = 7.0, 1.702
 _SERIAL_ELEMENTS = 32768
 """Below this size (at::internal::GRAIN_SIZE) torch splits no element-wise loop among threads."""
 
 
 def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
-    """See `registry.LinearOp`."""
+    """See `signatures.LinearOp`."""
     rows = x.shape[0]
     out = x.new_empty(_padded(rows), weight.shape[0])
     for first, tile in _row_tiles(x):
@@ -33,7 +37,7 @@ def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> 
 
 
 def lm_head(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
-    """See `registry.LmHeadOp`."""
+    """See `signatures.LmHeadOp`."""
     if weight.dtype == torch.float32:
         return linear(x.float(), weight, None)
     parts = (weight[first : first + _LM_HEAD_COLUMNS] for first in range(0, weight.shape[0], _LM_HEAD_COLUMNS))
@@ -41,16 +45,18 @@ def lm_head(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """See `registry.RmsNormOp`."""
+    """See `signatures.RmsNormOp`."""
     wide = x.float()
     inverse_rms = torch.rsqrt((wide * wide).mean(dim=-1, keepdim=True) + eps)
+    if weight.dtype == torch.float32:
+        return (wide * inverse_rms * weight).to(x.dtype)
     return weight * (wide * inverse_rms).to(x.dtype)
 
 
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `registry.AddRmsNormOp`."""
+    """See `signatures.AddRmsNormOp`."""
     total = x + residual
     return rms_norm(total, weight, eps), total
 
@@ -65,7 +71,7 @@ def rope_and_store(
     layer: int,
     slots: torch.Tensor,
 ) -> torch.Tensor:
-    """See `registry.RopeAndStoreOp`."""
+    """See `signatures.RopeAndStoreOp`."""
     cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)
     block_tokens = kv_cache.shape[4]
     blocks, offsets = slots // block_tokens, slots % block_tokens
@@ -83,10 +89,15 @@ def paged_attention(
     query_starts: torch.Tensor,
     starts: torch.Tensor,
     scale: float,
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """See `registry.PagedAttentionOp`."""
+    """See `signatures.PagedAttentionOp`."""
     out = torch.empty_like(q)
     bounds = query_starts.tolist()
+    scores = _Scores(scale, window, softcap, sinks)
     for sequence, start in enumerate(starts.tolist()):
         first, last = bounds[sequence], bounds[sequence + 1]
         end = start + last - first
@@ -98,24 +109,48 @@ def paged_attention(
             queries = q.new_zeros(TILE_ROWS, *q.shape[1:], dtype=torch.float32)
             queries[low - tile : high - tile] = q[rows]
             span = tile + TILE_ROWS
-            attended = _attend_tile(queries, keys[:, :span], values[:, :span], tile, scale)
+            attended = _attend_tile(queries, keys[:, :span], values[:, :span], tile, scores)
             out[rows] = attended[low - tile : high - tile].to(q.dtype)
     return out
 
 
-def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
-    """See `registry.SiluMulOp`.
+def gated_mul(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """See `signatures.GatedMulOp`.
 
-    The gate stays a strided view and each call is short enough to stay on one thread: torch then vectorises every row
-    from its own beginning, so that which elements go through the scalar tail depends on the column alone.
+    The gate is a view with gaps between its rows and each call is short enough to stay on one thread: torch then
+    vectorises every row from its own beginning, so that which elements go through the scalar tail depends on the
+    column alone.
     """
     width = gate_up.shape[1] // 2
+    act = _ACTIVATIONS[activation]
     out = gate_up.new_empty(gate_up.shape[0], width)
     rows = max(1, _SERIAL_ELEMENTS // width)
     for first in range(0, gate_up.shape[0], rows):
-        part = gate_up[first : first + rows]
-        out[first : first + rows] = F.silu(part[:, :width].float()) * part[:, width:]
+        wide = gate_up[first : first + rows].to(torch.float32, copy=True)
+        out[first : first + rows] = act(wide[:, :width], wide[:, width:])
     return out
+
+
+def _silu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.silu(gate) * up
+
+
+def _gelu_tanh(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.gelu(gate, approximate="tanh") * up
+
+
+def _swiglu_oai(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    # In place, because the sigmoid too must see rows with gaps between them.
+    gate.clamp_(max=_OAI_LIMIT)
+    up.clamp_(-_OAI_LIMIT, _OAI_LIMIT).add_(1).mul_(gate)
+    return up * gate.mul_(_OAI_SLOPE).sigmoid_()
+
+
+_ACTIVATIONS: dict[Activation, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "silu": _silu,
+    "gelu_tanh": _gelu_tanh,
+    "swiglu_oai": _swiglu_oai,
+}
 
 
 def _row_tiles(x: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
@@ -135,8 +170,9 @@ def _padded(rows: int) -> int:
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    half = cos.shape[-1]
+    first, second, still = x.float().tensor_split((half, 2 * half), dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, still), dim=-1)
 
 
 def _gather(
@@ -151,16 +187,42 @@ def _gather(
     return both[0], both[1]
 
 
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """From products of queries and keys to weights of values; see `signatures.PagedAttentionOp`."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+    sinks: torch.Tensor | None
+
+    def weights(self, products: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
+        """`products` `[num_kv_heads, group, queries, span]`, `distances` `[queries, span]` from key to query.
+
+        Every tensor here has one size for a tile at one position, so torch treats an element the same every time.
+        """
+        scores = products.mul_(self.scale)
+        if self.softcap is not None:
+            scores = scores.div_(self.softcap).tanh_().mul_(self.softcap)
+        unseen = distances < 0
+        if self.window is not None:
+            unseen |= distances >= self.window
+        scores = scores.masked_fill_(unseen, float("-inf"))
+        if self.sinks is None:
+            return scores.softmax(dim=-1)
+        sinks = self.sinks.view(*scores.shape[:2], 1, 1).expand(*scores.shape[:3], 1)
+        return torch.cat((scores, sinks), dim=-1).softmax(dim=-1)[..., :-1]
+
+
 def _attend_tile(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tile: int, scale: float
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tile: int, scores: _Scores
 ) -> torch.Tensor:
     """`queries` fp32 `[TILE_ROWS, num_heads, D]` at positions `tile`...; keys and values `[num_kv_heads, span, D]`."""
     kv_heads, span, head_dim = keys.shape
     grouped = queries.view(TILE_ROWS, kv_heads, -1, head_dim).permute(1, 2, 0, 3).reshape(kv_heads, -1, head_dim)
-    scores = torch.bmm(grouped, keys.contiguous().transpose(1, 2)).mul_(scale)
-    positions = torch.arange(tile, tile + TILE_ROWS).repeat(grouped.shape[1] // TILE_ROWS)
-    future = torch.arange(span) > positions.unsqueeze(1)
-    weights = scores.masked_fill_(future, float("-inf")).softmax(dim=-1)
+    products = torch.bmm(grouped, keys.contiguous().transpose(1, 2))
+    distances = torch.arange(tile, tile + TILE_ROWS).unsqueeze(1) - torch.arange(span)
+    weights = scores.weights(products.view(kv_heads, -1, TILE_ROWS, span), distances).reshape(products.shape)
     attended = torch.bmm(weights, values.contiguous())
     return attended.view(kv_heads, -1, TILE_ROWS, head_dim).permute(2, 0, 1, 3).reshape(queries.shape)
 
@@ -176,8 +238,9 @@ _FUNCTIONS: dict[OpName, Callable[..., Any]] = {
     "add_rms_norm": add_rms_norm,
     "rope_and_store": rope_and_store,
     "paged_attention": paged_attention,
-    "silu_mul": silu_mul,
+    "gated_mul": gated_mul,
 }
 CANDIDATES: tuple[Candidate, ...] = tuple(
-    Candidate(op=op, name="torch", fn=function, supports=_supports, rank=0) for op, function in _FUNCTIONS.items()
+    Candidate(op=op, name="torch", fn=function, supports=_supports, rank=0, features=FEATURES.get(op, frozenset()))
+    for op, function in _FUNCTIONS.items()
 )

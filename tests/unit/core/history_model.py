@@ -9,17 +9,19 @@ from __future__ import annotations
 import torch
 
 from engine.batch import SequenceSlice, StepBatch
-from engine.spec import ModelSpec, RopeSpec
+from engine.rope_spec import RopeSpec
+from engine.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from wire.kv_layout import KVLayout
 
 VOCAB = 61
 _MODULUS = 8191
+_LAYER = LayerSpec(AttentionSpec(1, 1, 2, RopeSpec(10000.0), scale=1.0), MlpSpec(2))
 
 
 class HistoryModel:
     def __init__(self) -> None:
         self.batches: list[StepBatch] = []
-        self.spec = ModelSpec("history", 1, 2, 2, 1, 1, 2, VOCAB, 4096, 1e-5, RopeSpec(10000.0), True)
+        self.spec = ModelSpec("history", 2, VOCAB, 4096, 1e-5, (_LAYER,), tie_embeddings=True)
 
     def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
         return KVLayout(num_layers=1, num_kv_heads=1, head_dim=2, block_tokens=block_tokens, dtype="float32")

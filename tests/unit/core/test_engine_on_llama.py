@@ -9,12 +9,14 @@ import torch
 from engine_bench import Bench
 
 from engine.config import EngineConfig
-from engine.models.llama import LlamaForCausalLM
+from engine.models.decoder import Decoder
 from engine.ops.registry import select_ops
 from engine.request import RequestKind
-from engine.spec import ModelSpec, RopeSpec
+from engine.rope_spec import RopeSpec
+from engine.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 
-SPEC = ModelSpec("llama", 2, 48, 72, 4, 2, 12, 320, 512, 1e-5, RopeSpec(10000.0), True)
+LAYER = LayerSpec(AttentionSpec(4, 2, 12, RopeSpec(10000.0), scale=12**-0.5), MlpSpec(72))
+SPEC = ModelSpec("llama", 48, 320, 512, 1e-5, (LAYER, LAYER), tie_embeddings=True)
 PROMPT = [(7 * i * i + 3 * i + 1) % 300 for i in range(75)]
 RUN = {"ignore_eos": True, "max_tokens": 40, "temperature": 0.9, "seed": 11}
 
@@ -37,7 +39,7 @@ class RandomWeights:
 def make_llama_bench(request):
     def make(**sizes):
         config = EngineConfig(**{"num_blocks": 64, "max_model_len": 256, **sizes})
-        return Bench(config, model=LlamaForCausalLM(SPEC, select_ops(request.param), RandomWeights(request.param), 256))
+        return Bench(config, model=Decoder(SPEC, select_ops(request.param), RandomWeights(request.param), 256))
 
     return make
 

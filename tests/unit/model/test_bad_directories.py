@@ -42,7 +42,7 @@ def _edit_config(directory: Path, **changes: Any) -> None:
         ({"num_key_value_heads": 3}, ["multiple of num_kv_heads"]),
         ({"num_attention_heads": 0}, ["num_heads is 0"]),
         ({"hidden_act": "gelu"}, ["'gelu'"]),
-        ({"model_type": "mistral", "sliding_window": 128}, ["window 128"]),
+        ({"model_type": "mistral", "sliding_window": 0}, ["window is 0"]),
         ({"rope_parameters": {"rope_type": "yarn"}}, ["'yarn'", "llama3"]),
         ({"quantization_config": {"bits": 4}}, ["quantization_config"]),
         ({"intermediate_size": 80}, ["gate_proj", "[72, 48]", "[80, 48]"]),

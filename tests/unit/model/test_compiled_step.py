@@ -10,12 +10,14 @@ import pytest
 import torch
 from tiny_models import CONFIG, PagedRun, save_llama
 
-from engine._native import Decoder, Kernels
+from engine._native import Decoder as NativeDecoder
+from engine._native import Kernels
 from engine.batch import SequenceSlice, StepBatch
 from engine.formats.fields import read_json_object
-from engine.formats.hf_config import spec_from_config
 from engine.formats.hf_weights import SafetensorsWeights
-from engine.models.llama import LlamaForCausalLM
+from engine.formats.stored import Stored
+from engine.models.decoder import Decoder
+from engine.models.llama import spec_from_config
 from engine.ops.native import NativeOps
 from engine.ops.registry import select_ops
 
@@ -27,15 +29,15 @@ VARIANTS = {
 }
 
 
-def both(directory: Path, **changes: object) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
+def both(directory: Path, **changes: object) -> tuple[Decoder, Decoder]:
     """One model compiled, and the same one run op by op."""
     save_llama(directory, **changes)
     spec = spec_from_config(read_json_object(directory / "config.json"))
     ops = select_ops(torch.float32)
     assert ops.compile_decoder is not None
-    weights = SafetensorsWeights(directory, torch.float32)
+    weights = SafetensorsWeights(directory, torch.float32, Stored)
     opwise = dataclasses.replace(ops, compile_decoder=None)
-    return LlamaForCausalLM(spec, ops, weights, 200), LlamaForCausalLM(spec, opwise, weights, 200)
+    return Decoder(spec, ops, weights, 200), Decoder(spec, opwise, weights, 200)
 
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
@@ -91,10 +93,10 @@ def test_a_step_outside_its_bounds_is_refused(tmp_path: Path) -> None:
 def test_weights_of_the_wrong_shape_are_refused() -> None:
     table = NativeOps.pack(torch.zeros(20, 16))
     sizes = {"eps": 1e-5, "scale": 0.5, "num_heads": 2, "num_kv_heads": 1, "head_dim": 4}
-    decoder = Decoder(Kernels(), table, table, torch.ones(16), torch.zeros(9, 4), **sizes)
+    decoder = NativeDecoder(Kernels(), table, table, torch.ones(16), torch.zeros(9, 4), **sizes)
     square = NativeOps.pack(torch.zeros(16, 16))
     wide, ones = NativeOps.pack(torch.zeros(32, 16)), torch.ones(16)
     with pytest.raises(ValueError, match="output has"):
         decoder.add_layer(ones, square, None, square, None, ones, wide, None, square, None)
     with pytest.raises(ValueError, match="differ in shape"):
-        Decoder(Kernels(), table, square, torch.ones(16), torch.zeros(9, 4), **sizes)
+        NativeDecoder(Kernels(), table, square, torch.ones(16), torch.zeros(9, 4), **sizes)

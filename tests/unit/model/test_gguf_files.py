@@ -14,7 +14,7 @@ from tiny_models import PagedRun, byte_tokenizer, save_llama
 from tokenizers import Tokenizer
 
 from engine.formats.gguf_file import GgufFile
-from engine.formats.gguf_weights import gguf_name
+from engine.formats.gguf_names import gguf_name
 from engine.loader import load_model
 from wire.errors import ErrorCode, SpliceError
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from engine.ops import reference
-from engine.ops.registry import OP_NAMES, Candidate, choose, select_ops
+from engine.ops.candidate import Candidate
+from engine.ops.registry import choose, select_ops
+from engine.ops.signatures import OP_NAMES
 from wire.errors import ErrorCode, SpliceError
 
 
@@ -24,7 +26,7 @@ def test_linear_and_silu_match_float64(rows: int) -> None:
     assert torch.allclose(reference.linear(x, weight, bias).double(), product, atol=1e-4)
     gate, up = product.chunk(2, dim=1)
     expected = gate * torch.sigmoid(gate) * up
-    assert torch.allclose(reference.silu_mul(product.float()).double(), expected, atol=1e-4)
+    assert torch.allclose(reference.gated_mul(product.float(), "silu").double(), expected, atol=1e-4)
 
 
 def test_bfloat16_logits_are_float32() -> None:

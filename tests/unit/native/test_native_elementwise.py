@@ -34,19 +34,19 @@ def test_add_rms_norm_is_the_norm_of_the_sum(ops: NativeOps, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_silu_mul(ops: NativeOps, best_ops: NativeOps, size: int) -> None:
+def test_gated_mul(ops: NativeOps, best_ops: NativeOps, size: int) -> None:
     gate_up = torch.randn(6, 2 * size) * 8
     wide = gate_up.double()
     expected = wide[:, :size] * wide[:, :size].sigmoid() * wide[:, size:]
-    out = ops.silu_mul(gate_up)
+    out = ops.gated_mul(gate_up, "silu")
     torch.testing.assert_close(out.double(), expected, rtol=1e-6, atol=1e-35)
-    assert torch.equal(out, best_ops.silu_mul(gate_up))
-    assert torch.equal(out[2:3], ops.silu_mul(gate_up[2:3]))
+    assert torch.equal(out, best_ops.gated_mul(gate_up, "silu"))
+    assert torch.equal(out[2:3], ops.gated_mul(gate_up[2:3], "silu"))
 
 
 def test_silu_of_extreme_values_is_finite_and_nan_stays_nan(ops: NativeOps) -> None:
     gate = torch.tensor([[-1e30, -200.0, -90.0, 0.0, 90.0, 200.0, 1e30, float("nan")]])
-    out = ops.silu_mul(torch.cat([gate, torch.ones_like(gate)], 1))[0]
+    out = ops.gated_mul(torch.cat([gate, torch.ones_like(gate)], 1), "silu")[0]
     assert out[-1].isnan()
     torch.testing.assert_close(out[:-1], torch.nn.functional.silu(gate[0, :-1]), rtol=1e-6, atol=1e-7 * 1e0)
 
@@ -89,11 +89,11 @@ def test_places_outside_table_or_cache_are_refused() -> None:
 def test_threads_change_no_bit_and_can_be_changed_at_any_time() -> None:
     ops = NativeOps(Kernels())
     x, weight = torch.randn(37, 100), torch.randn(100)
-    expected = ops.rms_norm(x, weight, 1e-5), ops.silu_mul(x)
+    expected = ops.rms_norm(x, weight, 1e-5), ops.gated_mul(x, "silu")
     for threads in (2, 5, 1, 3):
         ops.set_num_threads(threads)
         for _ in range(50):
             assert torch.equal(ops.rms_norm(x, weight, 1e-5), expected[0])
-            assert torch.equal(ops.silu_mul(x), expected[1])
+            assert torch.equal(ops.gated_mul(x, "silu"), expected[1])
     with pytest.raises(ValueError, match="num_threads"):
         ops.set_num_threads(0)

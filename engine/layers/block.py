@@ -1,0 +1,74 @@
+"""One block of a decoder: norm, attention, norm, MLP."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.layers.attention import Attention
+from engine.layers.mlp import GatedMlp
+from engine.layers.norm import take_norm
+from engine.layers.rope import RopeTables
+from engine.layers.weights import Weights
+from engine.ops.decoder import LayerWeights
+from engine.ops.registry import OpTable
+from engine.spec import AttentionSpec, MlpSpec, ModelSpec
+from engine.step_plan import StepPlan
+from wire.errors import ErrorCode, SpliceError
+
+
+class Block:
+    """Layer `layer` of a model. The residual sum is deferred to the next norm, which fuses it."""
+
+    def __init__(self, model: ModelSpec, layer: int, ops: OpTable, weights: Weights, tables: RopeTables) -> None:
+        spec, name, hidden = model.layers[layer], f"model.layers.{layer}", model.hidden_size
+        if not isinstance(spec.attention, AttentionSpec) or not isinstance(spec.mlp, MlpSpec):
+            raise SpliceError(
+                ErrorCode.MISSING_PART,
+                f"layer {layer} has a kind of attention or MLP that this build does not compute",
+                param="model",
+            )
+
+        def norm(module: str) -> torch.Tensor:
+            return take_norm(weights, f"{name}.{module}.weight", hidden, model.norm_offset)
+
+        self._ops = ops
+        self._eps = model.rms_norm_eps
+        self._input_norm = norm("input_layernorm")
+        cos_sin = tables.table(spec.attention.rope, spec.attention.head_dim)
+        self._attention = Attention(model, spec.attention, layer, ops, weights, cos_sin)
+        self._mlp_norm = norm("post_attention_layernorm")
+        self._mlp = GatedMlp(spec.mlp, hidden, f"{name}.mlp", ops, weights)
+        self._attention_output_norm = norm("attention_output_norm") if spec.post_norms else None
+        self._mlp_output_norm = norm("mlp_output_norm") if spec.post_norms else None
+
+    def __call__(
+        self, update: torch.Tensor | None, residual: torch.Tensor, plan: StepPlan, kv_cache: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Takes and returns (what the block before adds to the residual stream, the stream), both `[M, hidden]`."""
+        if update is None:
+            normed = self._ops.rms_norm(residual, self._input_norm, self._eps)
+        else:
+            normed, residual = self._ops.add_rms_norm(update, residual, self._input_norm, self._eps)
+        attended = self._normed(self._attention(normed, plan, kv_cache), self._attention_output_norm)
+        normed, residual = self._ops.add_rms_norm(attended, residual, self._mlp_norm, self._eps)
+        return self._normed(self._mlp(normed), self._mlp_output_norm), residual
+
+    def weights(self) -> LayerWeights:
+        """For a compiled step."""
+        return LayerWeights(
+            cos_sin=self._attention.cos_sin,
+            input_norm=self._input_norm,
+            qkv=self._attention.qkv.projection,
+            output=self._attention.output.projection,
+            mlp_norm=self._mlp_norm,
+            gate_up=self._mlp.gate_up.projection,
+            down=self._mlp.down.projection,
+            q_norm=self._attention.q_norm,
+            k_norm=self._attention.k_norm,
+            sinks=self._attention.sinks,
+            attention_output_norm=self._attention_output_norm,
+            mlp_output_norm=self._mlp_output_norm,
+        )
+
+    def _normed(self, update: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        return update if weight is None else self._ops.rms_norm(update, weight, self._eps)

@@ -1,0 +1,36 @@
+"""One implementation of one operation, as it offers itself for the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine.ops.features import FEATURES, Feature
+from engine.ops.signatures import OpName, PackOp, RowsOp
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """`supports(dtype)` says whether it runs on this machine for weights and activations of that dtype, and `features`
+    what it computes beyond the plain case. The highest `rank` wins; the reference has rank 0.
+
+    The rest belongs to `linear` and `lm_head` only: without `pack` a weight is a plain tensor, `rows` goes with
+    `pack`, and `kinds` are the quantised types that `pack` takes as they are.
+    """
+
+    op: OpName
+    name: str
+    fn: Callable[..., Any]
+    supports: Callable[[torch.dtype], bool]
+    rank: int
+    features: frozenset[Feature] = frozenset()
+    pack: PackOp | None = None
+    rows: RowsOp | None = None
+    kinds: frozenset[str] = frozenset()
+
+    def serves(self, dtype: torch.dtype, wanted: frozenset[Feature]) -> bool:
+        """Whether it can be chosen for a model that wants these features, of whatever operations."""
+        return self.supports(dtype) and wanted & FEATURES.get(self.op, frozenset()) <= self.features

@@ -1,0 +1,121 @@
+"""The signature of every operation: what its arguments are and what it promises. `reference` is their meaning."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import torch
+
+from engine.ops.weight_matrix import WeightMatrix
+from engine.spec import Activation
+
+OpName = Literal["linear", "lm_head", "rms_norm", "add_rms_norm", "rope_and_store", "paged_attention", "gated_mul"]
+OP_NAMES: tuple[OpName, ...] = (
+    "linear",
+    "lm_head",
+    "rms_norm",
+    "add_rms_norm",
+    "rope_and_store",
+    "paged_attention",
+    "gated_mul",
+)
+
+PackedWeight = Any
+"""What `pack` of the chosen linear candidate returned: opaque to everyone but that candidate."""
+
+
+class PackOp(Protocol):
+    """Re-lays a weight once, at load time, for the candidate's own `linear`."""
+
+    def __call__(self, *parts: WeightMatrix) -> PackedWeight:
+        """`parts` `[n, K]`, stacked by rows to `[N, K]`: tensors are contiguous, of model dtype; quantised ones are of
+        the candidate's `kinds`."""
+
+
+class RowsOp(Protocol):
+    def __call__(self, weight: PackedWeight, ids: torch.Tensor) -> torch.Tensor:
+        """Rows `ids` (int64) of what `pack` re-laid, `[len(ids), K]`, exactly; in the model's dtype or float32."""
+
+
+class LinearOp(Protocol):
+    def __call__(self, x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+        """`x` `[M, K]` times the transposed weight `[N, K]`, plus `bias` `[N]`; returns `[M, N]` in x's dtype."""
+
+
+class LmHeadOp(Protocol):
+    def __call__(self, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+        """As `linear` without bias, but accumulated and returned in float32: `[M, vocab]`."""
+
+
+class RmsNormOp(Protocol):
+    def __call__(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """`x` `[M, H]` divided by its root mean square (fp32 inside), times `weight` `[H]` (arXiv 1910.07467).
+
+        `weight` is in x's dtype, or float32 for models that multiply before they round.
+        """
+
+
+class AddRmsNormOp(Protocol):
+    def __call__(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns (`rms_norm(x + residual)`, `x + residual`), both `[M, H]`; may write into its arguments."""
+
+
+class RopeAndStoreOp(Protocol):
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        positions: torch.Tensor,
+        cos_sin: torch.Tensor,
+        kv_cache: torch.Tensor,
+        layer: int,
+        slots: torch.Tensor,
+    ) -> torch.Tensor:
+        """Rotates q and k (i with i + R/2 of the first R dimensions, which may be 0), writes k and v into the cache,
+        returns the rotated q.
+
+        `q` `[M, num_heads, D]`, `k`, `v` `[M, num_kv_heads, D]`: rows may be strided (views into one fused QKV
+        row), the last two axes are contiguous. `positions` `[M]` int64; `cos_sin` `[max_len, R]` float32, R <= D: cos
+        in the first R/2 columns, sin in the rest. `kv_cache` `[num_blocks, num_layers, 2, num_kv_heads, block_tokens,
+        D]`, float32 or bfloat16, perhaps other than q's dtype. `slots` `[M]` int64 = block id * block_tokens +
+        offset in the block. The result is `[M, num_heads, D]`, contiguous, in q's dtype; q may be overwritten.
+        """
+
+
+class PagedAttentionOp(Protocol):
+    def __call__(
+        self,
+        q: torch.Tensor,
+        kv_cache: torch.Tensor,
+        layer: int,
+        block_tables: torch.Tensor,
+        query_starts: torch.Tensor,
+        starts: torch.Tensor,
+        scale: float,
+        *,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Causal attention of every query row over its own sequence's cached keys, its own position included.
+
+        `q` `[M, num_heads, D]` contiguous; head h reads KV head `h // (num_heads // num_kv_heads)`. `block_tables`
+        `[S, max_blocks]` int32, padded with 0. Rows `query_starts[s]` to `query_starts[s + 1]` (`[S + 1]` int32)
+        belong to sequence s; the first of them stands at absolute position `starts[s]` (`[S]` int32). Cache
+        positions after a sequence's last query hold garbage (NaN included) and must not be read into any result.
+        A query at p sees positions above p - `window`. Scores are q·k * `scale`, then, with `softcap`, `softcap *
+        tanh(score / softcap)`; `sinks` `[num_heads]` float32 are logits that take part in the softmax and have no
+        value. fp32 scores and softmax; returns `[M, num_heads, D]` contiguous in q's dtype.
+        """
+
+
+class GatedMulOp(Protocol):
+    def __call__(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        """`gate_up` `[M, 2 * I]`: `act(first half) * second half`, `[M, I]`, computed in fp32.
+
+        `silu`: x * sigmoid(x). `gelu_tanh`: x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))). `swiglu_oai`
+        (GPT-OSS): gate at most 7, up within ±7, gate * sigmoid(1.702 gate) * (up + 1).
+        """
