@@ -71,8 +71,9 @@ def load_model(
     arguments.
     """
     description = _describe(path)
-    spec, text = description.spec, description.text
-    length = _checked_length(max_model_len, spec)
+    text = description.text
+    length = _checked_length(max_model_len, description.spec)
+    spec = description.spec.served(length)
     torch_dtype = _torch_dtype(dtype, is_gguf=path.is_file())
     table = select_ops(torch_dtype, ops, features_of(spec))
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as digests:
@@ -137,10 +138,10 @@ def _describe_gguf(path: Path) -> _Description:
 def _checked_length(max_model_len: int | None, spec: ModelSpec) -> int:
     if max_model_len is None:
         return spec.max_positions
-    if not 1 <= max_model_len <= spec.max_positions:
+    if not 1 <= max_model_len <= spec.reach:
         raise SpliceError(
             ErrorCode.BAD_SETTING,
-            f"max_model_len is {max_model_len}, expected 1 to {spec.max_positions}, the model's context length",
+            f"max_model_len is {max_model_len}, expected 1 to {spec.reach}, the model's context length",
             param="max_model_len",
         )
     return max_model_len

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from engine.rope_spec import RopeSpec
@@ -38,6 +38,10 @@ class AttentionSpec:
         """(planes, heads, values a head) that a token leaves in the cache."""
         return (2, self.num_kv_heads, self.head_dim)
 
+    def served(self, max_len: int) -> AttentionSpec:
+        """See `ModelSpec.served`."""
+        return self if self.rope is None else replace(self, rope=self.rope.served(max_len, self.head_dim))
+
     def problems(self) -> list[str]:
         """What makes this no attention, in words."""
         sizes = {"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads, "head_dim": self.head_dim}
@@ -71,6 +75,10 @@ class LatentAttentionSpec:
     def kv_shape(self) -> tuple[int, int, int]:
         """See `AttentionSpec.kv_shape`."""
         return (1, 1, self.kv_lora_rank + self.qk_rope_head_dim)
+
+    def served(self, max_len: int) -> LatentAttentionSpec:
+        """See `ModelSpec.served`."""
+        return replace(self, rope=self.rope.served(max_len, self.qk_rope_head_dim))
 
     def problems(self) -> list[str]:
         """See `AttentionSpec.problems`."""
@@ -195,6 +203,19 @@ class ModelSpec:
     def kv_shape(self) -> tuple[int, int, int]:
         """(planes, heads, values a head) that a token leaves in the cache in every layer: 2 planes are K and V."""
         return self.layers[0].attention.kv_shape
+
+    @property
+    def reach(self) -> int:
+        """The longest sequence it can be served for; beyond `max_positions` only where its rope scales with length."""
+        ropes = dict.fromkeys(layer.attention.rope for layer in self.layers)
+        return max([self.max_positions, *(rope.reach(self.max_positions) for rope in ropes if rope is not None)])
+
+    def served(self, max_len: int) -> ModelSpec:
+        """The model as served for sequences of up to `max_len`: see `RopeSpec.served`."""
+        made = {
+            layer: replace(layer, attention=layer.attention.served(max_len)) for layer in dict.fromkeys(self.layers)
+        }
+        return replace(self, layers=tuple(made[layer] for layer in self.layers))
 
     def problems(self) -> list[str]:
         """What makes this no model at all, in words; empty when it is one. For readers of files to report."""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from engine.formats.bad_file import bad_file
 from engine.formats.fields import Fields
-from engine.rope_spec import LinearRopeScaling, Llama3RopeScaling, RopeScaling, RopeSpec
+from engine.formats.hf_rope import rope_from_config
 from engine.spec import Activation, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 
 MAX_LAYERS = 1000
 """More is a damaged field: a spec lists its layers."""
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_LAYER_TYPES = ("full_attention", "sliding_attention")
 _OTHER_MODEL = "use a model without it"
 
 
-def attention_from_config(
-    config: Fields, rope: RopeSpec | None, *, qkv_bias: bool = False, output_bias: bool = False
-) -> AttentionSpec:
+def attention_from_config(config: Fields, *, qkv_bias: bool = False, output_bias: bool = False) -> AttentionSpec:
     """Plain grouped-query attention; what an architecture adds it replaces in the result."""
     heads, hidden = config.integer("num_attention_heads"), config.integer("hidden_size")
     head_dim = config.integer_or("head_dim", hidden // max(heads, 1))
@@ -23,16 +24,18 @@ def attention_from_config(
         num_heads=heads,
         num_kv_heads=config.integer_or("num_key_value_heads", heads),
         head_dim=head_dim,
-        rope=rope,
+        rope=rope_from_config(config, head_dim),
         scale=max(head_dim, 1) ** -0.5,
         qkv_bias=qkv_bias,
         output_bias=output_bias,
     )
 
 
-def mlp_from_config(config: Fields, *, activation_key: str = "hidden_act", bias: bool = False) -> MlpSpec:
+def mlp_from_config(
+    config: Fields, *, activation_key: str = "hidden_act", default: str = "silu", bias: bool = False
+) -> MlpSpec:
     """The gated MLP; raises SpliceError for an activation nobody computes."""
-    name = config.string_or(activation_key, "silu")
+    name = config.string_or(activation_key, default)
     if name not in _ACTIVATIONS:
         raise bad_file(
             config.path,
@@ -56,13 +59,15 @@ def window_in_config(config: Fields) -> int | None:
     return None if window is None or window >= config.integer("max_position_embeddings") else window
 
 
-def rope_from_config(config: Fields) -> RopeSpec:
-    """Both spellings: `rope_theta` beside `rope_scaling`, and the newer single `rope_parameters`."""
-    parameters = config.section("rope_parameters")
-    if not parameters.values:
-        parameters = config.section("rope_scaling")
-    theta = parameters.number_or("rope_theta", config.number_or("rope_theta", 10000.0))
-    return RopeSpec(theta=theta, scaling=_scaling(parameters))
+def windowed_layers(config: Fields, default: Callable[[int], bool]) -> list[bool]:
+    """Which layers have a sliding window: as `layer_types` says, or else `default(layer)`."""
+    count = layers_in_config(config)
+    if config.values.get("layer_types") is None:
+        return [default(layer) for layer in range(count)]
+    kinds = config.array("layer_types")
+    if len(kinds) != count or not all(kind in _LAYER_TYPES for kind in kinds):
+        raise config.wrong("layer_types", f"{count} of {' or '.join(_LAYER_TYPES)}")
+    return [kind == "sliding_attention" for kind in kinds]
 
 
 def refuse_quantised(config: Fields) -> None:
@@ -88,22 +93,3 @@ def model_from_config(
         layers=layers,
         tie_embeddings=config.boolean_or("tie_word_embeddings", tied_by_default),
     )
-
-
-def _scaling(parameters: Fields) -> RopeScaling | None:
-    key = "rope_type" if "rope_type" in parameters.values else "type"
-    kind = parameters.string_or(key, "default")
-    match kind:
-        case "default":
-            return None
-        case "linear":
-            return LinearRopeScaling(parameters.number("factor"))
-        case "llama3":
-            return Llama3RopeScaling(
-                factor=parameters.number("factor"),
-                low_freq_factor=parameters.number("low_freq_factor"),
-                high_freq_factor=parameters.number("high_freq_factor"),
-                original_max_positions=parameters.integer("original_max_position_embeddings"),
-            )
-        case _:
-            raise parameters.wrong(key, "default, linear or llama3")

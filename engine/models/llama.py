@@ -12,7 +12,6 @@ from engine.formats.hf_config import (
     mlp_from_config,
     model_from_config,
     refuse_quantised,
-    rope_from_config,
 )
 from engine.formats.stored import Stored, halves_from_pairs
 from engine.models.architecture import Architecture
@@ -25,7 +24,7 @@ def spec_from_config(config: Fields) -> ModelSpec:
     """See `Architecture.spec_from_config`."""
     refuse_quantised(config)
     bias = config.boolean_or("attention_bias", False)
-    attention = attention_from_config(config, rope_from_config(config), qkv_bias=bias, output_bias=bias)
+    attention = attention_from_config(config, qkv_bias=bias, output_bias=bias)
     mlp = mlp_from_config(config, bias=config.boolean_or("mlp_bias", False))
     return model_from_config(config, NAME, (LayerSpec(attention, mlp),) * layers_in_config(config))
 

@@ -14,7 +14,6 @@ from engine.formats.hf_config import (
     mlp_from_config,
     model_from_config,
     refuse_quantised,
-    rope_from_config,
     window_in_config,
 )
 from engine.models.architecture import Architecture
@@ -26,7 +25,7 @@ NAME = "mistral"
 def spec_from_config(config: Fields) -> ModelSpec:
     """See `Architecture.spec_from_config`."""
     refuse_quantised(config)
-    attention = replace(attention_from_config(config, rope_from_config(config)), window=window_in_config(config))
+    attention = replace(attention_from_config(config), window=window_in_config(config))
     layer = LayerSpec(attention, mlp_from_config(config))
     return model_from_config(config, NAME, (layer,) * layers_in_config(config))
 

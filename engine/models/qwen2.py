@@ -13,11 +13,11 @@ from engine.formats.hf_config import (
     mlp_from_config,
     model_from_config,
     refuse_quantised,
-    rope_from_config,
     window_in_config,
+    windowed_layers,
 )
 from engine.models.architecture import Architecture
-from engine.spec import LayerSpec, ModelSpec
+from engine.spec import AttentionSpec, LayerSpec, ModelSpec
 
 NAME = "qwen2"
 
@@ -25,14 +25,20 @@ NAME = "qwen2"
 def spec_from_config(config: Fields) -> ModelSpec:
     """See `Architecture.spec_from_config`."""
     refuse_quantised(config)
-    full = attention_from_config(config, rope_from_config(config), qkv_bias=True)
+    full = attention_from_config(config, qkv_bias=True)
+    layers = layers_of_qwen(config, full)
+    return model_from_config(config, NAME, layers)
+
+
+def layers_of_qwen(config: Fields, full: AttentionSpec) -> tuple[LayerSpec, ...]:
+    """A window is named in many files and used, in late layers, only where `use_sliding_window` says so."""
     mlp = mlp_from_config(config)
-    layers = layers_in_config(config)
-    # A window is named in many files and used only where `use_sliding_window` says so.
-    window = window_in_config(config) if config.boolean_or("use_sliding_window", False) else None
-    first_windowed = config.integer_or("max_window_layers", 28)
-    attentions = (replace(full, window=window if layer >= first_windowed else None) for layer in range(layers))
-    return model_from_config(config, NAME, tuple(LayerSpec(attention, mlp) for attention in attentions))
+    if not config.boolean_or("use_sliding_window", False):
+        return (LayerSpec(full, mlp),) * layers_in_config(config)
+    windowed = replace(full, window=window_in_config(config))
+    first = config.integer("max_window_layers")
+    chosen = windowed_layers(config, lambda layer: layer >= first)
+    return tuple(LayerSpec(windowed if is_windowed else full, mlp) for is_windowed in chosen)
 
 
 def spec_from_gguf(file: GgufFile) -> ModelSpec:
