@@ -2,20 +2,61 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import sys
-from typing import Annotated
+from collections.abc import Iterator, MutableMapping
+from typing import Annotated, Any
 
 import typer
+import typer.core
+import typer.main
 
-from splice.cli import chat, complete, demo, doctor, down, pull, router, serve, status, worker
 from splice.cli.console import err, out
 from wire.errors import SpliceError
 
 EXIT_ERROR = 2
+COMMANDS = ("serve", "chat", "complete", "status", "down", "pull", "doctor", "router", "worker", "demo")
+"""Each the name of a module beside this one, with a function `command`."""
+
+
+class _OnDemand(MutableMapping[str, Any]):  # Any: typer's own command class is private
+    """Commands by name. A module is imported when its command is asked for: none waits for another's libraries."""
+
+    def __init__(self) -> None:
+        self._built: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._built:
+            if name not in COMMANDS:
+                raise KeyError(name)
+            alone = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+            alone.command(name)(importlib.import_module(f"splice.cli.{name}").command)
+            self._built[name] = typer.main.get_command(alone)
+        return self._built[name]
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self._built[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._built[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*COMMANDS, *self._built)))
+
+    def __len__(self) -> int:
+        return len({*COMMANDS, *self._built})
+
+
+class _Commands(typer.core.TyperGroup):
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = _OnDemand()
+
 
 app = typer.Typer(
     name="splice",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -28,9 +69,6 @@ app = typer.Typer(
         "SPLICE_MAX_NUM_SEQS. Flags win over the environment, which wins over the file."
     ),
 )
-COMMANDS = (serve, chat, complete, status, down, pull, doctor, router, worker, demo)
-for module in COMMANDS:
-    app.command(module.__name__.rpartition(".")[2])(module.command)
 
 
 @app.callback(invoke_without_command=True)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import httpx
 import msgspec
 
 import splice
@@ -22,8 +22,9 @@ from kvtransfer.host import host_id
 from membership.server import EtcdServer
 from splice.cluster.checks import check_serve
 from splice.cluster.placement_job import NODE_HOST, Job, PlacedReport, Pool
+from splice.cluster.placement_process import PlacementProcess
 from splice.cluster.processes import ProcessId, bearing, end, identify
-from splice.cluster.ray_head import RayHead, ray_environment
+from splice.cluster.ray_head import START_S, RayHead, ray_environment
 from splice.cluster.router_process import start_router, wait_listening
 from splice.cluster.run_dir import ClusterState, RunDirectory
 from splice.settings.commands import ServeSettings
@@ -34,6 +35,7 @@ from wire.worker_record import Role, WorkerRecord, decode_record
 
 ROUTER_STOP_S = 12.0
 WORKERS_STOP_S = 15.0
+_READY_POLL_S = 0.02
 PYTHON_PATH = str(Path(splice.__file__).resolve().parents[1])
 """Children import the very code that this process runs."""
 
@@ -110,17 +112,21 @@ class Launcher:
             self._run_dir.remove()
 
     def _start(self) -> None:
-        with ThreadPoolExecutor(2) as pool:
-            etcd, ray = pool.submit(self._start_etcd), pool.submit(self._start_ray)
-            endpoints = etcd.result()
+        """Everything at once. Ray takes longest: its process starts first and loads while etcd and router come up."""
+        self._prepare_ray()
+        with ThreadPoolExecutor(1) as beside, self._placement_process() as placement:
+            ray = beside.submit(self._start_ray, placement)
+            endpoints = self._start_etcd()
             ready_file, log = self._run_dir.path / "router.json", self._run_dir.logs / "router.log"
             self._router = start_router(self._settings, endpoints, ready_file, log, PYTHON_PATH)
             self._remember("router", self._router.pid)
             ray.result()
-        router = wait_listening(self._router, ready_file, log, self._settings.start_timeout)
-        self._update(http_port=router.http, grpc_port=router.grpc)
-        self._progress("router", f"http://{router.host}:{router.http}, gRPC on port {router.grpc}")
-        self._place_workers()
+            job = self._job("place", self._settings.start_timeout, self._pools())
+            placed = beside.submit(self._take_placed, placement.run(job))
+            router = wait_listening(self._router, ready_file, log, self._settings.start_timeout)
+            self._update(http_port=router.http, grpc_port=router.grpc)
+            self._progress("router", f"http://{router.host}:{router.http}, gRPC on port {router.grpc}")
+            placed.result()
         self._wait_ready()
         self._update(ready=True)
 
@@ -136,20 +142,23 @@ class Launcher:
         self._progress("etcd", self._etcd.endpoint)
         return (self._etcd.endpoint,)
 
-    def _start_ray(self) -> None:
+    def _prepare_ray(self) -> None:
         if self._settings.ray_address is not None:
             self._update(ray_address=self._settings.ray_address)
             return
-        resources = {"splice_prefill": self._settings.prefill, "splice_decode": self._settings.decode}
-        self._ray = RayHead(self._run_dir.token_path, {name: n for name, n in resources.items() if n}, PYTHON_PATH)
+        resources = {f"splice_{role}": count for role, count in self._counts().items() if count}
+        self._ray = RayHead(self._run_dir.token_path, resources)
         self._update(own_ray_dir=str(self._ray.folder))
-        self._ray.start()
+
+    def _start_ray(self, placement: PlacementProcess) -> None:
+        if self._ray is None:
+            return
+        placement.start_head(self._ray.prepare(), START_S)
         self._update(ray_address=self._ray.address)
         self._progress("ray", f"{self._ray.address}, token in {self._run_dir.token_path}")
 
-    def _place_workers(self) -> None:
-        pools = tuple(self._pool(role, count) for role, count in self._counts().items() if count)
-        for report in self._ask_ray("place", self._settings.start_timeout, pools):
+    def _take_placed(self, reports: Iterator[PlacedReport]) -> None:
+        for report in reports:
             if report.error is not None:
                 code, message, param = report.error
                 raise SpliceError(ErrorCode(code), f"{report.name}: {message}", param=param)
@@ -158,6 +167,9 @@ class Launcher:
             if record.host_id == host_id():  # elsewhere its pid is somebody else's here, whom `splice down` would end
                 self._remember(record.worker_id, record.pid)
             self._progress(record.role, f"{record.worker_id} at {record.endpoint}, {record.num_blocks} KV blocks")
+
+    def _pools(self) -> tuple[Pool, ...]:
+        return tuple(self._pool(role, count) for role, count in self._counts().items() if count)
 
     def _pool(self, role: Role, count: int) -> Pool:
         settings = self._settings
@@ -173,65 +185,41 @@ class Launcher:
     def _counts(self) -> dict[Role, int]:
         return {"prefill": self._settings.prefill, "decode": self._settings.decode}
 
-    def _ask_ray(self, action: str, timeout_s: float, pools: tuple[Pool, ...] = ()) -> Iterator[PlacedReport]:
-        """Runs the placement process, yielding what it reports as it does."""
-        job = Job(
-            action=action,  # type: ignore[arg-type]
+    def _placement_process(self) -> PlacementProcess:
+        own = ray_environment(self._run_dir.token_path) if self._ray is not None else {}
+        environment = child_environment(own | {"PYTHONPATH": PYTHON_PATH}, without=("RAY_",) if own else ())
+        return PlacementProcess(environment, self._run_dir.logs / "placement.log")
+
+    def _job(self, action: Literal["place", "stop"], timeout_s: float, pools: tuple[Pool, ...] = ()) -> Job:
+        return Job(
+            action=action,
             ray_address=self.state.ray_address or "",
             namespace=f"splice-{self._settings.cluster}",
             timeout_s=timeout_s,
             pools=pools,
         )
-        own = ray_environment(self._run_dir.token_path) if self._ray is not None else {}
-        environment = child_environment(own | {"PYTHONPATH": PYTHON_PATH}, without=("RAY_",) if own else ())
-        log_path = self._run_dir.logs / "placement.log"
-        with log_path.open("ab") as log:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "splice.cluster.placement"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True,
-            )  # fmt: skip
-        timer = threading.Timer(timeout_s + 15.0, child.kill)
-        timer.start()
-        try:
-            assert child.stdin is not None  # noqa: S101 (a pipe was asked for)
-            assert child.stdout is not None  # noqa: S101
-            child.stdin.write(msgspec.json.encode(job))
-            child.stdin.close()
-            for line in child.stdout:
-                yield msgspec.json.decode(line, type=PlacedReport)
-            if child.wait() != 0:
-                words = log_path.read_text(errors="replace").strip()[-800:]
-                raise SpliceError(ErrorCode.MISSING_PART, f"placing workers through Ray failed: {words}", param="ray")
-        finally:
-            timer.cancel()
-            child.kill()
-            child.wait()
 
     def _stop_workers(self) -> None:
         if self.state.ray_address is None or not self.workers:
             return
         try:
-            for _ in self._ask_ray("stop", WORKERS_STOP_S):
-                pass
+            with self._placement_process() as placement:
+                for _ in placement.run(self._job("stop", WORKERS_STOP_S)):
+                    pass
         except SpliceError as error:
             self._say(f"workers were not told to stop: {error.message}")
 
     def _wait_ready(self) -> None:
         """Until the router itself says that it sees all workers: an answer could be given from now on."""
         ends = time.monotonic() + self._settings.start_timeout
-        url = f"http://{_dialled(self._settings.host)}:{self.state.http_port}/ready"
         answer: dict[str, Any] = {}
         while time.monotonic() < ends:
-            try:
-                response = httpx.get(url, timeout=2.0)
-                answer = response.json()
-            except (httpx.HTTPError, ValueError):
-                answer = {}
+            answer = _ask_router(_dialled(self._settings.host), self.state.http_port)
             workers = answer.get("workers", {})
             seen = {role: workers.get(role, 0) for role in self._counts()}
             if seen == self._counts():
                 return
-            time.sleep(0.05)
+            time.sleep(_READY_POLL_S)
         raise SpliceError(
             ErrorCode.MISSING_PART, f"the router does not see all workers: {answer}", param="start_timeout"
         )
@@ -261,5 +249,18 @@ def end_cluster(run_dir: RunDirectory, state: ClusterState) -> list[ProcessId]:
     return state.living()
 
 
+def _ask_router(host: str, port: int) -> dict[str, Any]:
+    """What `GET /ready` says; nothing while it does not answer."""
+    connection = http.client.HTTPConnection(host, port, timeout=2.0)
+    try:
+        connection.request("GET", "/ready")
+        answer = json.loads(connection.getresponse().read())
+    except (OSError, http.client.HTTPException, ValueError):
+        return {}
+    finally:
+        connection.close()
+    return answer if isinstance(answer, dict) else {}
+
+
 def _dialled(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 (compared, not bound)
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (compared, not bound)

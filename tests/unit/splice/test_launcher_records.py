@@ -24,16 +24,13 @@ HERE = WorkerRecord(
 
 
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
-def test_only_workers_of_this_machine_are_written_down_for_ending(
-    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_workers_of_this_machine_are_written_down_for_ending(where: str, tmp_path: Path) -> None:
     record = HERE if where == "here" else msgspec.structs.replace(HERE, host_id="0" * 32)
     run_dir = RunDirectory("c", tmp_path / "run")
     run_dir.create()
     model = tmp_path / "model.gguf"
     model.touch()
     launcher = Launcher(ServeSettings(model=str(model), prefill=0), run_dir, lambda _: None)
-    monkeypatch.setattr(launcher, "_ask_ray", lambda *_: [PlacedReport(name="decode-0", record=record.encode())])
-    launcher._place_workers()
+    launcher._take_placed(iter([PlacedReport(name="decode-0", record=record.encode())]))
     assert [worker.worker_id for worker in launcher.workers] == ["decode-1"]
     assert [each.pid for each in launcher.state.processes] == ([os.getpid()] if where == "here" else [])
