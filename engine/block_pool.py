@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 from enum import Enum
 from typing import Protocol
 
+from engine.block_copy import BlockCopy, CopyKind
 from engine.prefix_cache import PrefixCache
 
 
@@ -48,9 +49,10 @@ class BlockState(Enum):
 class BlockPool:
     """Hands out blocks to owners and takes them back.
 
-    An owner has one table: the blocks of its positions in order. Blocks may stand in several tables as long as all
-    but the one that computed it only read it (prefix reuse). A block's generation is bumped when it is taken for new
-    content, before anybody can write to it. `owner` is any hashable, in the engine a RequestKey.
+    An owner has one table: the blocks of its positions in order. A block may stand in several tables (prefix reuse,
+    forks) while all of them only read it; whoever wants to write asks `make_writable` first and may get a copy.
+    A block's generation is bumped when it is taken for new content, before anybody can write to it. Copies are made by
+    whoever holds the memory: see `take_copies`. `owner` is any hashable, in the engine a RequestKey.
     """
 
     def __init__(self, num_blocks: int, generations: Generations) -> None:
@@ -61,6 +63,7 @@ class BlockPool:
         self._tables: dict[Hashable, list[int]] = {}
         self._table_states: dict[Hashable, BlockState] = {}
         self._refs: list[int] = [0] * num_blocks
+        self._copies: list[BlockCopy] = []
 
     @property
     def num_free(self) -> int:
@@ -120,6 +123,49 @@ class BlockPool:
         block = self._take()
         self._tables[owner].append(block)
         return block
+
+    def fork(self, parent: Hashable, child: Hashable, num_blocks: int) -> Sequence[int]:
+        """Starts the child's table with the first `num_blocks` of the parent's, by reference: no block is taken."""
+        if child in self._tables:
+            raise ValueError(f"owner {child!r} already has blocks")
+        shared = self._tables[parent][:num_blocks]
+        if len(shared) < num_blocks:
+            raise ValueError(f"owner {parent!r} has {len(shared)} blocks, {num_blocks} are to be shared")
+        for block in shared:
+            self._refs[block] += 1
+        self._tables[child] = shared
+        self._table_states[child] = BlockState.IN_USE
+        return shared
+
+    def is_writable(self, owner: Hashable, index: int) -> bool:
+        """Whether nobody else reads the owner's block `index`, nor finds it by its hash."""
+        block = self._tables[owner][index]
+        return self._refs[block] == 1 and block not in self._cache
+
+    def make_writable(self, owner: Hashable, index: int) -> bool:
+        """Makes the owner's block `index` its own alone; False, and nothing changed, if that takes a block too many.
+
+        A block that others read stays theirs and the owner gets a copy (copy on write). The last one to read it takes
+        it over without, and it is no longer found by its hash.
+        """
+        table = self._tables[owner]
+        shared = table[index]
+        if self._refs[shared] == 1:
+            if shared in self._cache:
+                self._cache.forget(shared)
+                self._generations.bump(shared)
+            return True
+        if not self.num_free:
+            return False
+        table[index] = self._take()
+        self._refs[shared] -= 1
+        self._copies.append(BlockCopy(CopyKind.WITHIN, shared, table[index]))
+        return True
+
+    def take_copies(self) -> list[BlockCopy]:
+        """The copies decided since the last call. They must be made, in order, before any block is written."""
+        copies, self._copies = self._copies, []
+        return copies
 
     def seal(self, owner: Hashable, index: int, content: bytes) -> None:
         """The owner's block `index` is full and will not change: others may find it by `content`."""

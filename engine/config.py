@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from wire.errors import ErrorCode, SpliceError
 
+_SIZES = ("num_blocks", "max_model_len", "block_tokens", "max_num_seqs", "max_num_batched_tokens")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
@@ -20,10 +22,12 @@ class EngineConfig:
     max_num_batched_tokens: int = 512
     """Most query tokens of one step."""
     enable_prefix_caching: bool = True
+    ageing_steps: int = 256
+    """Steps of waiting that make up for one level of priority."""
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("num_blocks", "max_model_len", "block_tokens", "max_num_seqs", "max_num_batched_tokens"):
+        for name in (*_SIZES, "ageing_steps"):
             value = getattr(self, name)
             if value < 1:
                 raise SpliceError(ErrorCode.BAD_SETTING, f"{name} is {value}, expected at least 1", param=name)

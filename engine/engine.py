@@ -7,14 +7,16 @@ import logging
 import torch
 
 from engine.batch import SequenceSlice, StepBatch
+from engine.block_mover import BlockMover
 from engine.block_pool import BlockPool
 from engine.config import EngineConfig
 from engine.load import EngineLoad, RequestSummary, measure_load, summarise_requests
 from engine.models.causal_lm import CausalLM
 from engine.request import Request, RequestKey, RequestKind
 from engine.sampler import DrawnToken, SamplingRow, sample
-from engine.scheduler import ScheduledRequest, SchedulePlan, Scheduler
+from engine.scheduler import Scheduler
 from engine.step_output import ComputedBlocks, EngineStats, Reservation, StepOutput, TokenRow
+from engine.schedule_plan import ScheduledRequest, SchedulePlan
 from engine.stopping import finish_reason, stopping_ids
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import FinishReason, TokenLogprobs
@@ -41,11 +43,16 @@ class Engine:
         self.stats = EngineStats()
         self._model = model
         self._kv_cache = kv_cache
+        self._mover = BlockMover(kv_cache)
         self._scheduler = Scheduler(config, pool, model.spec.vocab_size)
 
     def submit(self, request: Request) -> None:
         """Takes a request in. Raises SpliceError (context_length_exceeded, invalid_request) if it can never run."""
         self._scheduler.submit(request)
+
+    def fork(self, parent_key: RequestKey, child: Request) -> None:
+        """Takes in a request that goes on from the KV of another: see `Scheduler.fork`."""
+        self._scheduler.fork(parent_key, child)
 
     def activate(self, key: RequestKey, first_tokens: list[int]) -> None:
         """A reserved request starts to decode: the KV of all its tokens has been written to its blocks.
@@ -81,6 +88,7 @@ class Engine:
         it concerns, named in `failed`; the others and the engine go on.
         """
         plan = self._scheduler.schedule()
+        self._mover.run(plan.copies)
         output = StepOutput()
         self._report(plan, output)
         if plan.scheduled:

@@ -52,7 +52,7 @@ class Request:
     root: bytes = ROOT
     """Parent hash of the first block (`wire.block_hash.root_hash`)."""
     priority: int = 0
-    """Lower runs first."""
+    """Lower runs first; waiting makes up for it (`EngineConfig.ageing_steps`)."""
     skip_tokens: int = 0
     """PREFILL: leading tokens, whole blocks, that the fetching side already holds: not announced."""
 
@@ -65,7 +65,10 @@ class Request:
     """Live view of the block table; the block pool owns it."""
 
     arrival: int = -1
-    """Position in the order of submission, given by the scheduler; kept through preemption."""
+    """Position in the order of submission, given by the scheduler."""
+    rank: int = 0
+    """Step of arrival, put off by the priority; given by the scheduler, kept through preemption, a fork has its
+    parent's."""
     was_admitted: bool = False
     num_announced_blocks: int = 0
     lease_ended: bool = False
@@ -88,8 +91,8 @@ class Request:
 
     @property
     def seniority(self) -> tuple[int, int]:
-        """Sorts requests: lower priority value first, then first come first served."""
-        return (self.priority, self.arrival)
+        """Sorts requests, most senior first; constant."""
+        return (self.rank, self.arrival)
 
     def hashes(self, num_blocks: int, block_tokens: int) -> list[bytes]:
         """Chained hashes of the first `num_blocks` full blocks of `tokens`; computed once each."""

@@ -3,41 +3,16 @@
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass, field
 
 from engine.admission import check_admissible
 from engine.block_pool import BlockPool
 from engine.config import EngineConfig
 from engine.request import Request, RequestKey, RequestKind, RequestStatus
+from engine.request_memory import RequestMemory
+from engine.schedule_plan import ScheduledRequest, SchedulePlan
 from engine.stopping import finish_reason
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import FinishReason
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduledRequest:
-    """A request's part of a step: the `num_new_tokens` tokens from `num_computed_tokens` on."""
-
-    request: Request
-    num_new_tokens: int
-
-    @property
-    def completes(self) -> bool:
-        """Whether the KV catches up with the tokens, so that the next one can be drawn."""
-        return self.request.num_computed_tokens + self.num_new_tokens == self.request.num_tokens
-
-
-@dataclass(slots=True)
-class SchedulePlan:
-    """The decisions of one step."""
-
-    scheduled: list[ScheduledRequest] = field(default_factory=list)
-    reserved: list[Request] = field(default_factory=list)
-    admitted: list[Request] = field(default_factory=list)
-    """Admitted for the first time, reservations included."""
-    ended: list[tuple[Request, FinishReason]] = field(default_factory=list)
-    """Found complete without computing anything."""
-    num_preempted: int = 0
 
 
 class Scheduler:
@@ -47,7 +22,12 @@ class Scheduler:
     prompt, a chunk of it, one decoded token, or everything after a preemption.
 
     Order. Within the token budget, decoding requests come first, then prompts being computed, then the waiting line
-    by (priority, arrival). The line is not overtaken: while its head does not fit, nobody behind it is admitted.
+    by seniority. The line is not overtaken: while its head does not fit, nobody behind it is admitted.
+
+    Ageing. A request is as senior as one of priority 0 that arrived `priority * ageing_steps` steps later; equals are
+    served first come first. That is what "waiting `ageing_steps` steps is worth one level of priority" comes to, and
+    it never changes: from any moment on only those overtake a request who have arrived already or do so within
+    `ageing_steps` times the levels between them. So it becomes the most senior one, whatever keeps arriving.
 
     Memory. Whoever is admitted gets the blocks of all its tokens at once and, if it will decode here, one to grow
     into. A running request that needs another block takes it from the most junior preemptible one, which will
@@ -69,23 +49,49 @@ class Scheduler:
         self.requests: dict[RequestKey, Request] = {}
         self.waiting: list[Request] = []
         self.running: list[Request] = []
+        self._memory = RequestMemory(config, pool)
         self._ended: list[tuple[Request, FinishReason]] = []
         self._num_reserved = 0
         self._arrivals = 0
+        self._steps = 0
         self._stuck = True
 
     def submit(self, request: Request) -> None:
         """Takes a request in. Raises SpliceError at once if it can never be served, or not under this key."""
-        check_admissible(request, self.config, self.vocab_size)
-        if request.key in self.requests:
-            raise SpliceError(ErrorCode.INVALID_REQUEST, f"request {request.key} is already here; keys are used once")
-        self._stuck = False
-        request.arrival, self._arrivals = self._arrivals, self._arrivals + 1
-        if (finish := finish_reason(request, self.config)) is not FinishReason.NONE:
-            self._ended.append((request, finish))
+        self._take_in(request)
+        if not self._ended_already(request):
+            insort(self.waiting, request, key=_seniority)
+
+    def fork(self, parent_key: RequestKey, child: Request) -> None:
+        """Takes in a request that branches off another: another choice, or a hypothesis of a beam.
+
+        `child.tokens` may leave the parent's anywhere. A parent that runs lends the child the blocks of all tokens
+        they have in common, and the child runs from there, copying a block only when one of the two writes to it.
+        Without a place in the batch, or behind a parent that is not running or only prefills, the child waits in line
+        and is computed like any other; the tokens are the same. It is as senior as its parent, and lives on its own:
+        either may be preempted, aborted or end first.
+
+        Raises SpliceError (invalid_request) if the parent is not here, or as `submit` does.
+        """
+        parent = self.requests.get(parent_key)
+        if parent is None or child.kind is not RequestKind.GENERATE:
+            raise SpliceError(
+                ErrorCode.INVALID_REQUEST,
+                f"cannot fork request {parent_key} into {child.key} ({child.kind.value}): expected a parent that is "
+                "here and a child to be generated",
+            )
+        self._take_in(child)
+        child.rank = parent.rank
+        child.num_cached_tokens, child.was_admitted = parent.num_cached_tokens, parent.was_admitted
+        if self._ended_already(child):
             return
-        self.requests[request.key] = request
-        insort(self.waiting, request, key=_seniority)
+        lends = parent.status is RequestStatus.RUNNING and parent.kind is RequestKind.GENERATE
+        if lends and self._has_seat():
+            self._memory.fork(parent, child)
+            child.status = RequestStatus.RUNNING
+            insort(self.running, child, key=_seniority)
+        else:
+            insort(self.waiting, child, key=_seniority)
 
     def activate(self, key: RequestKey, first_tokens: list[int]) -> None:
         """RESERVED → RUNNING: the KV of all its tokens is in its blocks; `first_tokens` follow them.
@@ -158,6 +164,7 @@ class Scheduler:
 
     def schedule(self) -> SchedulePlan:
         """Decides the next step: counts tokens, finds memory, then admits from the waiting line."""
+        self._steps += 1
         plan = SchedulePlan(ended=self._ended)
         self._ended = []
         budget = self.config.max_num_batched_tokens
@@ -170,18 +177,13 @@ class Scheduler:
             budget -= self._schedule_one(request, budget, plan)
         if not plan.num_preempted:
             self._admit(budget, plan)
+        plan.copies = self._memory.take_copies()
         self._stuck = not (plan.scheduled or plan.admitted or plan.num_preempted)
         return plan
 
     def advance(self, request: Request, num_new_tokens: int) -> None:
         """The KV of the next `num_new_tokens` tokens has been written: blocks now full can be found by others."""
-        size = self.config.block_tokens
-        sealed = request.num_computed_tokens // size
-        request.num_computed_tokens += num_new_tokens
-        full = request.num_computed_tokens // size
-        if self.config.enable_prefix_caching and full > sealed:
-            for index, content in enumerate(request.hashes(full, size)[sealed:], start=sealed):
-                self.pool.seal(request.key, index, content)
+        self._memory.written(request, num_new_tokens)
 
     def hold(self, request: Request) -> None:
         """A computed PREFILL request leaves the batch; its blocks stay until `release_hold`."""
@@ -193,7 +195,7 @@ class Scheduler:
         """Forgets a request and takes all its blocks back."""
         self._leave_line(request)
         if request.status is not RequestStatus.WAITING:
-            self._release(request)
+            self._memory.release(request)
         del self.requests[request.key]
         self._stuck = False
 
@@ -225,16 +227,33 @@ class Scheduler:
         if problems:
             raise AssertionError("; ".join(problems))
 
+    def _take_in(self, request: Request) -> None:
+        check_admissible(request, self.config, self.vocab_size)
+        if request.key in self.requests:
+            raise SpliceError(ErrorCode.INVALID_REQUEST, f"request {request.key} is already here; keys are used once")
+        self._stuck = False
+        request.arrival, self._arrivals = self._arrivals, self._arrivals + 1
+        request.rank = self._steps + request.priority * self.config.ageing_steps
+        self.requests[request.key] = request
+
+    def _ended_already(self, request: Request) -> bool:
+        finish = finish_reason(request, self.config)
+        if finish is FinishReason.NONE:
+            return False
+        del self.requests[request.key]
+        self._ended.append((request, finish))
+        return True
+
+    def _has_seat(self) -> bool:
+        return len(self.running) + self._num_reserved < self.config.max_num_seqs
+
     def _grow(self, request: Request) -> int:
-        """Gets the blocks a running request lacks, from its juniors if need be; returns how many were preempted.
+        """Gets the memory a running request lacks, from its juniors if need be; returns how many were preempted.
 
         In vain for the most senior one while nothing can be preempted for it: it then sits this step out.
         """
         num_preempted = 0
-        while len(request.block_ids) < self.config.blocks_for(request.num_tokens):
-            if self.pool.num_free:
-                self.pool.extend(request.key)
-                continue
+        while not self._memory.grow(request):
             preemptible = [r for r in self.running if r.kind is not RequestKind.PREFILL]
             if preemptible[0] is preemptible[-1]:
                 break
@@ -246,15 +265,13 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)
-        self._release(request)
+        self._memory.preempt(request)
         request.status = RequestStatus.WAITING
-        request.num_computed_tokens = 0
         insort(self.waiting, request, key=_seniority)
 
     def _schedule_one(self, request: Request, budget: int, plan: SchedulePlan) -> int:
         count = self._chunk(request.num_computed_tokens, request.num_tokens, budget)
-        covered = self.config.blocks_for(request.num_computed_tokens + count) <= len(request.block_ids)
-        if count == 0 or not covered:
+        if count == 0 or not self._memory.covers(request, count):
             return 0
         plan.scheduled.append(ScheduledRequest(request, count))
         return count
@@ -274,25 +291,21 @@ class Scheduler:
         """
         budget_spent = False
         for request in tuple(self.waiting):
-            if len(self.running) + self._num_reserved >= self.config.max_num_seqs:
+            if not self._has_seat():
                 return
             reserves = request.is_computed_elsewhere
             if budget_spent and not reserves:
                 continue
-            shared = self._cached_prefix(request)
-            start = len(shared) * self.config.block_tokens
+            start = self._memory.num_known_tokens(request)
             if not reserves and not self._chunk(start, request.num_tokens, budget):
                 budget_spent = True
                 continue
-            num_new = self._blocks_to_admit(request) - len(shared)
-            if not self.pool.can_open(shared, num_new):
+            if not self._memory.open(request):
                 return
             self.waiting.remove(request)
-            request.block_ids = self.pool.open(request.key, shared, num_new)
-            request.num_computed_tokens = start
             if not request.was_admitted:
                 request.was_admitted = True
-                request.num_cached_tokens = min(start, request.num_prompt_tokens)
+                request.num_cached_tokens = min(request.num_computed_tokens, request.num_prompt_tokens)
                 plan.admitted.append(request)
             if reserves:
                 request.status = RequestStatus.RESERVED
@@ -303,21 +316,6 @@ class Scheduler:
                 insort(self.running, request, key=_seniority)
                 budget -= self._schedule_one(request, budget, plan)
 
-    def _cached_prefix(self, request: Request) -> list[int]:
-        """Blocks of the longest known prefix, at least one token short of the whole: something must be computed."""
-        if not self.config.enable_prefix_caching:
-            return []
-        size = self.config.block_tokens
-        return self.pool.match(request.hashes((request.num_tokens - 1) // size, size))
-
-    def _blocks_to_admit(self, request: Request) -> int:
-        needed = self.config.blocks_for(request.num_tokens)
-        if request.kind is RequestKind.PREFILL:
-            return needed
-        longest = min(request.num_prompt_tokens + request.sampling.max_tokens, self.config.max_model_len)
-        # The last token's KV is never computed: nothing comes after it.
-        return min(needed + 1, self.config.blocks_for(longest - 1))
-
     def _leave_line(self, request: Request) -> None:
         if request.status is RequestStatus.WAITING:
             self.waiting.remove(request)
@@ -325,10 +323,6 @@ class Scheduler:
             self.running.remove(request)
         elif request.status is RequestStatus.RESERVED:
             self._num_reserved -= 1
-
-    def _release(self, request: Request) -> None:
-        request.block_ids = ()
-        self.pool.release(request.key)
 
 
 def _seniority(request: Request) -> tuple[int, int]:

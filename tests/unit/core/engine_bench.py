@@ -52,22 +52,29 @@ class Bench:
         root: bytes = bytes(16),
         **sampling: object,
     ) -> RequestKey:
+        request = self._request(tokens, emitted, kind, sampling, priority=priority, skip_tokens=skip_tokens, root=root)
+        self.engine.submit(request)
+        return request.key
+
+    def fork(
+        self, parent: RequestKey, tokens: Sequence[int], *, emitted: Sequence[int] = (), **sampling: object
+    ) -> RequestKey:
+        """A child of `parent` whose tokens are `tokens`, the prompt, and `emitted`."""
+        child = self._request(tokens, emitted, RequestKind.GENERATE, sampling)
+        self.engine.fork(parent, child)
+        return child.key
+
+    def _request(
+        self,
+        tokens: Sequence[int],
+        emitted: Sequence[int],
+        kind: RequestKind,
+        sampling: dict[str, object],
+        **rest: Any,
+    ) -> Request:
         self._keys += 1
-        key = (self._keys, 1)
         params = SamplingParams(**{"max_tokens": 12, "temperature": 0.0, **sampling})  # type: ignore[arg-type]
-        self.engine.submit(
-            Request(
-                key,
-                [*tokens, *emitted],
-                len(tokens),
-                params,
-                kind=kind,
-                root=root,
-                priority=priority,
-                skip_tokens=skip_tokens,
-            )
-        )
-        return key
+        return Request((self._keys, 1), [*tokens, *emitted], len(tokens), params, kind=kind, **rest)
 
     def step(self) -> StepOutput:
         output = self.engine.step()
