@@ -18,6 +18,8 @@ from wire.errors import SpliceError
 EXIT_ERROR = 2
 COMMANDS = ("serve", "chat", "complete", "status", "down", "pull", "doctor", "router", "worker", "demo")
 """Each the name of a module beside this one, with a function `command`."""
+GROUPS = ("bench",)
+"""Each the name of a package beside this one, with commands of its own in `app`."""
 
 
 class _OnDemand(MutableMapping[str, Any]):  # Any: typer's own command class is private
@@ -28,11 +30,7 @@ class _OnDemand(MutableMapping[str, Any]):  # Any: typer's own command class is 
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._built:
-            if name not in COMMANDS:
-                raise KeyError(name)
-            alone = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-            alone.command(name)(importlib.import_module(f"splice.cli.{name}").command)
-            self._built[name] = typer.main.get_command(alone)
+            self._built[name] = _build(name)
         return self._built[name]
 
     def __setitem__(self, name: str, command: Any) -> None:
@@ -42,10 +40,21 @@ class _OnDemand(MutableMapping[str, Any]):  # Any: typer's own command class is 
         del self._built[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys((*COMMANDS, *self._built)))
+        return iter(dict.fromkeys((*COMMANDS, *GROUPS, *self._built)))
 
     def __len__(self) -> int:
-        return len({*COMMANDS, *self._built})
+        return len({*COMMANDS, *GROUPS, *self._built})
+
+
+def _build(name: str) -> Any:
+    if name not in COMMANDS and name not in GROUPS:
+        raise KeyError(name)
+    module = importlib.import_module(f"splice.cli.{name}")
+    if name in GROUPS:
+        return typer.main.get_command(module.app)
+    alone = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    alone.command(name)(module.command)
+    return typer.main.get_command(alone)
 
 
 class _Commands(typer.core.TyperGroup):

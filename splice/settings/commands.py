@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from splice.settings import parse
+from splice.settings.bench import BenchContestSettings, BenchRunSettings
 from splice.settings.groups import (
     EngineSettings,
     FrontSettings,
@@ -93,6 +94,8 @@ ALL: tuple[type, ...] = (
     WorkerCommandSettings,
     ClusterCommandSettings,
     ClientSettings,
+    BenchRunSettings,
+    BenchContestSettings,
 )
 
 
