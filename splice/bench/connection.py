@@ -11,7 +11,7 @@ import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -73,8 +73,7 @@ class Connection(asyncio.Protocol):
         """Whether any byte of the current answer came."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 (what create_connection makes)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's own kind shares no base class with it
         self.reusable = True
 
     def data_received(self, data: bytes) -> None:
@@ -87,8 +86,6 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._end(SpliceError(ErrorCode.INTERNAL_ERROR, f"the server does not speak HTTP/1.1: {error}"))
-        except SpliceError as error:  # from the sink
-            self._end(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.reusable = False
@@ -103,8 +100,14 @@ class Connection(asyncio.Protocol):
         self.status = self._parser.get_status_code()
 
     def on_body(self, chunk: bytes) -> None:
-        if self.status == 200 and self._sink is not None:
-            self._sink.feed(self._now_s, chunk)
+        if self.status == 200:
+            if self._sink is None:
+                return
+            try:
+                self._sink.feed(self._now_s, chunk)
+            except SpliceError as error:  # the parser would swallow its words
+                self._sink = None
+                self._end(error)
         elif len(self.error_body) < READ_BYTES:
             self.error_body += chunk
 
