@@ -169,8 +169,10 @@ class Engine:
         return sample(logits, rows) if rows else []
 
     def _sampling_row(self, request: Request) -> SamplingRow:
-        ids = stopping_ids(request.sampling, self.config.eos_token_ids)
-        return SamplingRow(request.sampling, request.tokens, request.num_prompt_tokens, ids)
+        if request.sampling_row is None:
+            ids = stopping_ids(request.sampling, self.config.eos_token_ids)
+            request.sampling_row = SamplingRow(request.sampling, request.tokens, request.num_prompt_tokens, ids)
+        return request.sampling_row
 
     def _update(self, plan: SchedulePlan, drawn: list[DrawnToken | Exception], output: StepOutput) -> None:
         remaining = iter(drawn)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-import numpy as np
+from engine import _sampling
 
 
 class DrawPurpose(IntEnum):
@@ -17,8 +17,6 @@ def uniform(seed: int, choice: int, position: int, purpose: DrawPurpose) -> floa
     """A number in [0, 1) with 53 random bits.
 
     Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with key (`seed`, `choice`)
-    and counter (0, `position`, `purpose`, 0), as numpy counts: its first output belongs to the counter plus one.
+    and counter (1, `position`, `purpose`, 0); the upper bits of its first word.
     """
-    key = np.array([seed & 0xFFFF_FFFF_FFFF_FFFF, choice], dtype=np.uint64)
-    counter = np.array([0, position, purpose, 0], dtype=np.uint64)
-    return float(int(np.random.Philox(key=key, counter=counter).random_raw()) >> 11) * 2.0**-53
+    return _sampling.uniform(seed & 0xFFFF_FFFF_FFFF_FFFF, choice, position, purpose)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from wire.block_hash import ROOT, block_hash
 from wire.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from engine.sampler import SamplingRow
 
 RequestKey = tuple[int, int]
 """(request, attempt): two attempts of one request are two requests to an engine."""
@@ -73,6 +77,8 @@ class Request:
     num_announced_blocks: int = 0
     lease_ended: bool = False
     """PREFILL: the lease ended before the computation did; nothing to hold afterwards."""
+    sampling_row: SamplingRow | None = field(default=None, repr=False)
+    """How its tokens are drawn, prepared by the engine when the first of them is."""
     _hashes: list[bytes] = field(default_factory=list, repr=False)
 
     @property

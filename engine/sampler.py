@@ -1,30 +1,54 @@
-"""From logits to tokens."""
+"""From logits to tokens: the order of operations is in docs/sampling.md, the arithmetic in csrc/sampling."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from engine import logit_filters
-from engine.philox import DrawPurpose, uniform
+from engine._sampling import NOT_FINITE, NOTHING_LEFT, Plan, Sampler
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import SamplingParams, TokenLogprobs
 
+Logits = NDArray[np.float32]
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True, eq=False)
 class SamplingRow:
-    """What the draw of one token depends on beside the logits."""
+    """What the draw of one token depends on beside the logits; good for every token of a request, which it follows."""
 
     params: SamplingParams
-    tokens: Sequence[int]
-    """Everything before the token drawn, whose absolute position is therefore `len(tokens)`."""
+    tokens: list[int]
+    """Everything before the token drawn, whose absolute position is therefore `len(tokens)`; read anew in each draw."""
     num_prompt_tokens: int
     stopping_ids: Sequence[int] = ()
     """Tokens that would end the answer, not drawn before `min_tokens`."""
+    _plan: Plan | None = field(default=None, init=False, repr=False)
+
+    @property
+    def plan(self) -> Plan:
+        """The parameters as the native code takes them, made once."""
+        if self._plan is None:
+            self._plan = _plan(self.params, self.stopping_ids)
+        return self._plan
+
+    @property
+    def is_argmax(self) -> bool:
+        """Nothing but the largest logit matters."""
+        params = self.params
+        return (
+            params.is_greedy
+            and not params.logit_bias
+            and not params.allowed_token_ids
+            and not params.bad_words
+            and params.repetition_penalty == 1.0
+            and params.frequency_penalty == 0.0
+            and params.presence_penalty == 0.0
+            and len(self.tokens) - self.num_prompt_tokens >= params.min_tokens
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,113 +57,83 @@ class DrawnToken:
     logprobs: TokenLogprobs | None
 
 
-def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[DrawnToken | Exception]:
+def sample(logits: ArrayLike, rows: Sequence[SamplingRow]) -> list[DrawnToken | Exception]:
     """Draws one token per row; `logits` `[len(rows), vocab]` float32 on the CPU. A row that fails yields its error.
 
-    Order of operations: logit_bias; repetition, then frequency and presence penalty; `min_tokens` forbids what would
-    end the answer; greedy takes the largest, ties to the lowest token id; otherwise temperature, min_p, top_k, top_p
-    (each over what the one before left), and one uniform number inverts the cumulative distribution, in float64, over
-    the tokens left in ascending id. Rows are computed one by one, so none depends on its neighbours.
+    Rows are computed one by one, so none depends on its neighbours; see docs/sampling.md for what happens to each.
     """
-    # max is exact whatever the order, and lets a NaN through: a row is usable exactly if its maximum is finite.
-    usable = torch.isfinite(logits.amax(dim=-1)).tolist()
-    likeliest = logits.argmax(dim=-1).tolist()
+    array: Logits = np.asarray(logits)
+    best = _thread.sampler.argmax(array) if any(row.is_argmax for row in rows) else []
     drawn: list[DrawnToken | Exception] = []
     for index, row in enumerate(rows):
-        if not usable[index]:
-            drawn.append(
-                SpliceError(
-                    ErrorCode.INTERNAL_ERROR,
-                    f"the model's logits at position {len(row.tokens)} are not finite; its weights or the request's KV "
-                    "are damaged",
-                )
-            )
-            continue
         try:
-            drawn.append(_draw(logits[index], likeliest[index], row))
+            drawn.append(_draw(array, index, row, best))
         except Exception as error:  # the boundary of one request: its neighbours go on
             drawn.append(error)
     return drawn
 
 
-def _draw(logits: torch.Tensor, likeliest: int, row: SamplingRow) -> DrawnToken:
-    params = row.params
-    plain = _leaves_order_alone(row)
-    if params.is_greedy and plain and params.logprobs is None:
-        return DrawnToken(likeliest, None)
-    own: NDArray[np.float64] = logits.numpy().astype(np.float64)
-    adjusted = own if plain else _adjust(own.copy(), row)
-    token = int(adjusted.argmax()) if params.is_greedy else _draw_at_random(adjusted, row)
-    logprobs = None if params.logprobs is None else _logprobs(own, token, params.logprobs)
-    return DrawnToken(token, logprobs)
+def token_logprobs(logits: ArrayLike, tokens: Sequence[int], num_top: int) -> list[TokenLogprobs | None]:
+    """Per row of `logits` `[len(tokens), vocab]` float32: of its token, and of the `num_top` likeliest.
+
+    None where a row is not finite. Natural logarithms, in float64, before anything a request asks for.
+    """
+    found = _thread.sampler.logprobs(np.asarray(logits), tokens, num_top)
+    return [None if one is None else TokenLogprobs(one[0], tuple(one[2]), tuple(one[3]), one[1]) for one in found]
 
 
-def _leaves_order_alone(row: SamplingRow) -> bool:
-    params = row.params
-    return (
-        not params.logit_bias
-        and params.repetition_penalty == 1.0
-        and params.frequency_penalty == 0.0
-        and params.presence_penalty == 0.0
-        and len(row.tokens) - row.num_prompt_tokens >= params.min_tokens
+def not_finite(position: int) -> SpliceError:
+    """What a request ends with whose logits for `position` cannot be used."""
+    return SpliceError(
+        ErrorCode.INTERNAL_ERROR,
+        f"the model's logits at position {position} are not finite; its weights or the request's KV are damaged",
     )
 
 
-def _adjust(logits: NDArray[np.float64], row: SamplingRow) -> NDArray[np.float64]:
-    params = row.params
-    logit_filters.add_bias(logits, params.logit_bias)
-    logit_filters.penalise(
-        logits,
-        row.tokens,
-        row.num_prompt_tokens,
+def _draw(array: Logits, index: int, row: SamplingRow, best: list[int]) -> DrawnToken:
+    if row.is_argmax:
+        token = best[index]
+    else:
+        token = _thread.sampler.draw(array, index, row.plan, row.tokens, row.num_prompt_tokens)
+    if token == NOT_FINITE:
+        raise not_finite(len(row.tokens))
+    if token == NOTHING_LEFT:
+        raise SpliceError(
+            ErrorCode.INVALID_REQUEST,
+            "allowed_token_ids, bad_words, logit_bias, penalties and min_tokens leave no token that can be drawn; "
+            "expected at least one",
+            param="logit_bias",
+        )
+    if row.params.logprobs is None:
+        return DrawnToken(token, None)
+    return DrawnToken(token, token_logprobs(array[index : index + 1], [token], row.params.logprobs)[0])
+
+
+def _plan(params: SamplingParams, stopping_ids: Sequence[int]) -> Plan:
+    return Plan(
+        temperature=params.temperature,
+        min_p=params.min_p,
+        top_k=params.top_k,
+        typical_p=params.typical_p,
+        top_p=params.top_p,
+        seed=params.seed & 0xFFFF_FFFF_FFFF_FFFF,
+        choice=params.choice,
+        allowed=params.allowed_token_ids or None,
+        bad=params.bad_words,
+        bias=list(params.logit_bias.items()),
+        stopping=stopping_ids,
+        min_tokens=params.min_tokens,
         repetition=params.repetition_penalty,
         frequency=params.frequency_penalty,
         presence=params.presence_penalty,
     )
-    if len(row.tokens) - row.num_prompt_tokens < params.min_tokens:
-        logit_filters.forbid(logits, row.stopping_ids)
-    if not np.isfinite(logits.max()):
-        raise SpliceError(
-            ErrorCode.INVALID_REQUEST,
-            "logit_bias, penalties and min_tokens leave no token that can be drawn; expected at least one",
-            param="logit_bias",
-        )
-    return logits
 
 
-def _draw_at_random(logits: NDArray[np.float64], row: SamplingRow) -> int:
-    params = row.params
-    weights = logit_filters.weigh(logits, params.temperature)
-    ids = _candidates(weights, params)
-    cumulative = np.cumsum(weights if ids is None else weights[ids])
-    point = uniform(params.seed, params.choice, len(row.tokens), DrawPurpose.TOKEN) * cumulative[-1]
-    index = int(np.searchsorted(cumulative, point, side="right"))
-    return index if ids is None else int(ids[index])
+class _Thread(threading.local):
+    """The native sampler keeps scratch memory, so each thread has one."""
+
+    def __init__(self) -> None:
+        self.sampler = Sampler()
 
 
-def _candidates(weights: NDArray[np.float64], params: SamplingParams) -> NDArray[np.int64] | None:
-    """Tokens the filters leave, in ascending order; None where there is no filter."""
-    if params.min_p <= 0.0 and not 0 < params.top_k < len(weights) and params.top_p >= 1.0:
-        return None
-    ids = np.arange(len(weights), dtype=np.int64)
-    if params.min_p > 0.0:
-        ids = logit_filters.keep_min_p(ids, weights, params.min_p)
-    if 0 < params.top_k < len(ids):
-        ids = logit_filters.keep_top_k(ids, weights, params.top_k)
-    if params.top_p < 1.0:
-        ids = logit_filters.keep_top_p(ids, weights, params.top_p)
-    return np.sort(ids)
-
-
-def _logprobs(logits: NDArray[np.float64], token: int, num_top: int) -> TokenLogprobs:
-    """Of the model's own distribution: natural logarithms, before anything the request asked for."""
-    largest = logits.max()
-    with np.errstate(under="ignore"):
-        log_total = largest + np.log(np.exp(logits - largest).sum())
-    ids = np.arange(len(logits), dtype=np.int64)
-    top = logit_filters.keep_top_k(ids, logits, num_top) if num_top else ids[:0]
-    return TokenLogprobs(
-        logprob=float(logits[token] - log_total),
-        top_ids=tuple(int(i) for i in top),
-        top_logprobs=tuple(float(logits[i] - log_total) for i in top),
-    )
+_thread = _Thread()

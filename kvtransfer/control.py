@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from kvtransfer.handoff import BlockRange, KvFinalData, RequestKey
+from wire.convert import logprobs_from_proto, logprobs_to_proto
 from wire.kv_layout import KVLayout
-from wire.sampling import TokenLogprobs
-from wire.v1 import kv_pb2, sampling_pb2
+from wire.v1 import kv_pb2
 
 SESSION_METADATA = "splice-kv-session"
 """Carries `KvWelcome.session` when Channel is opened: no channel without a Hello that compared everything."""
@@ -57,10 +57,7 @@ def _final_message(final: KvFinalData) -> kv_pb2.KvFinal:
     return kv_pb2.KvFinal(
         first_tokens=final.first_tokens,
         first_seq=final.first_seq,
-        logprobs=[
-            sampling_pb2.TokenLogprobs(logprob=one.logprob, top_ids=one.top_ids, top_logprobs=one.top_logprobs)
-            for one in final.logprobs
-        ],
+        logprobs=logprobs_to_proto(final.logprobs),
         finished=final.finished,
     )
 
@@ -69,6 +66,6 @@ def _final(message: kv_pb2.KvFinal) -> KvFinalData:
     return KvFinalData(
         tuple(message.first_tokens),
         message.first_seq,
-        tuple(TokenLogprobs(one.logprob, tuple(one.top_ids), tuple(one.top_logprobs)) for one in message.logprobs),
+        logprobs_from_proto(message.logprobs),
         message.finished,
     )

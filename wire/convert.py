@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wire.kv_layout import KVLayout
-from wire.sampling import SamplingParams, TokenLogprobs
+from wire.sampling import BeamSearch, EarlyStopping, SamplingParams, TokenLogprobs
 from wire.v1 import kv_pb2, sampling_pb2
 
 
@@ -26,9 +26,19 @@ def sampling_to_proto(sampling: SamplingParams) -> sampling_pb2.SamplingParams:
         stop_token_ids=sampling.stop_token_ids,
         ignore_eos=sampling.ignore_eos,
         choice=sampling.choice,
+        typical_p=sampling.typical_p,
+        allowed_token_ids=sampling.allowed_token_ids,
+        bad_words=[sampling_pb2.TokenSequence(ids=ids) for ids in sampling.bad_words],
     )
     if sampling.logprobs is not None:
         message.logprobs = sampling.logprobs
+    if sampling.prompt_logprobs is not None:
+        message.prompt_logprobs = sampling.prompt_logprobs
+    if (beam := sampling.beam) is not None:
+        message.beam_search.width = beam.width
+        message.beam_search.num_answers = beam.num_answers
+        message.beam_search.length_penalty = beam.length_penalty
+        message.beam_search.early_stopping = sampling_pb2.EarlyStopping.ValueType(int(beam.early_stopping))
     return message
 
 
@@ -50,19 +60,37 @@ def sampling_from_proto(message: sampling_pb2.SamplingParams) -> SamplingParams:
         ignore_eos=message.ignore_eos,
         logprobs=message.logprobs if message.HasField("logprobs") else None,
         choice=message.choice,
+        typical_p=message.typical_p if message.HasField("typical_p") else 1.0,
+        allowed_token_ids=tuple(message.allowed_token_ids),
+        bad_words=tuple(tuple(sequence.ids) for sequence in message.bad_words),
+        prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
+        beam=_beam_from_proto(message.beam_search) if message.HasField("beam_search") else None,
+    )
+
+
+def _beam_from_proto(message: sampling_pb2.BeamSearch) -> BeamSearch:
+    return BeamSearch(
+        width=message.width,
+        num_answers=message.num_answers,
+        length_penalty=message.length_penalty if message.HasField("length_penalty") else 1.0,
+        early_stopping=EarlyStopping(message.early_stopping or EarlyStopping.FALSE),
     )
 
 
 def logprobs_to_proto(logprobs: Sequence[TokenLogprobs]) -> list[sampling_pb2.TokenLogprobs]:
     return [
-        sampling_pb2.TokenLogprobs(logprob=one.logprob, top_ids=one.top_ids, top_logprobs=one.top_logprobs)
+        sampling_pb2.TokenLogprobs(
+            logprob=one.logprob, top_ids=one.top_ids, top_logprobs=one.top_logprobs, rank=one.rank
+        )
         for one in logprobs
     ]
 
 
 def logprobs_from_proto(messages: Sequence[sampling_pb2.TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
     return tuple(
-        TokenLogprobs(logprob=one.logprob, top_ids=tuple(one.top_ids), top_logprobs=tuple(one.top_logprobs))
+        TokenLogprobs(
+            logprob=one.logprob, top_ids=tuple(one.top_ids), top_logprobs=tuple(one.top_logprobs), rank=one.rank
+        )
         for one in messages
     )
 

@@ -21,6 +21,28 @@ class FinishReason(IntEnum):
         return {1: "stop", 2: "length", 3: "cancelled", 4: "error"}[self.value]
 
 
+class EarlyStopping(IntEnum):
+    """When a beam search ends; values equal those of the wire enum."""
+
+    FALSE = 1
+    """When the best running prefix, scored at its present length, cannot enter the best answers."""
+    TRUE = 2
+    """As soon as `width` answers are complete."""
+    NEVER = 3
+    """When no running prefix can enter the best answers at any length."""
+
+
+class BeamSearch(msgspec.Struct, frozen=True, kw_only=True):
+    """Deterministic search for the likeliest answers; the same rules as `transformers` has."""
+
+    width: int
+    num_answers: int
+    """How many of the best are returned, at most `width`."""
+    length_penalty: float = 1.0
+    """An answer scores its log probability / its length ** length_penalty."""
+    early_stopping: EarlyStopping = EarlyStopping.FALSE
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How one choice of one request is drawn, complete: the router has filled in every default.
 
@@ -52,6 +74,16 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: int | None = None
     """Number of alternatives to report beside each chosen token; None reports nothing."""
     choice: int = 0
+    typical_p: float = 1.0
+    """1 keeps every token."""
+    allowed_token_ids: tuple[int, ...] = ()
+    """No other token is drawn; empty allows all."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Token sequences the answer does not contain: the last token of one is not drawn after its others."""
+    prompt_logprobs: int | None = None
+    """Number of alternatives to report beside each prompt token but the first; None reports nothing."""
+    beam: BeamSearch | None = None
+    """Instead of drawing tokens, search for the likeliest answers."""
 
     @property
     def is_greedy(self) -> bool:
@@ -64,3 +96,5 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     logprob: float
     top_ids: tuple[int, ...] = ()
     top_logprobs: tuple[float, ...] = ()
+    rank: int = 0
+    """Tokens strictly likelier than this one, plus one."""

@@ -1,4 +1,4 @@
-"""The sampler against plain references, its distribution, and its independence of the batch."""
+"""What is drawn: distributions, ties, errors, and independence of the batch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from plain_sampler import UNITS, units_left
 
-from engine import logit_filters
 from engine.philox import DrawPurpose, uniform
 from engine.sampler import SamplingRow, sample
 from wire.errors import ErrorCode, SpliceError
@@ -50,17 +50,9 @@ def chi_square(observed, probabilities):
     return statistic, limit
 
 
-def reference_probabilities(logits, *, temperature=1.0, min_p=0.0, top_k=0, top_p=1.0):
-    """By full sorts, in torch: the textbook form."""
-    probabilities = torch.softmax(logits.double() / temperature, -1)
-    probabilities[probabilities < min_p * probabilities.max()] = 0
-    order = torch.sort(probabilities, descending=True, stable=True).indices
-    if top_k:
-        probabilities[order[top_k:]] = 0
-    probabilities /= probabilities.sum()
-    before = probabilities[order].cumsum(0) - probabilities[order]
-    probabilities[order[before >= top_p]] = 0
-    return (probabilities / probabilities.sum()).numpy()
+def reference_probabilities(logits, **params):
+    units = units_left(logits, SamplingParams(max_tokens=1, **params)).double()
+    return (units / units.sum()).numpy()
 
 
 @pytest.mark.parametrize(
@@ -71,7 +63,9 @@ def reference_probabilities(logits, *, temperature=1.0, min_p=0.0, top_k=0, top_
         {"temperature": 1.7, "top_k": 5},
         {"top_p": 0.7},
         {"min_p": 0.1},
-        {"temperature": 1.3, "min_p": 0.02, "top_k": 12, "top_p": 0.9},
+        {"typical_p": 0.4},
+        {"temperature": 0.7, "typical_p": 0.8},
+        {"temperature": 1.3, "min_p": 0.02, "top_k": 12, "typical_p": 0.95, "top_p": 0.9},
     ],
 )
 def test_the_sampled_distribution_is_the_filtered_softmax(params):
@@ -117,28 +111,30 @@ def test_the_uniform_number_is_philox_of_seed_choice_position_and_purpose(seed, 
     assert uniform(seed, choice, position, DrawPurpose.TOKEN) == (word >> 11) / 2**53
 
 
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 0.999, 1.0])
-def test_top_p_keeps_what_a_full_sort_keeps(seed, top_p):
-    logits = logits_of(seed, vocab=5000, scale=0.3).double().numpy().round(1)  # many ties
-    weights = logit_filters.weigh(logits, 1.0)
-    order = np.lexsort((np.arange(5000), -weights))
-    reached = np.searchsorted(np.cumsum(weights[order]), top_p * weights.sum(), side="left")
-    kept = logit_filters.keep_top_p(np.arange(5000), weights, top_p)
-    assert abs(len(kept) - min(reached + 1, 5000)) <= (1 if top_p == 1.0 else 0)
-    assert (kept == order[: len(kept)]).all()
+def test_the_likeliest_token_counts_as_units_that_its_distribution_sums_to():
+    assert int(units_left(torch.zeros(4), SamplingParams(max_tokens=1)).sum()) == 4 * UNITS
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 7, 299])
 def test_top_k_takes_the_lowest_ids_of_a_tie(top_k):
-    weights = np.array([1.0, 2.0, 2.0] * 100)
-    order = np.lexsort((np.arange(300), -weights))
-    assert (logit_filters.keep_top_k(np.arange(300), weights, top_k) == order[:top_k]).all()
+    logits = torch.tensor([1.0, 2.0, 2.0] * 100)
+    order = np.lexsort((np.arange(300), -logits.numpy()))
+    drawn = np.flatnonzero(frequencies(logits, 3000, top_k=top_k))
+    assert set(drawn) <= set(order[:top_k].tolist())
+    assert len(drawn) > 0.9 * top_k
 
 
 def test_min_p_keeps_those_at_least_that_share_of_the_likeliest():
-    weights = np.array([0.05, 1.0, 0.1, 0.099, 0.5])
-    assert logit_filters.keep_min_p(np.arange(5), weights, 0.1).tolist() == [1, 2, 4]
+    logits = torch.log(torch.tensor([0.05, 1.0, 0.101, 0.099, 0.5]))
+    assert np.flatnonzero(frequencies(logits, 600, min_p=0.1)).tolist() == [1, 2, 4]
+
+
+def test_typical_p_may_leave_out_the_likeliest():
+    # Surprise of the likeliest is 0.92, of the others 3.73, expected 2.60: the others are nearer, and 16 of them reach 0.38.
+    logits = torch.log(torch.tensor([0.4, *[0.024] * 25]))
+    counts = frequencies(logits, 400, typical_p=0.38)
+    assert counts[0] == 0
+    assert np.count_nonzero(counts) == 16
 
 
 def test_min_p_comes_before_top_k_before_top_p():
@@ -147,21 +143,6 @@ def test_min_p_comes_before_top_k_before_top_p():
     # After min_p {0, 1, 2}, after top_k {0, 1} with shares 2/3 and 1/3; 2/3 < 0.7, so both stay.
     assert (counts > 0).tolist() == [True, True, False, False, False]
     assert (frequencies(logits, 200, min_p=0.2, top_k=2, top_p=0.6) > 0).tolist() == [True, *[False] * 4]
-
-
-def test_penalties_equal_a_loop_over_tokens():
-    logits = logits_of(3).double().numpy()
-    tokens, prompt = [5, 9, 5, 11, 11, 9, 11, 200], 3
-    expected = logits.copy()
-    for token in set(tokens):
-        expected[token] = expected[token] / 1.3 if expected[token] > 0 else expected[token] * 1.3
-    for token in tokens[prompt:]:
-        expected[token] -= 0.4
-    for token in set(tokens[prompt:]):
-        expected[token] -= 0.25
-    got = logits.copy()
-    logit_filters.penalise(got, tokens, prompt, repetition=1.3, frequency=0.4, presence=0.25)
-    assert got == pytest.approx(expected, abs=1e-12)
 
 
 def test_bias_comes_before_the_repetition_penalty():
@@ -194,6 +175,24 @@ def test_min_tokens_forbids_what_would_end_the_answer_until_then():
     assert draw(logits, after).token == 4
 
 
+def test_allowed_tokens_alone_are_drawn():
+    logits = logits_of(2)
+    assert draw(logits, row(temperature=0.0, allowed_token_ids=(250, 40))).token == max(
+        (40, 250), key=lambda i: logits[i]
+    )
+    assert set(np.flatnonzero(frequencies(logits, 300, allowed_token_ids=(7, 9, 200), temperature=5.0))) == {7, 9, 200}
+
+
+def test_a_bad_word_is_not_completed_and_its_parts_are_free():
+    logits = torch.zeros(VOCAB)
+    logits[8], logits[9] = 5.0, 4.0
+    bad = {"temperature": 0.0, "bad_words": ((5, 6, 8), (9,))}
+    assert draw(logits, row([1, 5, 6], 1, **bad)).token == 0
+    assert draw(logits, row([1, 6, 6], 1, **bad)).token == 8
+    assert draw(logits, row([5, 6], 2, **bad)).token == 8  # the prompt is not part of the answer
+    assert draw(logits, row([1], 1, **bad)).token == 8
+
+
 def test_logprobs_are_of_the_models_own_distribution():
     logits = logits_of(8)
     changed = {"temperature": 0.3, "top_k": 3, "repetition_penalty": 1.5, "logit_bias": {9: 50.0}, "logprobs": 4}
@@ -204,6 +203,7 @@ def test_logprobs_are_of_the_models_own_distribution():
     top = reference.topk(4)
     assert drawn.logprobs.top_ids == tuple(top.indices.tolist())
     assert drawn.logprobs.top_logprobs == pytest.approx(top.values.tolist(), abs=1e-12)
+    assert drawn.logprobs.rank == 1 + int((logits > logits[9]).sum())
     assert draw(logits, row(logprobs=0)).logprobs.top_ids == ()
 
 
@@ -237,7 +237,8 @@ def test_a_single_forbidden_logit_is_fine():
     assert draw(logits, row(temperature=0.0)).token == int(logits.argmax())
 
 
-def test_nothing_left_to_draw_is_the_requests_fault():
+@pytest.mark.parametrize("params", [{"min_tokens": 2}, {"bad_words": ((0,), (1,), (2,))}])
+def test_nothing_left_to_draw_is_the_requests_fault(params):
     with pytest.raises(SpliceError) as caught:
-        draw(torch.zeros(3), row([1], 1, (0, 1, 2), min_tokens=2))
+        draw(torch.zeros(3), row([1], 1, (0, 1, 2), **params))
     assert caught.value.code is ErrorCode.INVALID_REQUEST
