@@ -15,7 +15,7 @@ UNITS = 2**44
 def adjusted(
     logits: torch.Tensor, params: SamplingParams, tokens: Sequence[int], num_prompt: int, stopping: Sequence[int] = ()
 ) -> torch.Tensor:
-    """Steps 1 to 6; float32 `[vocab]`."""
+    """Steps 1 to 5; float32 `[vocab]`."""
     out, answer = logits.clone(), list(tokens[num_prompt:])
     if params.allowed_token_ids:
         mask = torch.full_like(out, -math.inf)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from plain_sampler import UNITS, units_left
+from plain_sampler import UNITS, adjusted, units_left
 
 from engine.philox import DrawPurpose, uniform
 from engine.sampler import SamplingRow, sample
@@ -74,6 +74,31 @@ def test_the_sampled_distribution_is_the_filtered_softmax(params):
     assert statistic < limit
 
 
+def test_the_distribution_after_every_rule_and_every_filter():
+    logits, tokens = logits_of(11, vocab=60, scale=1.0), [3, 4, 5, 3, 9, 9]
+    params = {
+        "allowed_token_ids": (*range(0, 60, 2), 3, 9),
+        "bad_words": ((9, 12), (14,)),
+        "logit_bias": {2: 1.5, 3: -0.5},
+        "repetition_penalty": 1.4,
+        "frequency_penalty": 0.3,
+        "presence_penalty": 0.2,
+        "min_tokens": 9,
+        "temperature": 0.8,
+        "min_p": 0.03,
+        "top_k": 20,
+        "typical_p": 0.97,
+        "top_p": 0.95,
+    }
+    rows = [row(tokens, 3, (8,), seed=seed, **params) for seed in range(6000)]
+    drawn = [each.token for each in sample(logits.expand(len(rows), -1), rows)]
+    sampling = rows[0].params
+    units = units_left(adjusted(logits, sampling, tokens, 3, (8,)), sampling).double()
+    assert 8 < int((units > 0).sum()) < 20
+    statistic, limit = chi_square(np.bincount(drawn, minlength=60), (units / units.sum()).numpy())
+    assert statistic < limit
+
+
 @pytest.mark.parametrize("params", [{}, {"top_k": 20}, {"top_p": 0.9}])
 def test_a_draw_inverts_the_cumulative_distribution_over_ascending_ids(params):
     logits = logits_of(6, vocab=50, scale=1.0)
@@ -130,7 +155,7 @@ def test_min_p_keeps_those_at_least_that_share_of_the_likeliest():
 
 
 def test_typical_p_may_leave_out_the_likeliest():
-    # Surprise of the likeliest is 0.92, of the others 3.73, expected 2.60: the others are nearer, and 16 of them reach 0.38.
+    # Surprise of the likeliest is 0.92, of the others 3.73, expected 2.60: the others are nearer, and 16 reach 0.38.
     logits = torch.log(torch.tensor([0.4, *[0.024] * 25]))
     counts = frequencies(logits, 400, typical_p=0.38)
     assert counts[0] == 0
