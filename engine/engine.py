@@ -14,9 +14,9 @@ from engine.load import EngineLoad, RequestSummary, measure_load, summarise_requ
 from engine.models.causal_lm import CausalLM
 from engine.request import Request, RequestKey, RequestKind
 from engine.sampler import DrawnToken, SamplingRow, sample
+from engine.schedule_plan import ScheduledRequest, SchedulePlan
 from engine.scheduler import Scheduler
 from engine.step_output import ComputedBlocks, EngineStats, Reservation, StepOutput, TokenRow
-from engine.schedule_plan import ScheduledRequest, SchedulePlan
 from engine.stopping import finish_reason, stopping_ids
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import FinishReason, TokenLogprobs
