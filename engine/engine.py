@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from engine.batch import SequenceSlice, StepBatch
 from engine.block_mover import BlockMover
 from engine.block_pool import BlockPool
 from engine.config import EngineConfig
+from engine.kv_cache import KVCache
 from engine.load import EngineLoad, RequestSummary, measure_load, summarise_requests
 from engine.models.causal_lm import CausalLM
 from engine.request import Request, RequestKey, RequestKind
@@ -27,11 +29,11 @@ _log = logging.getLogger(__name__)
 class Engine:
     """Computes requests on one model, many at a time.
 
-    Not thread-safe: one thread submits, steps and aborts. `kv_cache`
-    `[num_blocks, num_layers, 2, num_kv_heads, block_tokens, head_dim]` and `pool` describe the same blocks.
+    Not thread-safe: one thread submits, steps and aborts. `kv_cache` and `pool` describe the same blocks; the model
+    is bound to them from now on.
     """
 
-    def __init__(self, model: CausalLM, kv_cache: torch.Tensor, config: EngineConfig, pool: BlockPool) -> None:
+    def __init__(self, model: CausalLM, kv_cache: KVCache, config: EngineConfig, pool: BlockPool) -> None:
         if not len(kv_cache) == pool.num_blocks == config.num_blocks:
             raise SpliceError(
                 ErrorCode.BAD_SETTING,
@@ -42,7 +44,7 @@ class Engine:
         self.config = config
         self.stats = EngineStats()
         self._model = model
-        self._kv_cache = kv_cache
+        model.bind_kv_cache(kv_cache)
         self._mover = BlockMover(kv_cache)
         self._scheduler = Scheduler(config, pool, model.spec.vocab_size)
 
@@ -144,11 +146,10 @@ class Engine:
         else:
             self._update(plan, drawn, output)
 
-    def _run(self, plan: SchedulePlan) -> torch.Tensor:
-        """Logits `[parts that complete, vocab]` float32."""
+    def _run(self, plan: SchedulePlan) -> npt.NDArray[np.float32]:
+        """Logits `[parts that complete, vocab]`."""
         batch = StepBatch(tuple(self._slice(part) for part in plan.scheduled))
-        with torch.inference_mode():
-            logits = self._model.forward(batch, self._kv_cache)
+        logits = self._model.forward(batch)
         expected = (sum(part.completes for part in plan.scheduled), self._model.spec.vocab_size)
         if tuple(logits.shape) != expected:
             raise ValueError(f"the model returned logits {tuple(logits.shape)}, expected {expected}")
@@ -164,7 +165,7 @@ class Engine:
             wants_logits=part.completes,
         )
 
-    def _sample(self, plan: SchedulePlan, logits: torch.Tensor) -> list[DrawnToken | Exception]:
+    def _sample(self, plan: SchedulePlan, logits: npt.NDArray[np.float32]) -> list[DrawnToken | Exception]:
         rows = [self._sampling_row(part.request) for part in plan.scheduled if part.completes]
         return sample(logits, rows) if rows else []
 

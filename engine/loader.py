@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import importlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
-
-import torch
+from typing import Any, Literal
 
 from engine.formats.bad_file import bad_file
 from engine.formats.fields import read_json_object
@@ -20,18 +20,22 @@ from engine.formats.gguf_weights import GgufWeights
 from engine.formats.hf_tokenizer import tokenizer_from_directory
 from engine.formats.hf_weights import SafetensorsWeights, weight_files
 from engine.formats.tokenizer_data import TokenizerData
-from engine.layers.weights import Weights
 from engine.models.causal_lm import CausalLM
-from engine.models.decoder import Decoder
 from engine.models.registry import architecture_of_config, architecture_of_gguf
 from engine.numerics import numerics_id, supports_fast_bfloat16
 from engine.ops.features import features_of
-from engine.ops.registry import OpsChoice, select_ops
+from engine.ops.names import OP_NAMES, OpName
 from engine.spec import ModelSpec
+from engine.weights import WeightSource
 from wire.errors import ErrorCode, SpliceError
 from wire.model_card import ModelCard
 
+_log = logging.getLogger(__name__)
+
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16"]
+OpsChoice = Literal["auto", "reference"]
+"""`auto` takes the fastest operations there are, `reference` those of plain torch."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class LoadedModel:
     model: CausalLM
     card: ModelCard
     numerics_id: str
-    dtype: str
-    """`float32` or `bfloat16`: of weights and activations."""
+    dtype: Dtype
+    """Of activations, and of weights that are not multiplied packed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class _Description:
     spec: ModelSpec
     text: TokenizerData
     weight_files: Sequence[Path]
-    open_weights: Callable[[torch.dtype], Weights]
+    open_weights: Callable[[], WeightSource]
 
 
 def load_model(
@@ -62,23 +66,24 @@ def load_model(
     dtype: DtypeChoice,
     max_model_len: int | None,
     ops: OpsChoice = "auto",
+    num_threads: int = 1,
 ) -> LoadedModel:
     """Reads, checks and lays out a model.
 
     `served_name` defaults to the file's or directory's name. `dtype` `auto` is float32 for GGUF files, whose quantised
     weights are multiplied packed, and for others bfloat16 where the CPU multiplies it. `max_model_len` defaults to the
-    model's context length. Raises SpliceError: bad_model_file for anything wrong with the files, bad_setting for the
-    arguments.
+    model's context length. `num_threads` share each step; in this process, it holds for all models. torch is loaded
+    only for what the native kernels do not compute. Raises SpliceError: bad_model_file for anything wrong with the
+    files, bad_setting for the arguments.
     """
     description = _describe(path)
     text = description.text
     length = _checked_length(max_model_len, description.spec)
     spec = description.spec.served(length)
-    torch_dtype = _torch_dtype(dtype, is_gguf=path.is_file())
-    table = select_ops(torch_dtype, ops, features_of(spec))
+    kind = _dtype(dtype, is_gguf=path.is_file())
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as digests:
         digest = digests.submit(_digest, spec, description.weight_files)  # hashing and packing both leave the GIL
-        model = Decoder(spec, table, description.open_weights(torch_dtype), length)
+        model, implementations = _build(spec, description.open_weights(), length, kind, ops, num_threads)
     card = ModelCard(
         name=served_name or path.resolve().name.removesuffix(".gguf"),
         architecture=spec.architecture,
@@ -96,9 +101,49 @@ def load_model(
     return LoadedModel(
         model=model,
         card=card,
-        numerics_id=numerics_id(torch_dtype, table),
-        dtype=str(torch_dtype).removeprefix("torch."),
+        numerics_id=numerics_id(kind, implementations),
+        dtype=kind,
     )
+
+
+_Built = tuple[CausalLM, Mapping[OpName, str]]
+"""A model, and whose each of its operations is."""
+
+
+def _build(
+    spec: ModelSpec, weights: WeightSource, length: int, dtype: Dtype, ops: OpsChoice, num_threads: int
+) -> _Built:
+    native = _native_decoder() if ops == "auto" and dtype == "float32" else None
+    if native is not None:
+        obstacle = native.obstacle(spec)
+        if obstacle is None:
+            importlib.import_module("engine.ops.native_kernels").set_num_threads(num_threads)
+            return native.NativeDecoder(spec, weights, length), dict.fromkeys(OP_NAMES, "native")
+        _log.info("%s is computed operation by operation, because %s", spec.architecture, obstacle)
+    return _build_with_torch(spec, weights, length, dtype, ops, num_threads)
+
+
+def _native_decoder() -> Any:  # Any: a module
+    try:
+        return importlib.import_module("engine.models.native_decoder")
+    except ImportError as error:
+        _log.warning("native kernels are not built (%s): using the slower torch operations", error)
+        return None
+
+
+def _build_with_torch(
+    spec: ModelSpec, weights: WeightSource, length: int, dtype: Dtype, ops: OpsChoice, num_threads: int
+) -> _Built:
+    import torch  # noqa: PLC0415 (seconds and hundreds of megabytes that most models do not need)
+
+    from engine.layers.torch_weights import TorchWeights  # noqa: PLC0415
+    from engine.models.decoder import Decoder  # noqa: PLC0415
+    from engine.ops.registry import select_ops, set_num_threads  # noqa: PLC0415
+
+    set_num_threads(num_threads)
+    torch_dtype = getattr(torch, dtype)
+    table = select_ops(torch_dtype, ops, features_of(spec))
+    return Decoder(spec, table, TorchWeights(weights, torch_dtype), length), table.names
 
 
 def _describe(path: Path) -> _Description:
@@ -119,7 +164,7 @@ def _describe_directory(path: Path) -> _Description:
         spec=spec,
         text=tokenizer_from_directory(path, config, spec.vocab_size),
         weight_files=weight_files(path),
-        open_weights=lambda dtype: SafetensorsWeights(path, dtype, partial(architecture.hf_tensor, spec)),
+        open_weights=lambda: SafetensorsWeights(path, partial(architecture.hf_tensor, spec)),
     )
 
 
@@ -131,7 +176,7 @@ def _describe_gguf(path: Path) -> _Description:
         spec=spec,
         text=tokenizer_from_gguf(file.fields, spec.vocab_size),
         weight_files=(path,),
-        open_weights=lambda dtype: GgufWeights(file, dtype, partial(architecture.gguf_tensor, spec)),
+        open_weights=lambda: GgufWeights(file, partial(architecture.gguf_tensor, spec)),
     )
 
 
@@ -147,10 +192,10 @@ def _checked_length(max_model_len: int | None, spec: ModelSpec) -> int:
     return max_model_len
 
 
-def _torch_dtype(dtype: DtypeChoice, *, is_gguf: bool) -> torch.dtype:
+def _dtype(dtype: DtypeChoice, *, is_gguf: bool) -> Dtype:
     if dtype == "auto":
-        return torch.bfloat16 if supports_fast_bfloat16() and not is_gguf else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+        return "bfloat16" if supports_fast_bfloat16() and not is_gguf else "float32"
+    return dtype
 
 
 def _digest(spec: ModelSpec, files: Sequence[Path]) -> str:

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
-from engine.ops.registry import OpTable
+from engine.ops.names import OpName
 
 
 def supports_fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 itself; without, float32 is faster and no less exact."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return bool({"avx512_bf16", "amx_bf16"} & set(_cpuinfo("flags").split()))
 
 
-def numerics_id(dtype: torch.dtype, ops: OpTable) -> str:
-    """Readable; part of the compatibility id of a prefill/decode pair.
+def numerics_id(dtype: str, implementations: Mapping[OpName, str]) -> str:
+    """Readable; part of the compatibility id of a prefill/decode pair. `implementations` by operation.
 
     torch's operations bring along the library's version, and the CPU vendor and thread count its kernels depend on.
     """
-    parts = [str(dtype).removeprefix("torch."), f"isa={torch.backends.cpu.get_cpu_capability()}"]
-    parts += [f"{op}={name}" for op, name in ops.names.items()]
-    if "torch" in ops.names.values():
-        parts += [f"torch={torch.__version__}", f"cpu={_cpu_vendor()}", f"threads={torch.get_num_threads()}"]
-    return ";".join(parts)
+    operations = [f"{operation}={name}" for operation, name in implementations.items()]
+    if "torch" not in implementations.values():
+        from engine.ops.native_kernels import isa  # noqa: PLC0415 (perhaps not built, but then not chosen either)
+
+        return ";".join([dtype, f"isa={isa()}", *operations])
+    import torch  # noqa: PLC0415 (loaded already by who uses its operations)
+
+    capability = f"isa={torch.backends.cpu.get_cpu_capability()}"
+    own = [f"torch={torch.__version__}", f"cpu={_cpuinfo('vendor_id')}", f"threads={torch.get_num_threads()}"]
+    return ";".join([dtype, capability, *operations, *own])
 
 
-def _cpu_vendor() -> str:
+def _cpuinfo(field: str) -> str:
+    """Of the first processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return "unknown"
-    vendors = (line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id"))
-    return next(vendors, "unknown")
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == field), "unknown"
+    )

@@ -1,17 +1,18 @@
-"""A step's batch as the tensors every layer of the model shares."""
+"""A step's batch as the tensors every layer of a torch model shares."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
 from engine.batch import StepBatch
+from engine.step_arrays import StepArrays
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """Rows of all slices one after another, M in total, of S sequences."""
+    """See `StepArrays`, whose memory they share."""
 
     token_ids: torch.Tensor
     """`[M]` int64."""
@@ -30,39 +31,6 @@ class StepPlan:
 
     @classmethod
     def of(cls, batch: StepBatch, block_tokens: int) -> StepPlan:
-        token_ids: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        query_starts = [0]
-        for part in batch.slices:
-            end = part.start + len(part.token_ids)
-            if not part.token_ids or len(part.block_table) * block_tokens < end:
-                raise ValueError(
-                    f"slice at {part.start} with {len(part.token_ids)} tokens and {len(part.block_table)} blocks: "
-                    f"expected at least one token and blocks for {end} positions"
-                )
-            token_ids.extend(part.token_ids)
-            positions.extend(range(part.start, end))
-            slots.extend(
-                part.block_table[position // block_tokens] * block_tokens + position % block_tokens
-                for position in range(part.start, end)
-            )
-            query_starts.append(len(token_ids))
-        return cls(
-            token_ids=torch.tensor(token_ids, dtype=torch.int64),
-            positions=torch.tensor(positions, dtype=torch.int64),
-            slots=torch.tensor(slots, dtype=torch.int64),
-            block_tables=_block_tables(batch),
-            query_starts=torch.tensor(query_starts, dtype=torch.int32),
-            starts=torch.tensor([part.start for part in batch.slices], dtype=torch.int32),
-            logit_rows=torch.tensor(
-                [last - 1 for last, part in zip(query_starts[1:], batch.slices, strict=True) if part.wants_logits],
-                dtype=torch.int64,
-            ),
-        )
-
-
-def _block_tables(batch: StepBatch) -> torch.Tensor:
-    width = max((len(part.block_table) for part in batch.slices), default=0)
-    rows = [[*part.block_table, *[0] * (width - len(part.block_table))] for part in batch.slices]
-    return torch.tensor(rows, dtype=torch.int32).reshape(len(rows), width)
+        """See `StepArrays.of`."""
+        arrays = StepArrays.of(batch, block_tokens)
+        return cls(**{field.name: torch.from_numpy(getattr(arrays, field.name)) for field in fields(arrays)})

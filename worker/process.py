@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import grpc.aio
 import structlog
-import torch
 from grpc_health.v1 import _async as health_aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -22,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from engine.block_pool import BlockPool
 from engine.config import EngineConfig
 from engine.engine import Engine
+from engine.kv_cache import KVCache
 from engine.loader import LoadedModel, load_model
 from kvtransfer.handoff import WorkerIdentity
 from kvtransfer.host import host_id
@@ -70,7 +70,6 @@ async def serve_worker(
     `on_ready` is called once requests are accepted. Raises SpliceError for a model or setting that cannot work.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    torch.set_num_threads(settings.threads)
     _refuse_open_faults(settings)
     server, port = _bind(settings)
     body = await asyncio.to_thread(_build_body, settings)
@@ -155,6 +154,7 @@ def _build_body(settings: WorkerSettings) -> _Body:
         served_name=settings.served_model_name,
         dtype=settings.dtype,
         max_model_len=settings.max_model_len,
+        num_threads=settings.threads,
     )
     kv_dtype = loaded.dtype if settings.kv_cache_dtype == "auto" else settings.kv_cache_dtype
     layout = loaded.model.kv_layout(settings.block_size, kv_dtype)
@@ -169,8 +169,7 @@ def _build_body(settings: WorkerSettings) -> _Body:
     )
     incarnation = draw_incarnation()
     memory = KVPoolMemory.create(layout, config.num_blocks, incarnation)
-    kv_cache = torch.frombuffer(memory.data(), dtype=getattr(torch, kv_dtype))
-    kv_cache = kv_cache.view(config.num_blocks, *layout.block_shape)
+    kv_cache = KVCache.over(layout, memory.data())
     engine = Engine(loaded.model, kv_cache, config, BlockPool(config.num_blocks, memory))
     return _Body(loaded, layout, memory, engine, incarnation)
 

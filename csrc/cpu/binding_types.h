@@ -22,6 +22,7 @@ using splice::cpu::is_quantized;
 using splice::cpu::QUANT_DEPTH;
 
 using Array = nb::ndarray<nb::device::cpu>;
+using ConstArray = nb::ndarray<nb::ro, nb::device::cpu>;
 using Matrix = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;
 using Heads = nb::ndarray<float, nb::ndim<3>, nb::device::cpu>;
 using Vector = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -38,8 +39,10 @@ inline void require(bool condition, const char* what) {
 inline int dtype_of(const auto& array, const char* what) {
   const auto dtype = array.dtype();
   if (dtype == nb::dtype<float>()) return SPLICE_CPU_F32;
-  const auto code = static_cast<uint8_t>(nb::dlpack::dtype_code::Bfloat);
-  if (dtype.code == code && dtype.bits == 16) return SPLICE_CPU_BF16;
+  // numpy has no bfloat16: its bits come as uint16.
+  const bool bits_only = dtype == nb::dtype<uint16_t>();
+  if (bits_only || (dtype.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Bfloat) && dtype.bits == 16))
+    return SPLICE_CPU_BF16;
   throw std::invalid_argument(std::string(what) + " must be float32 or bfloat16");
 }
 
@@ -88,7 +91,7 @@ class PackedLinear {
     std::memset(data_.get(), 0, bytes_);
   }
 
-  void load(const Array& weight, int64_t first) {
+  void load(const ConstArray& weight, int64_t first) {
     require(weight.ndim() == 2 && contiguous(weight), "weight must be a contiguous matrix");
     const int64_t rows = size(weight, 0);
     require(size(weight, 1) == k_, "weight has another number of columns than the packed matrix");

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from engine.formats.bad_file import DOWNLOAD_AGAIN, bad_file
 from engine.formats.gguf_file import GgufFile
 from engine.rope_spec import FactorRopeScaling, LinearRopeScaling, RopeScaling, RopeSpec
@@ -82,7 +80,7 @@ def _rope(file: GgufFile, name: str, head_dim: int) -> RopeSpec:
 
 def _rope_scaling(file: GgufFile, name: str, turning: int) -> RopeScaling | None:
     if _ROPE_FACTORS in file:
-        factors = file.tensor(_ROPE_FACTORS, (turning // 2,), torch.float32)
+        factors = file.tensor(_ROPE_FACTORS, (turning // 2,))
         return FactorRopeScaling(tuple(factors.tolist()))
     key = f"{name}.rope.scaling.type"
     kind = file.fields.string_or(key, "none")

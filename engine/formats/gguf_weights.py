@@ -4,37 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from engine.formats.gguf_file import GgufFile
 from engine.formats.stored import Stored
-from engine.ops.weight_matrix import QuantizedMatrix, WeightMatrix
+from engine.weights import StoredMatrix
+
+_KINDS = {"f32": "float32", "bf16": "bfloat16"}
+"""Names of `StoredMatrix` that differ from ggml's."""
+_ELEMENTS = {"float32": np.float32, "bfloat16": np.uint16}
 
 
 class GgufWeights:
-    """See `engine.layers.weights.Weights`."""
+    """See `WeightSource`."""
 
-    def __init__(self, file: GgufFile, dtype: torch.dtype, locate: Callable[[str], Stored]) -> None:
+    def __init__(self, file: GgufFile, locate: Callable[[str], Stored]) -> None:
         """`locate` says where the tensor of a canonical name lies."""
         self._file = file
-        self._dtype = dtype
         self._locate = locate
 
-    def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """See `Weights.take`."""
-        return self._tensor(self._locate(name), shape)
-
-    def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> WeightMatrix:
-        """See `Weights.take_matrix`."""
+    def take(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """See `WeightSource.take`."""
         stored = self._locate(name)
-        if self._dtype != torch.float32 or self._file.kind(stored.name) not in kinds:
-            return self._tensor(stored, shape)
-        rows, columns = stored.shape(shape)
-        blocks = self._file.blocks(stored.name, (rows, columns))
-        if stored.pick is not None:
-            blocks = blocks[stored.pick.contiguous() or stored.pick.rows]
-        return QuantizedMatrix(self._file.kind(stored.name), shape, blocks)
+        return stored.picked(self._file.tensor(stored.name, stored.shape(shape)))
 
-    def _tensor(self, stored: Stored, shape: tuple[int, ...]) -> torch.Tensor:
-        tensor = self._file.tensor(stored.name, stored.shape(shape), self._dtype)
-        return tensor if stored.pick is None else tensor[torch.from_numpy(stored.pick.rows)]
+    def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> StoredMatrix:
+        """See `WeightSource.take_matrix`."""
+        stored = self._locate(name)
+        kind = self._file.kind(stored.name)
+        kind = _KINDS.get(kind, kind)
+        if kind not in kinds:
+            return StoredMatrix("float32", shape, self.take(name, shape))
+        rows = stored.picked(self._file.blocks(stored.name, stored.shape(shape)))
+        element = _ELEMENTS.get(kind)
+        if element is None:
+            return StoredMatrix(kind, shape, rows)
+        return StoredMatrix(kind, shape, np.ascontiguousarray(rows).view(element))
+
+    def release(self) -> None:
+        """See `WeightSource.release`."""
+        self._file.release()

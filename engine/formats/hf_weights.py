@@ -6,69 +6,72 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+import numpy as np
+import numpy.typing as npt
 
 from engine.formats.bad_file import DOWNLOAD_AGAIN, bad_file
 from engine.formats.fields import read_json_object
+from engine.formats.safetensors_file import SafetensorsFile
 from engine.formats.stored import Stored
-from engine.formats.tensors import expect_shape, missing_tensor, owned
-from engine.ops.weight_matrix import WeightMatrix
+from engine.formats.tensors import expect_shape, missing_tensor
+from engine.weights import StoredMatrix, widened
 
-_FLOAT_TYPES = ("F32", "F16", "BF16")
+_ELEMENTS: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+"""Types that are read; numpy has no bfloat16."""
+_KINDS = {"F32": "float32", "BF16": "bfloat16"}
 
 
 class SafetensorsWeights:
-    """See `engine.layers.weights.Weights`."""
+    """See `WeightSource`."""
 
-    def __init__(self, directory: Path, dtype: torch.dtype, locate: Callable[[str], Stored]) -> None:
+    def __init__(self, directory: Path, locate: Callable[[str], Stored]) -> None:
         """Opens every file, so that a damaged one is found before anything is computed.
 
         `locate` says where the tensor of a canonical name lies.
         """
         self._directory = directory
-        self._dtype = dtype
         self._locate = locate
         self.files = weight_files(directory)
-        self._readers: dict[str, tuple[Path, Any]] = {}
-        for path in self.files:
-            try:
-                reader: Any = safe_open(str(path), framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise bad_file(path, f"not readable as safetensors ({error})", DOWNLOAD_AGAIN) from error
-            self._readers.update(dict.fromkeys(reader.keys(), (path, reader)))
+        self._opened = [SafetensorsFile(path) for path in self.files]
+        self._file_of = {name: file for file in self._opened for name in file.names}
 
-    def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> WeightMatrix:
-        """See `Weights.take_matrix`; these files have floating-point types only."""
-        return self.take(name, shape)
+    def take(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """See `WeightSource.take`."""
+        return _as_float32(*self._read(name, shape))
 
-    def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """See `Weights.take`."""
+    def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> StoredMatrix:
+        """See `WeightSource.take_matrix`."""
+        dtype, values = self._read(name, shape)
+        kind = _KINDS.get(dtype)
+        if kind is None or kind not in kinds:
+            return StoredMatrix("float32", shape, _as_float32(dtype, values))
+        return StoredMatrix(kind, shape, np.ascontiguousarray(values))
+
+    def release(self) -> None:
+        """See `WeightSource.release`."""
+        for file in self._opened:
+            file.release()
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> tuple[str, npt.NDArray[Any]]:
+        """(type as the file spells it, the wanted part of the tensor)."""
         stored = self._locate(name)
-        if stored.name not in self._readers:
+        if stored.name not in self._file_of:
             raise missing_tensor(self._directory, stored.name)
-        path, reader = self._readers[stored.name]
-        view = reader.get_slice(stored.name)
-        expect_shape(path, stored.name, tuple(view.get_shape()), stored.shape(shape))
-        if view.get_dtype() not in _FLOAT_TYPES:
+        file = self._file_of[stored.name]
+        expect_shape(file.path, stored.name, file.shape(stored.name), stored.shape(shape))
+        dtype = file.dtype(stored.name)
+        if dtype not in _ELEMENTS:
             raise bad_file(
-                path,
-                f"tensor {stored.name} has type {view.get_dtype()}, expected one of {', '.join(_FLOAT_TYPES)}",
+                file.path,
+                f"tensor {stored.name} has type {dtype}, expected one of {', '.join(_ELEMENTS)}",
                 "use the unquantised model",
             )
-        try:
-            return owned(_picked(view, stored), self._dtype)
-        except (SafetensorError, OSError) as error:
-            raise bad_file(path, f"tensor {stored.name} is not readable ({error})", DOWNLOAD_AGAIN) from error
+        values = file.bytes(stored.name).view(_ELEMENTS[dtype]).reshape(stored.shape(shape))
+        return dtype, stored.picked(np.require(values, requirements="A"))
 
 
-def _picked(view: Any, stored: Stored) -> torch.Tensor:
-    if stored.pick is None:
-        whole: torch.Tensor = view[:]
-        return whole
-    rows = stored.pick.contiguous()
-    part: torch.Tensor = view[:][torch.from_numpy(stored.pick.rows)] if rows is None else view[rows]
-    return part
+def _as_float32(dtype: str, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    return widened(values) if dtype == "BF16" else np.ascontiguousarray(values, dtype=np.float32)
 
 
 def weight_files(directory: Path) -> tuple[Path, ...]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+_Element = TypeVar("_Element", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,12 @@ class Stored:
     def shape(self, wanted: tuple[int, ...]) -> tuple[int, ...]:
         """What the stored tensor's shape must be for the wanted one."""
         return wanted if self.pick is None else (self.pick.of, *wanted[1:])
+
+    def picked(self, tensor: npt.NDArray[_Element]) -> npt.NDArray[_Element]:
+        """The rows wanted, of the stored tensor; a view where they follow each other."""
+        if self.pick is None:
+            return tensor
+        return tensor[self.pick.contiguous() or self.pick.rows]
 
 
 def row_range(name: str, first: int, count: int, of: int) -> Stored:

@@ -1,10 +1,8 @@
-"""The last check every tensor of every format passes on its way into a layer."""
+"""The checks every tensor of every format passes on its way into a layer."""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-import torch
 
 from engine.formats.bad_file import DOWNLOAD_AGAIN, bad_file
 
@@ -21,8 +19,3 @@ def expect_shape(path: Path, name: str, found: tuple[int, ...], expected: tuple[
             f"tensor {name} has shape {list(found)}, expected {list(expected)}",
             "the weights and the model's configuration do not belong together: use files of one model",
         )
-
-
-def owned(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A contiguous copy in `dtype` that does not alias a file mapping: the file may be replaced under a mapping."""
-    return tensor.to(dtype=dtype, copy=True).contiguous()

@@ -9,7 +9,6 @@ from engine.layers.mlp import GatedMlp
 from engine.layers.norm import take_norm
 from engine.layers.rope import RopeTables
 from engine.layers.weights import Weights
-from engine.ops.decoder import LayerWeights
 from engine.ops.registry import OpTable
 from engine.spec import AttentionSpec, MlpSpec, ModelSpec
 from engine.step_plan import StepPlan
@@ -52,23 +51,6 @@ class Block:
         attended = self._normed(self._attention(normed, plan, kv_cache), self._attention_output_norm)
         normed, residual = self._ops.add_rms_norm(attended, residual, self._mlp_norm, self._eps)
         return self._normed(self._mlp(normed), self._mlp_output_norm), residual
-
-    def weights(self) -> LayerWeights:
-        """For a compiled step."""
-        return LayerWeights(
-            cos_sin=self._attention.cos_sin,
-            input_norm=self._input_norm,
-            qkv=self._attention.qkv.projection,
-            output=self._attention.output.projection,
-            mlp_norm=self._mlp_norm,
-            gate_up=self._mlp.gate_up.projection,
-            down=self._mlp.down.projection,
-            q_norm=self._attention.q_norm,
-            k_norm=self._attention.k_norm,
-            sinks=self._attention.sinks,
-            attention_output_norm=self._attention_output_norm,
-            mlp_output_norm=self._mlp_output_norm,
-        )
 
     def _normed(self, update: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
         return update if weight is None else self._ops.rms_norm(update, weight, self._eps)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 
 from engine.layers.weights import Weights
-from engine.ops.decoder import Projection
 from engine.ops.registry import OpTable
 from engine.ops.weight_matrix import WeightMatrix
 
@@ -29,10 +28,6 @@ class Linear:
         matrices = [weights.take_matrix(f"{name}.weight", (rows, in_features), kinds) for name, rows in parts]
         biases = [weights.take(f"{name}.bias", (rows,)) for name, rows in parts] if bias else []
         return cls(ops, matrices, torch.cat(biases) if biases else None)
-
-    @property
-    def projection(self) -> Projection:
-        return Projection(self._weight, self._bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`[M, in_features]` to `[M, out_features]`, same dtype."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from engine.batch import StepBatch
+from engine.kv_cache import KVCache
 from engine.spec import ModelSpec
 from wire.kv_layout import KVLayout
 
@@ -24,10 +26,12 @@ class CausalLM(Protocol):
     def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
         """Layout of one cache block; `kv_dtype` `auto` takes the model's. Raises SpliceError (bad_setting)."""
 
-    def forward(self, batch: StepBatch, kv_cache: torch.Tensor) -> torch.Tensor:
-        """Computes every slice, writing its K and V into `kv_cache`.
+    def bind_kv_cache(self, kv_cache: KVCache) -> None:
+        """Once, before the first step: where K and V lie from now on. Its layout came from `kv_layout`."""
 
-        `kv_cache` `[num_blocks, num_layers, 2, num_kv_heads, block_tokens, head_dim]`. Returns float32
-        `[n, vocab_size]`: one row for each slice with `wants_logits`, in slice order. A row that is not finite
+    def forward(self, batch: StepBatch) -> npt.NDArray[np.float32]:
+        """Computes every slice, writing its K and V into the cache.
+
+        Returns `[n, vocab_size]`: one row for each slice with `wants_logits`, in slice order. A row that is not finite
         (damaged weights or KV) is returned as it is: it fails its own request, in the sampler.
         """

@@ -1,26 +1,23 @@
-"""The decoder that every architecture is an instance of: what differs between them is in the `ModelSpec`."""
+"""The decoder that every architecture is an instance of, operation by operation in torch: what differs between
+architectures is in the `ModelSpec`. Where a whole step is native, `native_decoder` takes its place."""
 
 from __future__ import annotations
 
-import logging
-from typing import cast
-
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from engine.batch import StepBatch
+from engine.kv_cache import KVCache
 from engine.layers.block import Block
 from engine.layers.norm import with_offset
 from engine.layers.rope import RopeTables
 from engine.layers.weights import Weights
-from engine.ops.decoder import DecoderStep, DecoderWeights
+from engine.models.kv_layouts import decoder_kv_layout
 from engine.ops.registry import OpTable
 from engine.spec import ModelSpec
 from engine.step_plan import StepPlan
-from wire.errors import ErrorCode, SpliceError
-from wire.kv_layout import KVDtype, KVLayout
-
-_log = logging.getLogger(__name__)
-_KV_DTYPES = ("float32", "bfloat16")
+from wire.kv_layout import KVLayout
 
 
 class Decoder:
@@ -44,33 +41,25 @@ class Decoder:
         norm = weights.take("model.norm.weight", (spec.hidden_size,))
         self.dtype = norm.dtype
         self._norm = with_offset(norm, spec.norm_offset)
-        self._step = self._compiled()
+        self._kv_cache: torch.Tensor | None = None
 
     def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
         """See `CausalLM.kv_layout`."""
-        dtype = str(self.dtype).removeprefix("torch.") if kv_dtype == "auto" else kv_dtype
-        if dtype not in _KV_DTYPES:
-            raise SpliceError(
-                ErrorCode.BAD_SETTING,
-                f"KV cache dtype {kv_dtype!r} is not supported: use auto, {' or '.join(_KV_DTYPES)}",
-                param="kv_cache_dtype",
-            )
-        _, heads, head_dim = self.spec.kv_shape
-        return KVLayout(
-            num_layers=self.spec.num_layers,
-            num_kv_heads=heads,
-            head_dim=head_dim,
-            block_tokens=block_tokens,
-            dtype=cast(KVDtype, dtype),
-        )
+        return decoder_kv_layout(self.spec, str(self.dtype).removeprefix("torch."), block_tokens, kv_dtype)
+
+    def bind_kv_cache(self, kv_cache: KVCache) -> None:
+        """See `CausalLM.bind_kv_cache`."""
+        layout = kv_cache.layout
+        blocks = torch.from_numpy(kv_cache.blocks).view(getattr(torch, layout.dtype))
+        self._kv_cache = blocks.view(len(kv_cache), *layout.block_shape)
 
     @torch.inference_mode()
-    def forward(self, batch: StepBatch, kv_cache: torch.Tensor) -> torch.Tensor:
+    def forward(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """See `CausalLM.forward`."""
-        plan = StepPlan.of(batch, kv_cache.shape[4])
-        if self._step is not None:
-            return self._step(plan, kv_cache)
-        return self._op_by_op(plan, kv_cache)
+        assert self._kv_cache is not None  # noqa: S101 - the engine binds it before the first step
+        plan = StepPlan.of(batch, self._kv_cache.shape[4])
+        logits: npt.NDArray[np.float32] = self._op_by_op(plan, self._kv_cache).numpy()
+        return logits
 
     def _op_by_op(self, plan: StepPlan, kv_cache: torch.Tensor) -> torch.Tensor:
         spec = self.spec
@@ -87,18 +76,6 @@ class Decoder:
         hidden, _ = self._ops.add_rms_norm(update[rows], residual[rows], self._norm, spec.rms_norm_eps)
         logits = self._ops.lm_head(hidden, self._head)
         return logits if spec.logit_softcap is None else _capped(logits, spec.logit_softcap)
-
-    def _compiled(self) -> DecoderStep | None:
-        compiler = self._ops.compile_decoder
-        if compiler is None:
-            _log.info("%s is computed operation by operation: not all of them are native", self.spec.architecture)
-            return None
-        obstacle = compiler.obstacle(self.spec)
-        if obstacle is not None:
-            _log.info("%s is computed operation by operation, because %s", self.spec.architecture, obstacle)
-            return None
-        layers = [block.weights() for block in self._blocks]
-        return compiler.compile(self.spec, DecoderWeights(self._embedding, self._head, self._norm, layers))
 
 
 def _capped(logits: torch.Tensor, cap: float) -> torch.Tensor:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from engine.ops.features import FEATURES, Feature
-from engine.ops.signatures import OpName, PackOp, RowsOp
+from engine.ops.names import OpName
+from engine.ops.signatures import PackOp, RowsOp
 
 
 @dataclass(frozen=True, slots=True)

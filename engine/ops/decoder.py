@@ -1,4 +1,4 @@
-"""What a table of operations needs to run a whole step of a decoder by itself."""
+"""What it takes to run a whole step of a decoder in one call: its weights, and who compiles them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from engine.spec import ModelSpec
-from engine.step_plan import StepPlan
+from engine.step_arrays import StepArrays
+
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +20,8 @@ class Projection:
     """A packed weight and its bias."""
 
     weight: Any
-    """What the table's `pack_linear` returned."""
-    bias: torch.Tensor | None
+    """What `native_kernels.pack` returned."""
+    bias: Floats | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,39 +31,42 @@ class LayerWeights:
     What a spec does not ask for is None.
     """
 
-    cos_sin: torch.Tensor
-    """`[positions, rotary_dim]` float32; layers with one rope share one tensor."""
-    input_norm: torch.Tensor
+    cos_sin: Floats
+    """`[positions, rotary_dim]` float32; layers with one rope share one array."""
+    input_norm: Floats
     qkv: Projection
     output: Projection
-    mlp_norm: torch.Tensor
+    mlp_norm: Floats
     gate_up: Projection
     down: Projection
-    q_norm: torch.Tensor | None = None
+    q_norm: Floats | None = None
     """`[head_dim]`, as `k_norm`."""
-    k_norm: torch.Tensor | None = None
-    sinks: torch.Tensor | None = None
+    k_norm: Floats | None = None
+    sinks: Floats | None = None
     """`[num_heads]` float32."""
-    attention_output_norm: torch.Tensor | None = None
-    mlp_output_norm: torch.Tensor | None = None
+    attention_output_norm: Floats | None = None
+    mlp_output_norm: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
     embedding: Any
-    """What the table's `pack_lm_head` returned, as `head`, which may be the same."""
+    """What `native_kernels.pack` returned, as `head`, which may be the same."""
     head: Any
-    norm: torch.Tensor
+    norm: Floats
     layers: Sequence[LayerWeights]
 
 
 class DecoderStep(Protocol):
-    def __call__(self, plan: StepPlan, kv_cache: torch.Tensor) -> torch.Tensor:
-        """A step as `CausalLM.forward` describes it: float32 `[len(plan.logit_rows), vocab]`."""
+    def __call__(self, arrays: StepArrays, kv_cache: npt.NDArray[Any]) -> Floats:
+        """A step as `CausalLM.forward` describes it: `[len(arrays.logit_rows), vocab]`.
+
+        `kv_cache` as `KVCache.elements` gives it.
+        """
 
 
 class DecoderCompiler(Protocol):
-    """Binds a model's weights into one call a step, with the bits of the operations taken one by one."""
+    """Binds a model's weights into one call a step, with the bits of the native operations taken one by one."""
 
     def obstacle(self, spec: ModelSpec) -> str | None:
         """Why it cannot compile this model, in words; None when it can."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-from engine.ops.signatures import OpName
+from engine.ops.names import OpName
 from engine.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 
 Feature = Literal["window", "softcap", "sinks", "partial_rotary", "gelu_tanh", "swiglu_oai"]

@@ -12,12 +12,11 @@ import torch
 
 from engine._native import Kernels, PackedLinear
 from engine.ops.candidate import Candidate
-from engine.ops.native_decoder import NativeDecoderCompiler
+from engine.ops.native_kernels import KERNELS, QUANTISED_KINDS
 from engine.ops.weight_matrix import QuantizedMatrix, WeightMatrix
 from engine.spec import Activation
 
 _RANK = 10
-_KINDS = frozenset({"q4_0", "q4_1", "q8_0"})
 
 
 class NativeOps:
@@ -130,16 +129,6 @@ class NativeOps:
         return out
 
 
-def set_num_threads(num_threads: int) -> None:
-    """Threads that share each native operation of this process (1 until said otherwise)."""
-    _OPS.set_num_threads(num_threads)
-
-
-def isa() -> str:
-    """The instruction set in use: `avx512`, `avx2` or `portable`. Results are the same on all of them."""
-    return str(_KERNELS.isa)
-
-
 def _precision(part: WeightMatrix) -> str:
     return part.kind if isinstance(part, QuantizedMatrix) else str(part.dtype).removeprefix("torch.")
 
@@ -148,13 +137,16 @@ def _supports(dtype: torch.dtype) -> bool:
     return dtype in (torch.float32, torch.bfloat16)
 
 
-_KERNELS = Kernels("auto", 1)
-_OPS = NativeOps(_KERNELS)
-DECODER_COMPILER = NativeDecoderCompiler(_KERNELS)
-"""On the kernels that `CANDIDATES` run on; for models in float32."""
+_OPS = NativeOps(KERNELS)
 CANDIDATES: tuple[Candidate, ...] = (
     Candidate(
-        op="linear", name="native", fn=_OPS.linear, supports=_supports, rank=_RANK, pack=NativeOps.pack, kinds=_KINDS
+        op="linear",
+        name="native",
+        fn=_OPS.linear,
+        supports=_supports,
+        rank=_RANK,
+        pack=NativeOps.pack,
+        kinds=QUANTISED_KINDS,
     ),
     Candidate(
         op="lm_head",
@@ -164,7 +156,7 @@ CANDIDATES: tuple[Candidate, ...] = (
         rank=_RANK,
         pack=NativeOps.pack,
         rows=NativeOps.rows,
-        kinds=_KINDS,
+        kinds=QUANTISED_KINDS,
     ),
     Candidate(op="rms_norm", name="native", fn=_OPS.rms_norm, supports=_supports, rank=_RANK),
     Candidate(op="add_rms_norm", name="native", fn=_OPS.add_rms_norm, supports=_supports, rank=_RANK),

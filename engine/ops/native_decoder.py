@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from engine._native import Decoder, Kernels
-from engine.ops.decoder import DecoderStep, DecoderWeights
+from engine.ops.decoder import DecoderStep, DecoderWeights, Floats
 from engine.ops.features import features_of
 from engine.spec import AttentionSpec, MlpSpec, ModelSpec
-from engine.step_plan import StepPlan
+from engine.step_arrays import StepArrays
 
 
 class NativeDecoderCompiler:
@@ -74,18 +77,18 @@ class NativeDecoder:
                 down_bias=layer.down.bias,
             )
 
-    def __call__(self, plan: StepPlan, kv_cache: torch.Tensor) -> torch.Tensor:
+    def __call__(self, arrays: StepArrays, kv_cache: npt.NDArray[Any]) -> Floats:
         """See `DecoderStep`."""
-        logits = torch.empty(len(plan.logit_rows), self._vocab_size)
+        logits = np.empty((len(arrays.logit_rows), self._vocab_size), dtype=np.float32)
         self._decoder.step(
             logits,
-            plan.token_ids,
-            plan.positions,
-            plan.slots,
-            plan.block_tables,
-            plan.query_starts,
-            plan.starts,
-            plan.logit_rows,
+            arrays.token_ids,
+            arrays.positions,
+            arrays.slots,
+            arrays.block_tables,
+            arrays.query_starts,
+            arrays.starts,
+            arrays.logit_rows,
             kv_cache,
         )
         return logits

@@ -16,7 +16,8 @@ import torch
 
 from engine.ops.candidate import Candidate
 from engine.ops.features import FEATURES
-from engine.ops.signatures import OpName, PackedWeight
+from engine.ops.names import OpName
+from engine.ops.signatures import PackedWeight
 from engine.spec import Activation
 
 TILE_ROWS = 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -13,15 +13,13 @@ import torch
 
 from engine.ops import reference
 from engine.ops.candidate import Candidate
-from engine.ops.decoder import DecoderCompiler
 from engine.ops.features import Feature
+from engine.ops.names import OP_NAMES, OpName
 from engine.ops.signatures import (
-    OP_NAMES,
     AddRmsNormOp,
     GatedMulOp,
     LinearOp,
     LmHeadOp,
-    OpName,
     PackedWeight,
     PackOp,
     PagedAttentionOp,
@@ -57,8 +55,6 @@ class OpTable:
     lm_head_kinds: frozenset[str]
     names: Mapping[OpName, str]
     """Operation to candidate name: part of the numerics identity."""
-    compile_decoder: DecoderCompiler | None = None
-    """Whole steps with the bits of the operations above, where there is such a thing for the dtype."""
 
 
 def select_ops(dtype: torch.dtype, choice: OpsChoice = "auto", features: frozenset[Feature] = frozenset()) -> OpTable:
@@ -70,10 +66,7 @@ def select_ops(dtype: torch.dtype, choice: OpsChoice = "auto", features: frozens
     candidates = list(reference.CANDIDATES)
     if choice == "auto":
         candidates.extend(_native_candidates())
-    table = choose(candidates, dtype, features)
-    if dtype == torch.float32 and set(table.names.values()) == {"native"}:
-        return replace(table, compile_decoder=importlib.import_module("engine.ops.native").DECODER_COMPILER)
-    return table
+    return choose(candidates, dtype, features)
 
 
 def choose(candidates: Iterable[Candidate], dtype: torch.dtype, features: frozenset[Feature] = frozenset()) -> OpTable:
@@ -115,6 +108,15 @@ def _stack(*parts: WeightMatrix) -> torch.Tensor:
 def _plain_rows(weight: PackedWeight, ids: torch.Tensor) -> torch.Tensor:
     rows: torch.Tensor = weight[ids]
     return rows
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Threads that share each operation of this process, torch's and native ones."""
+    torch.set_num_threads(num_threads)
+    try:
+        importlib.import_module("engine.ops.native_kernels").set_num_threads(num_threads)
+    except ImportError:
+        return  # not built: `select_ops` says so
 
 
 def _native_candidates() -> list[Candidate]:

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from engine.ops.weight_matrix import WeightMatrix
 from engine.spec import Activation
-
-OpName = Literal["linear", "lm_head", "rms_norm", "add_rms_norm", "rope_and_store", "paged_attention", "gated_mul"]
-OP_NAMES: tuple[OpName, ...] = (
-    "linear",
-    "lm_head",
-    "rms_norm",
-    "add_rms_norm",
-    "rope_and_store",
-    "paged_attention",
-    "gated_mul",
-)
 
 PackedWeight = Any
 """What `pack` of the chosen linear candidate returned: opaque to everyone but that candidate."""

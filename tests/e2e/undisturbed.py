@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from engine.block_pool import BlockPool, ListGenerations
 from engine.config import EngineConfig
 from engine.engine import Engine
+from engine.kv_cache import KVCache
 from engine.loader import load_model
 from engine.request import Request, RequestKey
 from wire.sampling import FinishReason, SamplingParams
@@ -23,7 +22,6 @@ class Undisturbed:
     """One engine with room for everything: no preemption, no hand-off, no cache."""
 
     def __init__(self, model: Path) -> None:
-        torch.set_num_threads(1)
         self._loaded = load_model(model, served_name=None, dtype="auto", max_model_len=None)
         self.vocab_size = self._loaded.model.spec.vocab_size
 
@@ -52,5 +50,6 @@ class Undisturbed:
             enable_prefix_caching=False,
             eos_token_ids=card.eos_token_ids,
         )
-        kv_cache = torch.zeros((NUM_BLOCKS, *layout.block_shape), dtype=getattr(torch, layout.dtype))
-        return Engine(model, kv_cache, config, BlockPool(NUM_BLOCKS, ListGenerations(NUM_BLOCKS)))
+        return Engine(
+            model, KVCache.zeros(layout, NUM_BLOCKS), config, BlockPool(NUM_BLOCKS, ListGenerations(NUM_BLOCKS))
+        )

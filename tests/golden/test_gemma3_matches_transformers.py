@@ -13,6 +13,7 @@ from transformers.initialization import no_init_weights
 
 from engine.batch import SequenceSlice, StepBatch
 from engine.formats.gguf_file import GgufFile
+from engine.kv_cache import KVCache
 from engine.loader import LoadedModel, load_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -61,7 +62,7 @@ def referee(gemma3_gguf: Path) -> Any:
     model.tie_weights()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            values = file.tensor(_gguf_name(name), tuple(parameter.shape), torch.float32)
+            values = torch.from_numpy(file.tensor(_gguf_name(name), tuple(parameter.shape)))
             parameter.copy_(values - 1 if "norm" in name else values)
     return model
 
@@ -72,9 +73,14 @@ def _gguf_name(name: str) -> str:
     return name
 
 
-def _logits(loaded: LoadedModel, cache: torch.Tensor, start: int, tokens: list[int]) -> torch.Tensor:
+def _bind_cache(loaded: LoadedModel, num_blocks: int) -> None:
+    loaded.model.bind_kv_cache(KVCache.zeros(loaded.model.kv_layout(32, "auto"), num_blocks))
+
+
+def _logits(loaded: LoadedModel, start: int, tokens: list[int]) -> torch.Tensor:
     blocks = range(-(-(start + len(tokens)) // 32))
-    return loaded.model.forward(StepBatch((SequenceSlice(tokens, start, blocks, wants_logits=True),)), cache)[0]
+    batch = StepBatch((SequenceSlice(tokens, start, blocks, wants_logits=True),))
+    return torch.from_numpy(loaded.model.forward(batch)[0])
 
 
 def test_the_text_is_the_models_and_every_logit_that_of_transformers(loaded: LoadedModel, referee: Any) -> None:
@@ -83,11 +89,11 @@ def test_the_text_is_the_models_and_every_logit_that_of_transformers(loaded: Loa
     assert loaded.card.bos_token_id is not None
     tokens = [loaded.card.bos_token_id, *tokenizer.encode(PROMPT, add_special_tokens=False).ids]
     prompt = len(tokens)
-    cache = torch.zeros(2, *loaded.model.kv_layout(32, "auto").block_shape)
-    rows = [_logits(loaded, cache, 0, tokens)]
+    _bind_cache(loaded, 2)
+    rows = [_logits(loaded, 0, tokens)]
     while len(tokens) < prompt + NUM_TOKENS:
         tokens.append(int(rows[-1].argmax()))
-        rows.append(_logits(loaded, cache, len(tokens) - 1, tokens[-1:]))
+        rows.append(_logits(loaded, len(tokens) - 1, tokens[-1:]))
     assert tokenizer.decode(tokens[prompt:]).startswith(TEXT)
     with torch.inference_mode():
         expected = referee(torch.tensor([tokens])).logits[0, prompt - 1 :]
@@ -97,9 +103,9 @@ def test_the_text_is_the_models_and_every_logit_that_of_transformers(loaded: Loa
 
 def test_beyond_the_window_logits_are_still_those_of_transformers(loaded: LoadedModel, referee: Any) -> None:
     tokens = torch.randint(1000, 200_000, (600,), generator=torch.Generator().manual_seed(2)).tolist()
-    cache = torch.zeros(19, *loaded.model.kv_layout(32, "auto").block_shape)
-    _logits(loaded, cache, 0, tokens[:512])
-    found = _logits(loaded, cache, 512, tokens[512:])
+    _bind_cache(loaded, 19)
+    _logits(loaded, 0, tokens[:512])
+    found = _logits(loaded, 512, tokens[512:])
     with torch.inference_mode():
         expected = referee(torch.tensor([tokens]), logits_to_keep=1).logits[0, -1]
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from engine.batch import SequenceSlice, StepBatch
+from engine.kv_cache import KVCache
 from engine.loader import LoadedModel, load_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -44,14 +45,14 @@ def _greedy(loaded: LoadedModel, prompts: list[list[int]]) -> Iterator[torch.Ten
     """Logits of every step, `[len(prompts), vocab]`, all prompts in one batch: the tokens drawn are appended."""
     blocks = 16
     layout = loaded.model.kv_layout(32, "auto")
-    cache = torch.zeros(blocks * len(prompts), *layout.block_shape)
+    loaded.model.bind_kv_cache(KVCache.zeros(layout, blocks * len(prompts)))
     done = [0] * len(prompts)
     while True:
         parts = [
             SequenceSlice(tokens[done[i] :], done[i], range(i * blocks, (i + 1) * blocks), wants_logits=True)
             for i, tokens in enumerate(prompts)
         ]
-        logits = loaded.model.forward(StepBatch(tuple(parts)), cache)
+        logits = torch.from_numpy(loaded.model.forward(StepBatch(tuple(parts))))
         for i, tokens in enumerate(prompts):
             done[i] = len(tokens)
             tokens.append(int(logits[i].argmax()))

@@ -12,6 +12,7 @@ from history_model import HistoryModel
 from engine.block_pool import BlockPool, ListGenerations
 from engine.config import EngineConfig
 from engine.engine import Engine
+from engine.kv_cache import KVCache
 from engine.request import Request, RequestKey, RequestKind
 from engine.step_output import ComputedBlocks, Reservation, StepOutput, TokenRow
 from wire.errors import SpliceError
@@ -39,7 +40,8 @@ class Bench:
         shape = (self.config.num_blocks, *layout.block_shape)
         # Rows nobody wrote yet must not look like anything a request could have written.
         self.kv_cache = torch.full(shape, 8000.0, dtype=getattr(torch, layout.dtype))
-        self.engine = Engine(self.model, self.kv_cache, self.config, self.pool)
+        self.blocks = KVCache(layout, self.kv_cache.view(torch.uint8).numpy().reshape(self.config.num_blocks, -1))
+        self.engine = Engine(self.model, self.blocks, self.config, self.pool)
 
     def submit(
         self,

@@ -303,4 +303,4 @@ def test_limits_that_contradict_each_other_are_refused(sizes, param):
 def test_an_engine_refuses_a_pool_of_another_size(make_bench):
     bench = make_bench()
     with pytest.raises(SpliceError, match="same number"):
-        Engine(bench.model, bench.kv_cache, bench.config, BlockPool(7, ListGenerations(7)))
+        Engine(bench.model, bench.blocks, bench.config, BlockPool(7, ListGenerations(7)))

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
-from tiny_models import CONFIG, PagedRun, save_llama
+from tiny_models import CONFIG, PagedRun, forward, save_llama
 
-from engine._native import Decoder as NativeDecoder
+from engine._native import Decoder as NativeStep
 from engine._native import Kernels
 from engine.batch import SequenceSlice, StepBatch
 from engine.formats.fields import read_json_object
 from engine.formats.hf_weights import SafetensorsWeights
 from engine.formats.stored import Stored
+from engine.kv_cache import KVCache
+from engine.layers.torch_weights import TorchWeights
+from engine.loader import load_model
 from engine.models.decoder import Decoder
 from engine.models.llama import spec_from_config
+from engine.models.native_decoder import NativeDecoder
 from engine.ops.native import NativeOps
 from engine.ops.registry import select_ops
 
@@ -29,15 +33,13 @@ VARIANTS = {
 }
 
 
-def both(directory: Path, **changes: object) -> tuple[Decoder, Decoder]:
+def both(directory: Path, **changes: object) -> tuple[NativeDecoder, Decoder]:
     """One model compiled, and the same one run op by op."""
     save_llama(directory, **changes)
     spec = spec_from_config(read_json_object(directory / "config.json"))
     ops = select_ops(torch.float32)
-    assert ops.compile_decoder is not None
-    weights = SafetensorsWeights(directory, torch.float32, Stored)
-    opwise = dataclasses.replace(ops, compile_decoder=None)
-    return Decoder(spec, ops, weights, 200), Decoder(spec, opwise, weights, 200)
+    weights = SafetensorsWeights(directory, Stored)
+    return NativeDecoder(spec, weights, 200), Decoder(spec, ops, TorchWeights(weights, torch.float32), 200)
 
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
@@ -64,16 +66,22 @@ def test_steps_without_logits_write_the_cache_and_return_none(tmp_path: Path) ->
     for model in (compiled, opwise):
         cache = torch.zeros(2, *model.kv_layout(32, "auto").block_shape)
         batch = StepBatch((SequenceSlice([5, 6, 7], 0, (1,), wants_logits=False), SequenceSlice([8], 0, (0,), True)))
-        assert model.forward(StepBatch(batch.slices[:1]), cache).shape == (0, CONFIG["vocab_size"])
-        assert model.forward(batch, cache).shape == (1, CONFIG["vocab_size"])
+        assert forward(model, StepBatch(batch.slices[:1]), cache).shape == (0, CONFIG["vocab_size"])
+        assert forward(model, batch, cache).shape == (1, CONFIG["vocab_size"])
         caches.append(cache)
     assert caches[0].count_nonzero() > 0
     assert torch.equal(caches[0], caches[1])
 
 
-def test_bfloat16_models_and_the_reference_have_no_compiled_step() -> None:
-    assert select_ops(torch.bfloat16).compile_decoder is None
-    assert select_ops(torch.float32, "reference").compile_decoder is None
+def test_bfloat16_models_and_the_reference_have_no_compiled_step(tmp_path: Path) -> None:
+    save_llama(tmp_path)
+    for dtype, ops, kind in (
+        ("float32", "auto", NativeDecoder),
+        ("bfloat16", "auto", Decoder),
+        ("float32", "reference", Decoder),
+    ):
+        model = load_model(tmp_path, served_name=None, dtype=dtype, max_model_len=None, ops=ops).model
+        assert type(model) is kind
 
 
 def test_a_step_outside_its_bounds_is_refused(tmp_path: Path) -> None:
@@ -85,18 +93,20 @@ def test_a_step_outside_its_bounds_is_refused(tmp_path: Path) -> None:
         (SequenceSlice([1], 0, (2,), True), "outside kv_cache"),
     ):
         with pytest.raises(ValueError, match=message):
-            model.forward(StepBatch((part,)), cache)
+            forward(model, StepBatch((part,)), cache)
+    layout = msgspec.structs.replace(model.kv_layout(32, "auto"), num_layers=1)
+    model.bind_kv_cache(KVCache.zeros(layout, 2))
     with pytest.raises(ValueError, match="another model"):
-        model.forward(StepBatch((SequenceSlice([1], 0, (0,), True),)), cache[:, :1].contiguous())
+        model.forward(StepBatch((SequenceSlice([1], 0, (0,), True),)))
 
 
 def test_weights_of_the_wrong_shape_are_refused() -> None:
     table = NativeOps.pack(torch.zeros(20, 16))
     sizes = {"eps": 1e-5, "scale": 0.5, "num_heads": 2, "num_kv_heads": 1, "head_dim": 4}
-    decoder = NativeDecoder(Kernels(), table, table, torch.ones(16), torch.zeros(9, 4), **sizes)
+    decoder = NativeStep(Kernels(), table, table, torch.ones(16), torch.zeros(9, 4), **sizes)
     square = NativeOps.pack(torch.zeros(16, 16))
     wide, ones = NativeOps.pack(torch.zeros(32, 16)), torch.ones(16)
     with pytest.raises(ValueError, match="output has"):
         decoder.add_layer(ones, square, None, square, None, ones, wide, None, square, None)
     with pytest.raises(ValueError, match="differ in shape"):
-        NativeDecoder(Kernels(), table, square, torch.ones(16), torch.zeros(9, 4), **sizes)
+        NativeStep(Kernels(), table, square, torch.ones(16), torch.zeros(9, 4), **sizes)

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import CONFIG, PagedRun, save_llama
 
-from engine.loader import DtypeChoice, load_model
+from engine.loader import DtypeChoice, OpsChoice, load_model
 from engine.models.causal_lm import CausalLM
-from engine.ops.registry import OpsChoice
 
 
 @pytest.fixture(

@@ -10,8 +10,8 @@ import torch
 
 from engine.ops import reference
 from engine.ops.candidate import Candidate
+from engine.ops.names import OP_NAMES
 from engine.ops.registry import choose, select_ops
-from engine.ops.signatures import OP_NAMES
 from wire.errors import ErrorCode, SpliceError
 
 

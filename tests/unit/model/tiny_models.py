@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine.batch import SequenceSlice, StepBatch
+from engine.kv_cache import KVCache
 from engine.models.causal_lm import CausalLM
 
 BLOCK_TOKENS = 32
@@ -50,6 +51,13 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def forward(model: CausalLM, batch: StepBatch, kv_cache: torch.Tensor) -> torch.Tensor:
+    """One step over a cache `[num_blocks, *layout.block_shape]` that is the model's from now on."""
+    layout = model.kv_layout(kv_cache.shape[4], str(kv_cache.dtype).removeprefix("torch."))
+    model.bind_kv_cache(KVCache(layout, kv_cache.view(torch.uint8).numpy().reshape(len(kv_cache), -1)))
+    return torch.from_numpy(model.forward(batch))
+
+
 class PagedRun:
     """Feeds a model step by step over one shared cache filled with NaN: nothing unwritten may be read."""
 
@@ -68,7 +76,7 @@ class PagedRun:
             while len(table) * BLOCK_TOKENS < start + len(tokens):
                 table.append(self._free.pop())
             slices.append(SequenceSlice(list(tokens), start, tuple(table), wants_logits=True))
-        return self._model.forward(StepBatch(tuple(slices)), self.kv_cache)
+        return forward(self._model, StepBatch(tuple(slices)), self.kv_cache)
 
     def keys_and_values(self, sequence: int, length: int) -> torch.Tensor:
         """`[layers, 2, kv_heads, length, head_dim]`."""

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import torch
-
 from engine.block_pool import BlockPool
 from engine.config import EngineConfig
 from engine.engine import Engine
+from engine.kv_cache import KVCache
 from engine.loader import load_model
 from kvtransfer.handoff import WorkerIdentity
 from kvtransfer.pool_memory import KVPoolMemory
@@ -53,7 +52,6 @@ class RoleBench(Generic[R]):
     """`now_s` is the role's clock; `turn` does what the engine thread does in one."""
 
     def __init__(self, model: Path, kind: type[R], **settings: object) -> None:
-        torch.set_num_threads(1)
         loaded = load_model(model, served_name=None, dtype="auto", max_model_len=512)
         self.card = loaded.card
         self.layout = layout = loaded.model.kv_layout(32, loaded.dtype)
@@ -64,9 +62,8 @@ class RoleBench(Generic[R]):
             eos_token_ids=loaded.card.eos_token_ids,
         )
         self.memory = KVPoolMemory.create(layout, NUM_BLOCKS, 7)
-        kv_cache = torch.frombuffer(self.memory.data(), dtype=getattr(torch, loaded.dtype))
         self.pool = BlockPool(NUM_BLOCKS, self.memory)
-        self.engine = Engine(loaded.model, kv_cache.view(NUM_BLOCKS, *layout.block_shape), config, self.pool)
+        self.engine = Engine(loaded.model, KVCache.over(layout, self.memory.data()), config, self.pool)
         self.now_s = 0.0
         self.session = RecordingSession()
         self._commands: deque[Callable[[], None]] = deque()

@@ -1,0 +1,43 @@
+"""The memory of a worker's KV blocks, as a model computes in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from wire.kv_layout import KVLayout
+
+_ELEMENTS = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}
+"""numpy has no bfloat16: its bits stand in a uint16."""
+
+
+@dataclass(frozen=True, slots=True)
+class KVCache:
+    """Blocks of one layout, one after another; `len` is their number."""
+
+    layout: KVLayout
+    blocks: npt.NDArray[np.uint8]
+    """`[num_blocks, layout.block_bytes]`, contiguous, writable; its owner keeps the memory alive."""
+
+    def __post_init__(self) -> None:
+        if self.blocks.ndim != 2 or self.blocks.shape[1] != self.layout.block_bytes:
+            raise ValueError(f"KV blocks {self.blocks.shape}, expected [num_blocks, {self.layout.block_bytes}] bytes")
+
+    @classmethod
+    def over(cls, layout: KVLayout, memory: memoryview) -> KVCache:
+        """Over memory that holds a whole number of blocks."""
+        return cls(layout, np.frombuffer(memory, dtype=np.uint8).reshape(-1, layout.block_bytes))
+
+    @classmethod
+    def zeros(cls, layout: KVLayout, num_blocks: int) -> KVCache:
+        """In memory of its own."""
+        return cls(layout, np.zeros((num_blocks, layout.block_bytes), dtype=np.uint8))
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def elements(self) -> npt.NDArray[np.generic]:
+        """The same memory as `[num_blocks, *layout.block_shape]`; bfloat16 as uint16."""
+        return self.blocks.view(_ELEMENTS[self.layout.dtype]).reshape(len(self.blocks), *self.layout.block_shape)

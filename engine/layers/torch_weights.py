@@ -1,0 +1,35 @@
+"""Weights of a file as the tensors that layers take."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from engine.ops.weight_matrix import QuantizedMatrix, WeightMatrix
+from engine.weights import FLOAT_KINDS, StoredMatrix, WeightSource
+
+
+class TorchWeights:
+    """See `engine.layers.weights.Weights`. Tensors are copies: a file may be replaced under its mapping."""
+
+    def __init__(self, source: WeightSource, dtype: torch.dtype) -> None:
+        self._source = source
+        self._dtype = dtype
+
+    def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """See `Weights.take`."""
+        return torch.from_numpy(np.array(self._source.take(name, shape))).to(self._dtype)
+
+    def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> WeightMatrix:
+        """See `Weights.take_matrix`."""
+        wanted = kinds - FLOAT_KINDS if self._dtype == torch.float32 else frozenset({"bfloat16"})
+        matrix = self._source.take_matrix(name, shape, wanted)
+        if matrix.kind in FLOAT_KINDS:
+            return _tensor(matrix).to(self._dtype)
+        return QuantizedMatrix(matrix.kind, matrix.shape, matrix.data)
+
+
+def _tensor(matrix: StoredMatrix) -> torch.Tensor:
+    if matrix.kind == "bfloat16":
+        return torch.from_numpy(np.array(matrix.data).view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(np.array(matrix.data))

@@ -1,0 +1,71 @@
+"""A step's batch as the arrays that kernels walk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.batch import StepBatch
+
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class StepArrays:
+    """Rows of all slices one after another, M in total, of S sequences."""
+
+    token_ids: Int64s
+    """`[M]`."""
+    positions: Int64s
+    """`[M]`, absolute."""
+    slots: Int64s
+    """`[M]`: block id * block_tokens + offset, where the row's K and V go."""
+    block_tables: Int32s
+    """`[S, max_blocks]`, padded with 0."""
+    query_starts: Int32s
+    """`[S + 1]`: first row of each sequence, and M."""
+    starts: Int32s
+    """`[S]`: absolute position of each sequence's first row."""
+    logit_rows: Int64s
+    """Last row of each slice that wants logits, in slice order."""
+
+    @classmethod
+    def of(cls, batch: StepBatch, block_tokens: int) -> StepArrays:
+        """Raises ValueError for a slice without tokens or with too few blocks for them."""
+        slices = batch.slices
+        lengths = [len(part.token_ids) for part in slices]
+        block_tables = _block_tables(batch, lengths, block_tokens)
+        query_starts = np.zeros(len(slices) + 1, dtype=np.int32)
+        np.cumsum(lengths, out=query_starts[1:])
+        starts = np.array([part.start for part in slices], dtype=np.int32)
+        num_rows = int(query_starts[-1])
+        sequence = np.repeat(np.arange(len(slices)), lengths)
+        positions = np.arange(num_rows) + (starts - query_starts[:-1]).astype(np.int64)[sequence]
+        block, offset = np.divmod(positions, block_tokens)
+        wanted = [last - 1 for last, part in zip(query_starts[1:].tolist(), slices, strict=True) if part.wants_logits]
+        return cls(
+            token_ids=np.fromiter(chain.from_iterable(part.token_ids for part in slices), np.int64, num_rows),
+            positions=positions,
+            slots=block_tables[sequence, block].astype(np.int64) * block_tokens + offset,
+            block_tables=block_tables,
+            query_starts=query_starts,
+            starts=starts,
+            logit_rows=np.array(wanted, dtype=np.int64),
+        )
+
+
+def _block_tables(batch: StepBatch, lengths: list[int], block_tokens: int) -> Int32s:
+    tables = np.zeros((len(lengths), max((len(part.block_table) for part in batch.slices), default=0)), dtype=np.int32)
+    for table, part, length in zip(tables, batch.slices, lengths, strict=True):
+        end, num_blocks = part.start + length, len(part.block_table)
+        if not length or num_blocks * block_tokens < end:
+            raise ValueError(
+                f"slice at {part.start} with {length} tokens and {num_blocks} blocks: expected at least one token and "
+                f"blocks for {end} positions"
+            )
+        table[:num_blocks] = part.block_table
+    return tables

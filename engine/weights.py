@@ -1,0 +1,47 @@
+"""Weights on their way from a file into a model, as plain arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+FLOAT_KINDS = frozenset({"float32", "bfloat16"})
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMatrix:
+    """A matrix in one of the forms that operations multiply; perhaps a view of a mapped file, so to be packed at once
+    and not kept."""
+
+    kind: str
+    """`float32`, `bfloat16`, or ggml's name of a quantised type in lower case, for example `q4_1`."""
+    shape: tuple[int, int]
+    """Rows and columns, in elements."""
+    data: npt.NDArray[Any]
+    """float32 `[rows, columns]`; bfloat16 the same as uint16, numpy having no such type; else uint8
+    `[rows, bytes of a row]` as the file has them."""
+
+
+class WeightSource(Protocol):
+    """Tensors of one model under the canonical names of `engine.layers.weights.Weights`."""
+
+    def take(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """The tensor's values, contiguous, widened or dequantised if need be. To be copied by who keeps it.
+
+        Raises SpliceError (bad_model_file), naming file, tensor and remedy, when it is missing, has another shape or
+        an unreadable type.
+        """
+
+    def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> StoredMatrix:
+        """The matrix as the file has it if that is one of `kinds`, else in float32. Raises as `take`."""
+
+    def release(self) -> None:
+        """What was taken so far is not looked at any more: pages of a mapped file need not stay in memory."""
+
+
+def widened(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """bfloat16, as its bits, to float32; exact."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
