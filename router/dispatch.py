@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from router.affinity import PrefixMemory
 from router.discovery import Fleet
 from router.events import (
     Action,
     ChoosePair,
-    ClientGone,
     Event,
     Fail,
     Finish,
@@ -26,7 +25,6 @@ from router.events import (
     SendGenerate,
     SendPrefill,
     SendReserve,
-    StopFound,
     Tick,
     TokenRow,
     WorkerKey,
@@ -35,94 +33,19 @@ from router.events import (
 )
 from router.lifecycle import LifecycleLimits, RequestLifecycle
 from router.metrics import RouterMetrics
-from router.policy import Demand, pick
-from router.receipt import Receipt, Timings
+from router.policy import Demand, WorkerLoad, pick
+from router.run import Run
 from router.session import WorkerSession
 from router.translate import events_of, target_of
+from router.wanted import Wanted, for_prefill, for_reservation
 from wire.block_hash import chain
 from wire.convert import sampling_to_proto
 from wire.errors import ErrorCode, SpliceError
 from wire.model_card import ModelCard
-from wire.sampling import FinishReason, SamplingParams, TokenLogprobs
+from wire.sampling import SamplingParams
 from wire.v1 import worker_pb2 as pb
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Tokens that came since the last look. After a `finish` or an `error` nothing more comes."""
-
-    tokens: tuple[int, ...]
-    logprobs: tuple[TokenLogprobs, ...]
-    finish: FinishReason = FinishReason.NONE
-    error: SpliceError | None = None
-
-
-class Run:
-    """One request under way, seen by the one who asked for it: `poll` after `wake` was set."""
-
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        request: int,
-        card: ModelCard,
-        *,
-        lifecycle: RequestLifecycle,
-        sampling: SamplingParams,
-        wake: asyncio.Event,
-        now_s: float,
-    ) -> None:
-        self.request = request
-        self.card = card
-        self.model = card.name
-        self.lifecycle = lifecycle
-        self.sampling = sampling
-        self.timings = Timings(now_s)
-        self.compat_id: str | None = None
-        """Of the decode worker chosen last."""
-        self.timer: asyncio.TimerHandle | None = None
-        self.submitted_to: dict[WorkerKey, int] = {}
-        """Prompt tokens still counted on a worker on behalf of this request."""
-        self._dispatcher = dispatcher
-        self._wake = wake
-        self._tokens: list[int] = []
-        self._logprobs: list[TokenLogprobs] = []
-        self._terminal: Finish | Fail | None = None
-
-    def deliver(self, action: Release | Finish | Fail) -> None:
-        if isinstance(action, Release):
-            self._tokens.extend(action.tokens)
-            if self.sampling.logprobs is not None:  # a frame carries blanks for whoever shares it with one who asked
-                self._logprobs.extend(action.logprobs)
-        else:
-            self._terminal = action
-        self._wake.set()
-
-    def poll(self) -> Batch | None:
-        """What came since the last call; None when nothing did."""
-        if not self._tokens and self._terminal is None:
-            return None
-        finish = self._terminal.reason if isinstance(self._terminal, Finish) else FinishReason.NONE
-        error = self._terminal.error if isinstance(self._terminal, Fail) else None
-        batch = Batch(tuple(self._tokens), tuple(self._logprobs), finish, error)
-        self._tokens.clear()
-        self._logprobs.clear()
-        if batch.tokens and error is not None:
-            self._wake.set()  # the tokens go out first; the error is for the next look
-            return Batch(batch.tokens, batch.logprobs)
-        return batch
-
-    def stop(self) -> None:
-        """The text is complete: a stop string was found."""
-        self._dispatcher.feed(self, StopFound())
-
-    def cancel(self) -> None:
-        """Nobody wants the answer any more. Does nothing once the request has ended."""
-        self._dispatcher.feed(self, ClientGone())
-
-    def receipt(self) -> Receipt:
-        return Receipt.of(self.lifecycle, self.timings, self.sampling.seed)
 
 
 class Dispatcher:
@@ -140,18 +63,35 @@ class Dispatcher:
         fleet.attach(self)
 
     def submit(
-        self, card: ModelCard, prompt: tuple[int, ...], sampling: SamplingParams, timeout_s: float, wake: asyncio.Event
+        self,
+        card: ModelCard,
+        prompt: tuple[int, ...],
+        sampling: SamplingParams,
+        timeout_s: float,
+        wake: asyncio.Event,
+        *,
+        leader: Run | None = None,
     ) -> Run:
-        """Starts a request; its tokens, its end and its failure all come through the run."""
+        """Starts a request; its tokens, its end and its failure all come through the run.
+
+        `leader`: another choice of the same prompt. This one waits until decode has that one's KV, and goes to the same
+        workers, where only the end of the prompt is left to compute. If the leader fails, so does this one.
+        """
         now_s = self._now_s()
         request = self._draw_id()
         while request in self._runs:
             request = self._draw_id()
-        lifecycle = RequestLifecycle(prompt, self._limits, deadline_s=now_s + timeout_s)
+        limits = self._limits if leader is None else self._limits_beside_leader()
+        lifecycle = RequestLifecycle(prompt, limits, deadline_s=now_s + timeout_s, wanted=Wanted.by(sampling))
         run = Run(self, request, card, lifecycle=lifecycle, sampling=sampling, wake=wake, now_s=now_s)
         self._runs[request] = run
         self._metrics.running.labels(card.name).inc()
-        self._carry_out(run, lifecycle.start())
+        if leader is None:
+            self._carry_out(run, lifecycle.start())
+        else:
+            run.leader = leader
+            leader.waiting.append(run)
+            self._schedule(run)
         return run
 
     @property
@@ -178,6 +118,8 @@ class Dispatcher:
             elif isinstance(event, HandedOff) and event.attempt == run.lifecycle.attempt:
                 self._let_go(run.lifecycle.prefill, run)
             self.feed(run, event)
+            if run.waiting and _prompt_is_shared(run, event):
+                self._start_waiting(run)
 
     def on_worker_lost(self, worker: WorkerKey, reason: str) -> None:
         self._memory.forget(worker)
@@ -211,6 +153,17 @@ class Dispatcher:
                         todo.extend(run.lifecycle.handle(lost, self._now_s()))
         self._schedule(run)
 
+    def _limits_beside_leader(self) -> LifecycleLimits:
+        """A prompt that decode holds but for less than a block is finished there."""
+        block_tokens = next((each.record.layout.block_tokens for each in self._fleet.workers()), 0)
+        return replace(self._limits, max_local_prefill_tokens=max(self._limits.max_local_prefill_tokens, block_tokens))
+
+    def _start_waiting(self, leader: Run) -> None:
+        waiting, leader.waiting = leader.waiting, []
+        for run in waiting:
+            if not run.lifecycle.ended:
+                self._carry_out(run, run.lifecycle.start())
+
     def _choose(self, run: Run, excluded: frozenset[WorkerKey]) -> Event:
         workers = list(self._fleet.workers())
         tokens = run.lifecycle.prompt
@@ -225,7 +178,8 @@ class Dispatcher:
             tie_seed=run.request,
             compat_id=run.compat_id if run.lifecycle.emitted else None,
         )
-        choice = pick(demand, workers, excluded)
+        leader = run.leader if not run.lifecycle.failures else None
+        choice = _beside(leader, workers, excluded) or pick(demand, workers, excluded)
         if isinstance(choice, Picked):
             run.compat_id = next(each.record.compat_id for each in workers if each.key == choice.decode)
             for worker in (choice.decode, choice.prefill):
@@ -243,10 +197,13 @@ class Dispatcher:
         request = run.request
         match action:
             case SendReserve(_, attempt, tokens):
-                message = pb.RouterMessage(reserve=self._submit_message(run, attempt, tokens))
+                sampling = for_reservation(run.sampling)
+                message = pb.RouterMessage(reserve=self._submit_message(run, attempt, tokens, sampling=sampling))
                 self._count(run, session, 0)
             case SendPrefill(_, attempt, tokens, skip_tokens):
-                message = pb.RouterMessage(prefill=self._submit_message(run, attempt, tokens, skip_tokens))
+                sampling = for_prefill(run.sampling, run.card.eos_token_ids)
+                submit = self._submit_message(run, attempt, tokens, skip_tokens, sampling=sampling)
+                message = pb.RouterMessage(prefill=submit)
                 self._count(run, session, len(tokens))
             case SendGenerate(_, attempt, tokens):
                 message = pb.RouterMessage(generate=self._submit_message(run, attempt, tokens))
@@ -270,13 +227,24 @@ class Dispatcher:
                 raise TypeError(f"not a message to a worker: {action}")
         return session.send(message)
 
-    def _submit_message(self, run: Run, attempt: int, tokens: tuple[int, ...], skip_tokens: int = 0) -> pb.Submit:
+    def _submit_message(
+        self,
+        run: Run,
+        attempt: int,
+        tokens: tuple[int, ...],
+        skip_tokens: int = 0,
+        *,
+        sampling: SamplingParams | None = None,
+    ) -> pb.Submit:
+        sampling = sampling or run.sampling
+        if not run.lifecycle.scores_prompt:
+            sampling = for_reservation(sampling)
         return pb.Submit(
             request=run.request,
             attempt=attempt,
             tokens=tokens,
             num_prompt_tokens=len(run.lifecycle.prompt),
-            sampling=sampling_to_proto(run.sampling),
+            sampling=sampling_to_proto(sampling),
             timeout_s=max(run.lifecycle.deadline_s - self._now_s(), 0.0),
             skip_tokens=skip_tokens,
         )
@@ -314,6 +282,12 @@ class Dispatcher:
                 self._uncount(run, session)
         self._metrics.on_end(run.model, run.lifecycle, run.timings, terminal, self._now_s())
         run.deliver(terminal)
+        if isinstance(terminal, Finish):
+            self._start_waiting(run)
+        else:
+            waiting, run.waiting = run.waiting, []
+            for other in waiting:
+                self._carry_out(other, other.lifecycle.abandon(terminal.error))
         self._fleet.retire_idle()
 
     def _schedule(self, run: Run) -> None:
@@ -333,6 +307,23 @@ class Dispatcher:
     @staticmethod
     def _now_s() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _prompt_is_shared(run: Run, event: Event) -> bool:
+    """Decode has the KV of the whole prompt: fetched, or computed there."""
+    if isinstance(event, HandedOff):
+        return event.attempt == run.lifecycle.attempt
+    return isinstance(event, TokenRow) and event.worker == run.lifecycle.decode
+
+
+def _beside(leader: Run | None, workers: Iterable[WorkerLoad], excluded: frozenset[WorkerKey]) -> Picked | None:
+    """The workers that serve the leader, while both take new requests."""
+    if leader is None or leader.lifecycle.decode is None:
+        return None
+    decode, prefill = leader.lifecycle.decode, leader.lifecycle.prefill
+    open_to_all = {each.key for each in workers if each.available} - excluded
+    wanted = {decode} | ({prefill} if prefill is not None else set())
+    return Picked(decode, prefill) if wanted <= open_to_all else None
 
 
 def internal_error(error: BaseException) -> SpliceError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wire.errors import SpliceError
-from wire.sampling import FinishReason, TokenLogprobs
+from wire.sampling import Beam, FinishReason, TokenLogprobs
 
 WorkerKey = tuple[str, int]
 """(worker id, incarnation): a restarted worker is another worker."""
@@ -67,6 +67,27 @@ class TokenRow:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptScored:
+    """Log probabilities of prompt tokens `first`, `first + 1`, …; the worker that computes the prompt sends them in
+    order, before its first token."""
+
+    worker: WorkerKey
+    attempt: int
+    first: int
+    logprobs: tuple[TokenLogprobs, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BeamsFound:
+    """A beam search is complete, best answer first."""
+
+    worker: WorkerKey
+    attempt: int
+    beams: tuple[Beam, ...]
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class HandedOff:
     """Decode has fetched and verified all KV; the prefill worker is needed no more."""
 
@@ -119,6 +140,8 @@ Event = (
     | NoPair
     | Reserved
     | TokenRow
+    | PromptScored
+    | BeamsFound
     | HandedOff
     | Failed
     | WorkerLost

@@ -27,7 +27,17 @@ SAMPLING_FIELDS = frozenset(
         "ignore_eos",
         "include_stop_str_in_output",
         "skip_special_tokens",
+        "typical_p",
+        "allowed_token_ids",
+        "bad_words",
+        "bad_words_ids",
+        "prompt_logprobs",
         "n",
+        "best_of",
+        "use_beam_search",
+        "beam_width",
+        "length_penalty",
+        "early_stopping",
     }
 )
 _STREAM_FIELDS = frozenset({"model", "stream", "stream_options"})
@@ -92,12 +102,10 @@ CHAT_FIELDS = FieldTable(
     },
 )
 COMPLETION_FIELDS = FieldTable(
-    served=SAMPLING_FIELDS | _STREAM_FIELDS | {"prompt", "logprobs"},
+    served=SAMPLING_FIELDS | _STREAM_FIELDS | {"prompt", "logprobs", "echo"},
     unsupported={
         **_GUIDED,
-        "echo": (False,),
         "suffix": ("",),
-        "best_of": (1,),
         "response_format": ({"type": "text"},),
         "prompt_embeds": (),
         "truncate_prompt_tokens": (),

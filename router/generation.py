@@ -1,71 +1,16 @@
-"""From tokens to text: what one front-door request asked for, as deltas of its choices."""
+"""What one front-door request asked for: all choices of all its prompts, streamed or whole."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from router.dispatch import Run
+from router.choices import ChoiceStream, TextDelta, WholeChoice
 from router.receipt import Receipt
-from router.text.stop import StopMatcher
-from router.text.tokenizer import ModelText
-from router.validate import Requested
+from router.requested import Requested
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import FinishReason, TokenLogprobs
-
-
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """What one choice grew by. `text` may lag behind `tokens` while a character or a stop string is incomplete."""
-
-    choice: int
-    text: str
-    tokens: tuple[int, ...]
-    logprobs: tuple[TokenLogprobs, ...]
-    finish: FinishReason = FinishReason.NONE
-
-
-class ChoiceStream:
-    """One run with its detokenizer and stop matcher; tokens go through one by one, so batching never shows."""
-
-    def __init__(self, choice: int, run: Run, text: ModelText, requested: Requested) -> None:
-        self.choice = choice
-        self.run = run
-        self.num_tokens = 0
-        """Tokens of the answer; those a worker drew past a stop string do not count."""
-        self.finish = FinishReason.NONE
-        self._min_tokens = requested.base.min_tokens
-        self._detokenizer = text.detokenizer(skip_special_tokens=requested.skip_special_tokens)
-        self._stops = StopMatcher(requested.stop, include_stop=requested.include_stop)
-
-    def poll(self) -> TextDelta | None:
-        """What came since the last call; raises the error that ended the run."""
-        if self.finish is not FinishReason.NONE:
-            return None
-        batch = self.run.poll()
-        if batch is None:
-            return None
-        if batch.error is not None:
-            raise batch.error
-        pieces: list[str] = []
-        taken = 0
-        for token in batch.tokens:
-            taken += 1
-            text = self._detokenizer.push(token)
-            # Like stop tokens, stop strings count only beyond the first `min_tokens` tokens.
-            pieces.append(text if self.num_tokens + taken <= self._min_tokens else self._stops.feed(text))
-            if self._stops.matched is not None:
-                break
-        if self._stops.matched is not None:
-            self.finish = FinishReason.STOP
-            self.run.stop()
-        elif batch.finish is not FinishReason.NONE:
-            self.finish = batch.finish
-            pieces.append(self._stops.feed(self._detokenizer.flush()))
-            pieces.append(self._stops.flush())
-        self.num_tokens += taken
-        return TextDelta(self.choice, "".join(pieces), batch.tokens[:taken], batch.logprobs[:taken], self.finish)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +26,22 @@ class Generation:
     """All choices of one front-door request. Leaving `deltas` by any way cancels what still runs."""
 
     def __init__(
-        self, streams: Sequence[ChoiceStream], prompts: Sequence[tuple[int, ...]], wake: asyncio.Event
+        self,
+        streams: Sequence[ChoiceStream],
+        prompts: Sequence[tuple[int, ...]],
+        requested: Requested,
+        wake: asyncio.Event,
     ) -> None:
         self.streams = tuple(streams)
-        self._prompts = tuple(prompts)
+        self.prompts = tuple(prompts)
+        self.requested = requested
         self._wake = wake
         self._abandoned = False
+
+    @property
+    def is_whole(self) -> bool:
+        """What is returned is known only when all choices are complete."""
+        return self.requested.ranks or self.requested.base.beam is not None
 
     async def deltas(self) -> AsyncIterator[list[TextDelta]]:
         """Deltas that came together, until every choice has finished. Raises the first error of any choice."""
@@ -103,6 +58,18 @@ class Generation:
         finally:
             self.cancel()
 
+    async def whole(self) -> list[WholeChoice]:
+        """Waits for every choice; returns `n` of each prompt, numbered through. Of more than `n` the best are taken."""
+        choices = [WholeChoice(stream.choice, stream.prompt) for stream in self.streams]
+        async for deltas in self.deltas():
+            for delta in deltas:
+                choices[delta.choice].grow(delta)
+        if self.requested.base.beam is not None:
+            choices = [beam for stream in self.streams for beam in stream.whole_beams()]
+        elif self.requested.ranks:
+            choices = self._best(choices)
+        return [replace(choice, index=index) for index, choice in enumerate(choices)]
+
     def abandon(self) -> None:
         """The client left: ends `deltas`, from whichever task this is called."""
         self._abandoned = True
@@ -113,13 +80,16 @@ class Generation:
         for stream in self.streams:
             stream.run.cancel()
 
+    def prompt_logprobs(self, prompt: int) -> tuple[TokenLogprobs, ...]:
+        """Of every token of that prompt but the first, if asked for; complete with the first token of the answer."""
+        return tuple(self._first_of(prompt).run.lifecycle.prompt_logprobs)
+
     @property
     def usage(self) -> Usage:
-        """Each prompt counts once, however many choices it got."""
-        choices_per_prompt = max(len(self.streams) // max(len(self._prompts), 1), 1)
-        firsts = self.streams[::choices_per_prompt]
+        """Each prompt counts once, however many choices it got; every choice counts, returned or not."""
+        firsts = [self._first_of(prompt) for prompt in range(len(self.prompts))]
         return Usage(
-            prompt_tokens=sum(len(prompt) for prompt in self._prompts),
+            prompt_tokens=sum(len(prompt) for prompt in self.prompts),
             completion_tokens=sum(stream.num_tokens for stream in self.streams),
             cached_tokens=sum(stream.run.lifecycle.cached_tokens for stream in firsts),
         )
@@ -128,3 +98,17 @@ class Generation:
     def receipt(self) -> Receipt:
         """Of the first choice."""
         return self.streams[0].run.receipt()
+
+    def _first_of(self, prompt: int) -> ChoiceStream:
+        return next(stream for stream in self.streams if stream.prompt == prompt)
+
+    def _best(self, choices: Sequence[WholeChoice]) -> list[WholeChoice]:
+        """Of each prompt the `n` with the highest mean log probability of a token, ties in the order of choices."""
+        best: list[WholeChoice] = []
+        for prompt in range(len(self.prompts)):
+            ranked = sorted(
+                (stream for stream in self.streams if stream.prompt == prompt),
+                key=lambda stream: (-stream.mean_logprob, stream.choice),
+            )
+            best.extend(choices[stream.choice] for stream in ranked[: self.requested.n])
+        return best

@@ -13,6 +13,7 @@ from enum import Enum
 
 from router.events import (
     Action,
+    BeamsFound,
     ChoosePair,
     ClientGone,
     Event,
@@ -24,6 +25,7 @@ from router.events import (
     Migrated,
     NoPair,
     Picked,
+    PromptScored,
     Release,
     Reserved,
     SendAttach,
@@ -38,8 +40,9 @@ from router.events import (
     WorkerLost,
     WorkersChanged,
 )
+from router.wanted import TOKENS, Wanted
 from wire.errors import ErrorCode, SpliceError
-from wire.sampling import FinishReason, TokenLogprobs
+from wire.sampling import Beam, FinishReason, TokenLogprobs
 
 QUARANTINE_AFTER = 2
 """Distinct workers a request may be seen to bring down."""
@@ -82,14 +85,20 @@ class RequestLifecycle:
     returned over the whole life; after it every event is ignored.
     """
 
-    def __init__(self, prompt: Sequence[int], limits: LifecycleLimits, *, deadline_s: float) -> None:
+    def __init__(
+        self, prompt: Sequence[int], limits: LifecycleLimits, *, deadline_s: float, wanted: Wanted = TOKENS
+    ) -> None:
         self.prompt = tuple(prompt)
         self.limits = limits
+        self.wanted = wanted
         self.deadline_s = deadline_s
         self.phase = Phase.NEW
         self.attempt = 1
         self.failures = 0
         self.emitted: list[int] = []
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        """Of prompt tokens 1, 2, …, as far as they came."""
+        self.beams: tuple[Beam, ...] = ()
         self.decode: WorkerKey | None = None
         self.prefill: WorkerKey | None = None
         self.cached_tokens = 0
@@ -149,6 +158,10 @@ class RequestLifecycle:
                 return self._on_reserved(event)
             case TokenRow():
                 return self._on_row(event)
+            case PromptScored():
+                return self._on_scored(event)
+            case BeamsFound():
+                return self._on_beams(event)
             case HandedOff(_, _, figures):
                 self.handoff = figures
                 self._decode_ready = True
@@ -185,7 +198,8 @@ class RequestLifecycle:
         self._waiting_since_s = None
         self.decode, self.prefill = event.decode, event.prefill
         tokens = self._tokens()
-        if event.prefill is None or len(tokens) <= self.limits.max_local_prefill_tokens:
+        alone = event.prefill is None or (self.wanted.beams and self.wanted.ends_at_once)
+        if alone or len(tokens) <= self.limits.max_local_prefill_tokens:
             return [self._generate_locally()]
         self.phase = Phase.RESERVE
         return [SendReserve(event.decode, self.attempt, tokens)]
@@ -233,7 +247,8 @@ class RequestLifecycle:
         if not self.emitted:
             self.cached_tokens = min(event.cached_tokens, len(self.prompt))
         tokens = self._tokens()
-        if len(tokens) - event.cached_tokens <= self.limits.max_local_prefill_tokens:
+        cached = 0 if self.scores_prompt else event.cached_tokens
+        if len(tokens) - cached <= self.limits.max_local_prefill_tokens:
             # A worker takes one submit per attempt, so the reservation is handed back under its own number first.
             cancel = SendCancel(event.worker, self.attempt, "computed where it is cached")
             self.attempt += 1
@@ -256,6 +271,8 @@ class RequestLifecycle:
             self._decode_ready = True
         if not self.emitted:
             self.cached_tokens = min(max(self.cached_tokens, row.cached_tokens), len(self.prompt))
+        if self.wanted.beams:
+            return []
         for index, token in enumerate(row.tokens):
             seq = row.seq + index
             if seq < len(self.emitted) or seq in self._ahead:
@@ -265,6 +282,37 @@ class RequestLifecycle:
         if row.finish is not FinishReason.NONE:
             self._finish = (row.seq + len(row.tokens), row.finish, row.worker)
         return self._release()
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Log probabilities of the prompt are wanted and have not all come."""
+        return self.wanted.prompt_logprobs and len(self.prompt_logprobs) < len(self.prompt) - 1
+
+    def _on_scored(self, event: PromptScored) -> list[Action]:
+        """Another attempt begins again at the first; what is known already is the same."""
+        known = len(self.prompt_logprobs)
+        if event.first - 1 > known or event.first - 1 + len(event.logprobs) >= len(self.prompt):
+            broken = SpliceError(
+                ErrorCode.INTERNAL_ERROR,
+                f"log probabilities of prompt tokens {event.first} and on came after {known} of {len(self.prompt) - 1}",
+            )
+            return self._on_failed(Failed(event.worker, event.attempt, broken, retryable=True))
+        self.prompt_logprobs.extend(event.logprobs[known - (event.first - 1) :])
+        return []
+
+    def _on_beams(self, event: BeamsFound) -> list[Action]:
+        if not self.wanted.beams or not event.beams:
+            broken = SpliceError(ErrorCode.INTERNAL_ERROR, "a worker sent beams that nobody asked for, or none at all")
+            return self._on_failed(Failed(event.worker, event.attempt, broken, retryable=True))
+        self.beams = event.beams
+        self.cached_tokens = min(max(self.cached_tokens, event.cached_tokens), len(self.prompt))
+        return [*self._dismiss_partner(event.worker), *self._finished(event.beams[0].finish)]
+
+    def _finished(self, reason: FinishReason) -> list[Action]:
+        if self.scores_prompt:
+            missing = f"{len(self.prompt_logprobs)} of {len(self.prompt) - 1} log probabilities of the prompt came"
+            return self._end(Fail(SpliceError(ErrorCode.INTERNAL_ERROR, missing)))
+        return self._end(Finish(reason))
 
     def _release(self) -> list[Action]:
         tokens: list[int] = []
@@ -278,7 +326,7 @@ class RequestLifecycle:
                 logprobs.append(logprob)
         actions: list[Action] = [Release(tuple(tokens), tuple(logprobs))] if tokens else []
         if self._finish is not None and len(self.emitted) >= self._finish[0]:
-            return [*actions, *self._dismiss_partner(self._finish[2]), *self._end(Finish(self._finish[1]))]
+            return [*actions, *self._dismiss_partner(self._finish[2]), *self._finished(self._finish[1])]
         return actions
 
     def _dismiss_partner(self, finisher: WorkerKey) -> list[Action]:

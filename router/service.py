@@ -9,14 +9,16 @@ from datetime import datetime
 
 import msgspec
 
+from router.choices import ChoiceStream
 from router.discovery import Fleet
 from router.dispatch import Dispatcher
-from router.generation import ChoiceStream, Generation
+from router.generation import Generation
 from router.metrics import RouterMetrics
 from router.pulse import Pulse
+from router.requested import Requested, complete
+from router.run import Run
 from router.settings import RouterSettings
 from router.text.tokenizer import ModelText
-from router.validate import Requested, complete
 from wire.errors import ErrorCode, SpliceError
 
 
@@ -110,10 +112,13 @@ class InferenceService:
         timeout_s: float | None = None,
         first_choice: int = 0,
     ) -> Generation:
-        """Starts `n` choices of every prompt. Everything is checked before the first of them is sent."""
+        """Starts every choice of every prompt. Everything is checked before the first of them is sent.
+
+        A prompt is computed once: its other choices wait until the first one's KV can be shared.
+        """
         if self.draining:
             raise SpliceError(ErrorCode.DRAINING, "this router is shutting down; try another one", retry_after_s=1.0)
-        count = len(prompts) * requested.n
+        count = len(prompts) * requested.num_runs
         if self._dispatcher.num_running + count > self.settings.max_running_requests:
             raise SpliceError(
                 ErrorCode.OVERLOADED,
@@ -123,23 +128,38 @@ class InferenceService:
             )
         limit = self.context_limit(text)
         sampling = [
-            complete(requested, text.card, len(prompt), limit=limit, draw_seed=self.randomness.draw_seed, where=where)
+            complete(
+                requested,
+                text.card,
+                len(prompt),
+                limit=limit,
+                draw_seed=self.randomness.draw_seed,
+                where=where,
+                bad_words=text.bad_words(requested.bad_words),
+            )
             for prompt in prompts
         ]
         wake = asyncio.Event()
         longest_s = self.settings.request_timeout_s
         streams: list[ChoiceStream] = []
-        for prompt, params in zip(prompts, sampling, strict=True):
-            for choice in range(requested.n):
+        for index, (prompt, params) in enumerate(zip(prompts, sampling, strict=True)):
+            leader: Run | None = None
+            for choice in range(requested.num_runs):
                 run = self._dispatcher.submit(
                     text.card,
                     prompt,
-                    msgspec.structs.replace(params, choice=first_choice + choice),
+                    msgspec.structs.replace(
+                        params,
+                        choice=first_choice + choice,
+                        prompt_logprobs=params.prompt_logprobs if leader is None else None,
+                    ),
                     min(timeout_s, longest_s) if timeout_s is not None else longest_s,
                     wake,
+                    leader=leader,
                 )
-                streams.append(ChoiceStream(len(streams), run, text, requested))
-        return Generation(streams, prompts, wake)
+                leader = leader or run
+                streams.append(ChoiceStream(len(streams), index, run, text, requested))
+        return Generation(streams, prompts, requested, wake)
 
     def readiness(self) -> Readiness:
         """Ready with a decode worker. Prefill workers none of which fits a decode worker are named as what is amiss:

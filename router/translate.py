@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 from router.events import (
     Action,
+    BeamsFound,
     Event,
     Failed,
     HandedOff,
     HandoffFigures,
+    PromptScored,
     Reserved,
     SendAttach,
     SendCancel,
@@ -19,7 +21,7 @@ from router.events import (
     TokenRow,
     WorkerKey,
 )
-from wire.convert import logprobs_from_proto
+from wire.convert import beams_from_proto, logprobs_from_proto
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import FinishReason
 from wire.v1 import worker_pb2
@@ -32,13 +34,20 @@ def events_of(worker: WorkerKey, message: worker_pb2.WorkerMessage) -> Iterator[
     """
     body = message.WhichOneof("body")
     if body == "frame":
+        for scored in message.frame.prompt_logprobs:
+            figures = logprobs_from_proto(scored.logprobs)
+            yield scored.request, PromptScored(worker, scored.attempt, scored.first, figures)
         yield from _rows(worker, message.frame)
+    elif body == "beams":
+        found = message.beams
+        answers = beams_from_proto(found.beams)
+        yield found.request, BeamsFound(worker, found.attempt, answers, found.cached_tokens)
     elif body == "reserved":
         reserved = message.reserved
         yield reserved.request, Reserved(worker, reserved.attempt, reserved.cached_tokens, reserved.queue_s)
     elif body == "handoff":
         report = message.handoff
-        figures = HandoffFigures(
+        handoff = HandoffFigures(
             transport=report.transport,
             kv_bytes=report.kv_bytes,
             kv_blocks=report.kv_blocks,
@@ -47,7 +56,7 @@ def events_of(worker: WorkerKey, message: worker_pb2.WorkerMessage) -> Iterator[
             transport_fallbacks=report.transport_fallbacks,
             blocks_refetched=report.blocks_refetched,
         )
-        yield report.request, HandedOff(worker, report.attempt, figures)
+        yield report.request, HandedOff(worker, report.attempt, handoff)
     elif body == "failed":
         failed = message.failed
         error = SpliceError(_error_code(failed.code), failed.message)

@@ -1,21 +1,14 @@
-"""The one validator of every front door: what comes out of here is safe to send to a worker."""
+"""Prompts and single fields, read and checked: each error names the field, its value and what was expected."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from wire.errors import ErrorCode, SpliceError
-from wire.model_card import ModelCard
-from wire.sampling import SamplingParams
 
 MAX_CHOICES = 16
-MAX_STOPS = 16
-MAX_STOP_CHARACTERS = 256
-MAX_STOP_TOKEN_IDS = 128
-MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_MESSAGES = 4096
 MAX_PROMPTS = 64
@@ -24,101 +17,6 @@ MAX_SEQUENCES = 128
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _UNSERVED_MESSAGE_PARTS = ("tool_calls", "function_call", "audio", "refusal", "tool_call_id")
-
-
-@dataclass(frozen=True, slots=True)
-class Requested:
-    """Sampling as the client asked for it, checked; None where the client left it to us."""
-
-    max_tokens: int | None
-    seed: int | None
-    n: int
-    stop: tuple[str, ...]
-    include_stop: bool
-    skip_special_tokens: bool
-    logprobs: int | None
-    base: SamplingParams
-    """Everything that needs neither the prompt's length nor a drawn seed."""
-
-
-def read_sampling(body: Mapping[str, Any], card: ModelCard, *, logprobs: int | None) -> Requested:
-    """Checks the sampling fields of `body`; raises invalid_request naming field, value and range."""
-    max_tokens_field = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
-    max_tokens = integer(body, max_tokens_field, 1, 2**31 - 1)
-    min_tokens = integer(body, "min_tokens", 0, 2**31 - 1) or 0
-    if max_tokens is not None and min_tokens > max_tokens:
-        raise invalid("min_tokens", f"{min_tokens} exceeds {max_tokens_field} {max_tokens}")
-    base = SamplingParams(
-        max_tokens=0,
-        min_tokens=min_tokens,
-        temperature=_or(number(body, "temperature", 0.0, 2.0), 1.0),
-        top_p=_or(number(body, "top_p", 0.0, 1.0, above=True), 1.0),
-        top_k=_top_k(body, card.vocab_size),
-        min_p=_or(number(body, "min_p", 0.0, 1.0), 0.0),
-        repetition_penalty=_or(number(body, "repetition_penalty", 0.0, 2.0, above=True), 1.0),
-        frequency_penalty=_or(number(body, "frequency_penalty", -2.0, 2.0), 0.0),
-        presence_penalty=_or(number(body, "presence_penalty", -2.0, 2.0), 0.0),
-        logit_bias=_logit_bias(body.get("logit_bias"), card.vocab_size),
-        stop_token_ids=_stop_token_ids(body.get("stop_token_ids"), card.vocab_size),
-        ignore_eos=flag(body, "ignore_eos"),
-        logprobs=logprobs,
-    )
-    return Requested(
-        max_tokens=max_tokens,
-        seed=_seed(body),
-        n=integer(body, "n", 1, MAX_CHOICES) or 1,
-        stop=_stops(body.get("stop")),
-        include_stop=flag(body, "include_stop_str_in_output"),
-        skip_special_tokens=flag(body, "skip_special_tokens", default=True),
-        logprobs=logprobs,
-        base=base,
-    )
-
-
-def complete(
-    requested: Requested,
-    card: ModelCard,
-    num_prompt_tokens: int,
-    *,
-    limit: int,
-    draw_seed: Callable[[], int],
-    where: str,
-) -> SamplingParams:
-    """Fills in what depends on the prompt. `limit`: most tokens of prompt and answer together.
-
-    Raises context_length_exceeded when they can never fit, naming `where` the prompt came from or `max_tokens`.
-    """
-    if num_prompt_tokens == 0:
-        raise SpliceError(ErrorCode.INVALID_REQUEST, "the prompt is empty; give at least one token", param=where)
-    room = limit - num_prompt_tokens
-    wanted = requested.max_tokens if requested.max_tokens is not None else room
-    if room < 1 or wanted > room:
-        asked = f" and {requested.max_tokens} of answer" if requested.max_tokens is not None else ""
-        raise SpliceError(
-            ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-            f"{num_prompt_tokens} tokens of prompt{asked} exceed the context of {card.name!r}, {limit} tokens; "
-            "shorten the prompt or lower max_tokens",
-            param=where if room < 1 else "max_tokens",
-        )
-    base = requested.base
-    if base.min_tokens > wanted:
-        raise invalid("min_tokens", f"{base.min_tokens} exceeds the {wanted} tokens of context that are left")
-    return SamplingParams(
-        max_tokens=wanted,
-        min_tokens=base.min_tokens,
-        temperature=base.temperature,
-        top_p=base.top_p,
-        top_k=base.top_k,
-        min_p=base.min_p,
-        repetition_penalty=base.repetition_penalty,
-        frequency_penalty=base.frequency_penalty,
-        presence_penalty=base.presence_penalty,
-        logit_bias=base.logit_bias,
-        seed=requested.seed if requested.seed is not None else draw_seed(),
-        stop_token_ids=base.stop_token_ids,
-        ignore_eos=base.ignore_eos,
-        logprobs=base.logprobs,
-    )
 
 
 # Prompts --------------------------------------------------------------------------------------------------------------
@@ -279,61 +177,6 @@ def number(body: Mapping[str, Any], name: str, low: float, high: float, *, above
         opening = "above" if above else "from"
         raise invalid(name, f"must be a number {opening} {low:g} to {high:g}, not {_shown(value)}")
     return float(value)
-
-
-def _seed(body: Mapping[str, Any]) -> int | None:
-    """Signed or unsigned 64 bits; a negative seed names the same bits."""
-    seed = integer(body, "seed", -(2**63), 2**64 - 1)
-    return None if seed is None else seed % 2**64
-
-
-def _top_k(body: Mapping[str, Any], vocab_size: int) -> int:
-    """0 and -1 both turn it off, as users of other engines write it; more than the vocabulary is the vocabulary."""
-    top_k = integer(body, "top_k", -1, 2**31 - 1) or 0
-    return min(max(top_k, 0), vocab_size)
-
-
-def _stops(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or len(stops) > MAX_STOPS:
-        raise invalid("stop", f"must be a string or a list of at most {MAX_STOPS} strings")
-    for stop in stops:
-        if not isinstance(stop, str) or not 0 < len(stop) <= MAX_STOP_CHARACTERS:
-            raise invalid("stop", f"every stop string must have 1 to {MAX_STOP_CHARACTERS} characters")
-    return tuple(stops)
-
-
-def _stop_token_ids(value: Any, vocab_size: int) -> tuple[int, ...]:
-    if value is None or value == []:
-        return ()
-    ids = read_token_ids(value, vocab_size, "stop_token_ids")
-    if len(ids) > MAX_STOP_TOKEN_IDS:
-        raise invalid("stop_token_ids", f"holds {len(ids)} ids; at most {MAX_STOP_TOKEN_IDS} are allowed")
-    return ids
-
-
-def _logit_bias(value: Any, vocab_size: int) -> dict[int, float]:
-    """Keys are token ids as strings (JSON has no other keys) or whole numbers."""
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or len(value) > MAX_LOGIT_BIAS:
-        raise invalid("logit_bias", f"must be an object of at most {MAX_LOGIT_BIAS} token ids")
-    bias: dict[int, float] = {}
-    for key in value:
-        text = str(key)
-        if not (text.isascii() and text.isdigit() and len(text) < 12 and int(text) < vocab_size):
-            raise invalid("logit_bias", f"{text[:32]!r} is not a token id of this model (0 to {vocab_size - 1})")
-        amount = number({"logit_bias": value[key]}, "logit_bias", -100.0, 100.0)
-        if amount is None:
-            raise invalid("logit_bias", f"the bias of token {text} must be a number")
-        bias[int(text)] = amount
-    return bias
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
 
 
 def _shown(value: Any) -> str:

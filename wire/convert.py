@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wire.kv_layout import KVLayout
-from wire.sampling import BeamSearch, EarlyStopping, SamplingParams, TokenLogprobs
-from wire.v1 import kv_pb2, sampling_pb2
+from wire.sampling import Beam, BeamSearch, EarlyStopping, FinishReason, SamplingParams, TokenLogprobs
+from wire.v1 import kv_pb2, sampling_pb2, worker_pb2
 
 
 def sampling_to_proto(sampling: SamplingParams) -> sampling_pb2.SamplingParams:
@@ -91,6 +91,25 @@ def logprobs_from_proto(messages: Sequence[sampling_pb2.TokenLogprobs]) -> tuple
         TokenLogprobs(
             logprob=one.logprob, top_ids=tuple(one.top_ids), top_logprobs=tuple(one.top_logprobs), rank=one.rank
         )
+        for one in messages
+    )
+
+
+def beams_to_proto(beams: Sequence[Beam]) -> list[worker_pb2.Beam]:
+    return [
+        worker_pb2.Beam(
+            tokens=beam.tokens,
+            logprobs=logprobs_to_proto(beam.logprobs),
+            score=beam.score,
+            finish=sampling_pb2.FinishReason.ValueType(int(beam.finish)),
+        )
+        for beam in beams
+    ]
+
+
+def beams_from_proto(messages: Sequence[worker_pb2.Beam]) -> tuple[Beam, ...]:
+    return tuple(
+        Beam(tuple(one.tokens), logprobs_from_proto(one.logprobs), one.score, FinishReason(one.finish))
         for one in messages
     )
 

@@ -42,6 +42,11 @@ class BeamSearch(msgspec.Struct, frozen=True, kw_only=True):
     """An answer scores its log probability / its length ** length_penalty."""
     early_stopping: EarlyStopping = EarlyStopping.FALSE
 
+    def num_candidates(self, num_ends: int) -> int:
+        """Likeliest tokens of each prefix that are looked at: with `num_ends` tokens that end an answer, at least
+        `width` of the best candidates of all prefixes do not."""
+        return max(2, 1 + num_ends) * self.width
+
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How one choice of one request is drawn, complete: the router has filled in every default.
@@ -98,3 +103,13 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     top_logprobs: tuple[float, ...] = ()
     rank: int = 0
     """Tokens strictly likelier than this one, plus one."""
+
+
+class Beam(msgspec.Struct, frozen=True):
+    """One answer of a beam search."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    """One per token, if asked for."""
+    score: float
+    finish: FinishReason

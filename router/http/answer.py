@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
 
+from router.choices import TextDelta, WholeChoice
 from router.dispatch import internal_error
-from router.generation import Generation, TextDelta, Usage
+from router.generation import Generation, Usage
 from router.http.errors import error_body
 from router.http.exchange import ClientLeft, Exchange
 from router.http.openai_format import Logprobs, pair_logprobs, receipt_object
@@ -17,16 +17,6 @@ from wire.sampling import FinishReason
 
 RECEIPT_HEADER = b"x-splice-receipt"
 DONE = b"[DONE]"
-
-
-@dataclass(slots=True)
-class WholeChoice:
-    """One choice, complete."""
-
-    index: int
-    text: str = ""
-    logprobs: list[Any] = field(default_factory=list)
-    finish: FinishReason = FinishReason.NONE
 
 
 class AnswerFormat(Protocol):
@@ -40,7 +30,7 @@ class AnswerFormat(Protocol):
     def usage_chunk(self, usage: Usage) -> dict[str, Any]:
         """The last chunk: no choices, only figures."""
 
-    def whole(self, choices: list[WholeChoice], usage: Usage) -> dict[str, Any]: ...
+    def whole(self, choices: list[WholeChoice], generation: Generation) -> dict[str, Any]: ...
 
 
 class Answer:
@@ -69,14 +59,8 @@ class Answer:
             watcher.cancel()
 
     async def _whole(self) -> None:
-        choices = [WholeChoice(index) for index in range(len(self._generation.streams))]
-        async for deltas in self._generation.deltas():
-            for delta in deltas:
-                choice = choices[delta.choice]
-                choice.text += delta.text
-                choice.logprobs.extend(pair_logprobs(delta))
-                choice.finish = delta.finish
-        answer = self._format.whole(choices, self._generation.usage)
+        choices = await self._generation.whole()
+        answer = self._format.whole(choices, self._generation)
         if self._wants_receipt:
             answer["splice_receipt"] = receipt_object(self._generation)
         await self._exchange.send_json(answer)
@@ -90,9 +74,7 @@ class Answer:
                 if not exchange.started:
                     await exchange.start_events()
                     chunks += self._format.opening(len(self._generation.streams))
-                chunks += [
-                    self._format.chunk(delta, pair_logprobs(delta)) for delta in deltas if self._is_worth_sending(delta)
-                ]
+                chunks += [self._chunk(delta) for delta in deltas if self._is_worth_sending(delta)]
                 if chunks:
                     await exchange.send_events([encode(chunk) for chunk in chunks])
             await exchange.send_events([*(encode(each) for each in self._closing(include_usage)), DONE], last=True)
@@ -105,6 +87,9 @@ class Answer:
                 raise
             await exchange.send_events([error_body(internal_error(error))], last=True)
             raise
+
+    def _chunk(self, delta: TextDelta) -> dict[str, Any]:
+        return self._format.chunk(delta, pair_logprobs(delta.tokens, delta.logprobs))
 
     def _is_worth_sending(self, delta: TextDelta) -> bool:
         return bool(delta.text or delta.logprobs) or delta.finish is not FinishReason.NONE

@@ -6,14 +6,23 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from router.choices import TextDelta, WholeChoice
 from router.fields import CHAT_FIELDS
-from router.generation import TextDelta, Usage
-from router.http.answer import Answer, WholeChoice
+from router.generation import Generation, Usage
+from router.http.answer import Answer
 from router.http.exchange import Exchange
-from router.http.openai_format import Logprobs, chat_logprobs, finish_name, usage_object
+from router.http.openai_format import (
+    Logprobs,
+    chat_logprobs,
+    finish_name,
+    pair_logprobs,
+    prompt_logprobs_list,
+    usage_object,
+)
+from router.requested import read_prompt_logprobs, read_sampling
 from router.service import InferenceService
 from router.text.vocabulary import Vocabulary
-from router.validate import read_chat_logprobs, read_messages, read_model, read_sampling, read_stream
+from router.validate import read_chat_logprobs, read_messages, read_model, read_stream
 
 
 class ChatEndpoint:
@@ -30,7 +39,13 @@ class ChatEndpoint:
         text = service.model_text(read_model(body))
         messages = read_messages(body.get("messages"))
         stream, include_usage = read_stream(body)
-        requested = read_sampling(body, text.card, logprobs=read_chat_logprobs(body))
+        requested = read_sampling(
+            body,
+            text.card,
+            logprobs=read_chat_logprobs(body),
+            prompt_logprobs=read_prompt_logprobs(body),
+            stream=stream,
+        )
         prompt = await text.encode_chat(messages)
         generation = service.generate(text, [prompt], requested, where="messages")
         chat = ChatFormat(
@@ -63,21 +78,27 @@ class ChatFormat:
     def usage_chunk(self, usage: Usage) -> dict[str, Any]:
         return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage_object(usage)}
 
-    def whole(self, choices: list[WholeChoice], usage: Usage) -> dict[str, Any]:
-        return {
+    def whole(self, choices: list[WholeChoice], generation: Generation) -> dict[str, Any]:
+        scores = [{"score": choice.score} if choice.score is not None else {} for choice in choices]
+        answer = {
             **self._head,
             "object": "chat.completion",
             "choices": [
                 {
                     "index": choice.index,
                     "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                    "logprobs": self._logprobs(choice.logprobs),
+                    "logprobs": self._logprobs(pair_logprobs(choice.tokens, choice.logprobs)),
                     "finish_reason": finish_name(choice.finish),
+                    **score,
                 }
-                for choice in choices
+                for choice, score in zip(choices, scores, strict=True)
             ],
-            "usage": usage_object(usage),
+            "usage": usage_object(generation.usage),
         }
+        if generation.requested.base.prompt_logprobs is not None:
+            figures = generation.prompt_logprobs(0)
+            answer["prompt_logprobs"] = prompt_logprobs_list(generation.prompts[0], figures, self._vocabulary)
+        return answer
 
     def _chunk(
         self, index: int, delta: dict[str, Any], logprobs: Logprobs = (), finish: str | None = None

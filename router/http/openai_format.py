@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from router.generation import Generation, TextDelta, Usage
+from router.generation import Generation, Usage
 from router.text.vocabulary import Vocabulary
 from wire.sampling import FinishReason, TokenLogprobs
 
@@ -33,8 +33,28 @@ def receipt_object(generation: Generation) -> dict[str, Any]:
     return built
 
 
-def pair_logprobs(delta: TextDelta) -> Logprobs:
-    return list(zip(delta.tokens, delta.logprobs, strict=True)) if delta.logprobs else []
+def pair_logprobs(tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> Logprobs:
+    return list(zip(tokens, logprobs, strict=True)) if logprobs else []
+
+
+def prompt_logprobs_list(
+    prompt: Sequence[int], logprobs: Sequence[TokenLogprobs], vocabulary: Vocabulary
+) -> list[dict[str, Any] | None]:
+    """As vLLM shapes them: per token a map from id to figures, the token itself among them; null for the first."""
+    entries: list[dict[str, Any] | None] = [None]
+    for token, one in zip(prompt[1:], logprobs, strict=True):
+        ranked = {
+            top: (logprob, rank)
+            for rank, (top, logprob) in enumerate(zip(one.top_ids, one.top_logprobs, strict=True), start=1)
+        }
+        ranked.setdefault(token, (one.logprob, one.rank))
+        entries.append(
+            {
+                str(top): {"logprob": logprob, "rank": rank, "decoded_token": vocabulary.token_text(top)}
+                for top, (logprob, rank) in ranked.items()
+            }
+        )
+    return entries
 
 
 def chat_logprobs(entries: Logprobs, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -58,8 +78,10 @@ def _chat_token(token: int, logprob: float, vocabulary: Vocabulary) -> dict[str,
     return {"token": spelled.decode("utf-8", errors="replace"), "logprob": logprob, "bytes": list(spelled)}
 
 
-def completion_logprobs(entries: Logprobs, vocabulary: Vocabulary, text_offset: int) -> dict[str, Any]:
-    """`text_offset`: characters of this choice's tokens before the first entry."""
+def completion_logprobs(
+    entries: Sequence[tuple[int, TokenLogprobs | None]], vocabulary: Vocabulary, text_offset: int
+) -> dict[str, Any]:
+    """`text_offset`: characters of this choice's tokens before the first entry. A prompt's first has no figures."""
     tokens = [vocabulary.token_text(token) for token, _ in entries]
     offsets = []
     for text in tokens:
@@ -67,12 +89,14 @@ def completion_logprobs(entries: Logprobs, vocabulary: Vocabulary, text_offset: 
         text_offset += len(text)
     return {
         "tokens": tokens,
-        "token_logprobs": [figures.logprob for _, figures in entries],
+        "token_logprobs": [figures.logprob if figures is not None else None for _, figures in entries],
         "top_logprobs": [
             {
                 vocabulary.token_text(top): logprob
                 for top, logprob in zip(figures.top_ids, figures.top_logprobs, strict=True)
             }
+            if figures is not None
+            else None
             for _, figures in entries
         ],
         "text_offset": offsets,

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
 import msgspec
 
+from router.choices import TextDelta, WholeChoice
 from router.dispatch import internal_error
-from router.generation import Generation, TextDelta
+from router.generation import Generation
+from router.requested import read_prompt_logprobs, read_sampling
 from router.service import InferenceService
 from router.text.tokenizer import ModelText
-from router.validate import MAX_CHOICES, MAX_TOP_LOGPROBS, integer, read_messages, read_sampling, read_token_ids
+from router.validate import MAX_CHOICES, MAX_TOP_LOGPROBS, integer, invalid, read_messages, read_token_ids
 from wire.convert import logprobs_to_proto
 from wire.errors import ErrorCode, SpliceError
-from wire.sampling import FinishReason
+from wire.sampling import FinishReason, TokenLogprobs
 from wire.v1 import inference_pb2 as pb
 from wire.v1 import inference_pb2_grpc as rpc
 from wire.v1 import sampling_pb2
@@ -25,7 +27,16 @@ from wire.v1 import sampling_pb2
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_OPTIONAL = ("max_tokens", "temperature", "top_p", "repetition_penalty", "seed", "logprobs")
+_OPTIONAL = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "repetition_penalty",
+    "seed",
+    "logprobs",
+    "typical_p",
+    "prompt_logprobs",
+)
 _PLAIN = ("min_tokens", "top_k", "min_p", "frequency_penalty", "presence_penalty", "ignore_eos")
 
 
@@ -42,9 +53,14 @@ class InferenceServicer(rpc.InferenceServicer):
         try:
             generation = await self._start(request, context)
             answer_id = f"gen-{self._service.randomness.draw_id():016x}"
-            async for deltas in generation.deltas():
-                for delta in deltas:
-                    yield _response(answer_id, delta, generation)
+            answers = _Answers(answer_id, generation)
+            if generation.is_whole:
+                for choice in await generation.whole():
+                    yield answers.whole(choice)
+            else:
+                async for deltas in generation.deltas():
+                    for delta in deltas:
+                        yield answers.grown(delta)
         except SpliceError as error:
             await abort(context, error)
         except grpc.aio.AbortError:
@@ -91,8 +107,19 @@ class InferenceServicer(rpc.InferenceServicer):
         fields = sampling_fields(request.sampling)
         fields["stop"] = list(request.stop)
         fields["include_stop_str_in_output"] = request.include_stop_str_in_output
-        requested = read_sampling(fields, text.card, logprobs=integer(fields, "logprobs", 0, MAX_TOP_LOGPROBS))
+        fields["skip_special_tokens"] = not request.keep_special_tokens
+        fields["bad_words"] = list(request.bad_words)
+        fields |= {name: getattr(request, name) or None for name in ("n", "best_of")}
+        requested = read_sampling(
+            fields,
+            text.card,
+            logprobs=integer(fields, "logprobs", 0, MAX_TOP_LOGPROBS),
+            prompt_logprobs=read_prompt_logprobs(fields),
+            may_score_only=request.sampling.HasField("prompt_logprobs"),
+        )
         choice = integer({"choice": request.sampling.choice}, "choice", 0, MAX_CHOICES - 1) or 0
+        if choice + requested.best_of > MAX_CHOICES:
+            raise invalid("choice", f"{choice} and the {requested.best_of} from there on exceed {MAX_CHOICES}")
         prompt, where = await self._prompt(text, request)
         return self._service.generate(
             text, [prompt], requested, where=where, timeout_s=_time_limit(request, context), first_choice=choice
@@ -131,6 +158,22 @@ def sampling_fields(sampling: sampling_pb2.SamplingParams) -> dict[str, Any]:
     fields |= {name: getattr(sampling, name) for name in _PLAIN}
     fields["logit_bias"] = dict(sampling.logit_bias)
     fields["stop_token_ids"] = list(sampling.stop_token_ids)
+    fields["allowed_token_ids"] = list(sampling.allowed_token_ids) or None
+    fields["bad_words_ids"] = [list(sequence.ids) for sequence in sampling.bad_words]
+    if sampling.HasField("beam_search"):
+        fields |= _beam_fields(sampling.beam_search)
+    return fields
+
+
+def _beam_fields(beam: sampling_pb2.BeamSearch) -> dict[str, Any]:
+    """A width of 0 is that of `n`; how many are returned is for `n` to say."""
+    fields: dict[str, Any] = {"use_beam_search": True, "beam_width": beam.width}
+    if beam.num_answers:
+        raise invalid("num_answers", "is between router and worker; set n")
+    if beam.HasField("length_penalty"):
+        fields["length_penalty"] = beam.length_penalty
+    unknown = f"EarlyStopping {beam.early_stopping}"
+    fields["early_stopping"] = {0: None, 1: False, 2: True, 3: "never"}.get(beam.early_stopping, unknown)
     return fields
 
 
@@ -161,13 +204,45 @@ def _time_limit(request: pb.GenerateRequest, context: grpc.aio.ServicerContext[A
     return min(limits) if limits else None
 
 
-def _response(answer_id: str, delta: TextDelta, generation: Generation) -> pb.GenerateResponse:
-    response = pb.GenerateResponse(
-        id=answer_id, text=delta.text, token_ids=delta.tokens, logprobs=logprobs_to_proto(delta.logprobs)
-    )
-    if delta.finish is not FinishReason.NONE:
-        usage = generation.usage
-        response.finish = sampling_pb2.FinishReason.ValueType(int(delta.finish))
+class _Answers:
+    """The messages of one call: `finish` ends a choice, `usage` and `receipt` come with the last choice's."""
+
+    def __init__(self, answer_id: str, generation: Generation) -> None:
+        self._id = answer_id
+        self._generation = generation
+        self._unfinished = generation.requested.n
+        self._begun = False
+
+    def grown(self, delta: TextDelta) -> pb.GenerateResponse:
+        response = self._message(delta.choice, delta.text, delta.tokens, delta.logprobs)
+        if delta.finish is not FinishReason.NONE:
+            self._close(response, delta.finish)
+        return response
+
+    def whole(self, choice: WholeChoice) -> pb.GenerateResponse:
+        response = self._message(choice.index, choice.text, choice.tokens, choice.logprobs)
+        if choice.score is not None:
+            response.score = choice.score
+        self._close(response, choice.finish)
+        return response
+
+    def _message(
+        self, choice: int, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]
+    ) -> pb.GenerateResponse:
+        response = pb.GenerateResponse(
+            id=self._id, choice=choice, text=text, token_ids=tokens, logprobs=logprobs_to_proto(logprobs)
+        )
+        if not self._begun:
+            self._begun = True
+            response.prompt_logprobs.extend(logprobs_to_proto(self._generation.prompt_logprobs(0)))
+        return response
+
+    def _close(self, response: pb.GenerateResponse, finish: FinishReason) -> None:
+        response.finish = sampling_pb2.FinishReason.ValueType(int(finish))
+        self._unfinished -= 1
+        if self._unfinished:
+            return
+        usage = self._generation.usage
         response.usage.CopyFrom(
             pb.Usage(
                 prompt_tokens=usage.prompt_tokens,
@@ -175,5 +250,4 @@ def _response(answer_id: str, delta: TextDelta, generation: Generation) -> pb.Ge
                 cached_tokens=usage.cached_tokens,
             )
         )
-        response.receipt.CopyFrom(pb.Receipt(**msgspec.structs.asdict(generation.receipt)))
-    return response
+        response.receipt.CopyFrom(pb.Receipt(**msgspec.structs.asdict(self._generation.receipt)))

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from tokenizers import Tokenizer
 
+from router.text.bad_words import bad_word_sequences
 from router.text.detokenizer import Detokenizer, make_detokenizer
 from router.text.template import ChatMessage, ChatTemplate
 from router.text.vocabulary import Vocabulary
@@ -51,6 +52,10 @@ class ModelText:
             return self._encode(self._template.render(messages), False)
         rendered = await asyncio.to_thread(self._template.render, messages)
         return await self.encode(rendered, add_bos=False)
+
+    def bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """See `router.text.bad_words`."""
+        return bad_word_sequences(words, lambda text: self._encode(text, False))
 
     def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
         return make_detokenizer(self.vocabulary, skip_special_tokens=skip_special_tokens)

@@ -13,9 +13,10 @@ import grpc
 import grpc.aio
 from router_toy_model import next_token
 
+from wire.convert import beams_to_proto, sampling_from_proto
 from wire.kv_layout import KVLayout, compat_id
 from wire.model_card import ModelCard
-from wire.sampling import FinishReason, SamplingParams
+from wire.sampling import Beam, FinishReason, SamplingParams
 from wire.v1 import sampling_pb2, worker_pb2, worker_pb2_grpc
 from wire.worker_record import Role, WorkerRecord, draw_incarnation
 
@@ -46,6 +47,12 @@ class Script:
     silent: bool = False
     """Keep the connection open and say nothing more."""
     cached_tokens: int = 0
+    varying_logprobs: bool = False
+    """Figures depend on the token, so that choices differ in them."""
+    beams: tuple[Beam, ...] = ()
+    """What a beam search finds."""
+    prompt_piece: int = 7
+    """Prompt tokens described in one frame."""
     wrong_incarnation: bool = False
     transfer_fails: bool = False
     """Decode blames prefill for a broken hand-off."""
@@ -169,7 +176,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
     # Work -------------------------------------------------------------------------------------------------------------
 
     def _submit(self, kind: str, submit: worker_pb2.Submit, outgoing: asyncio.Queue[Any]) -> None:
-        job = Job(submit, _sampling(submit.sampling), outgoing)
+        job = Job(submit, sampling_from_proto(submit.sampling), outgoing)
         code = self.script.refuse or self.script.fail_hard
         if code:
             self._fail(job, code, retryable=bool(self.script.refuse))
@@ -187,6 +194,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
     async def _prefill(self, job: Job) -> None:
         await asyncio.sleep(self.script.step_s)
         tokens = list(job.submit.tokens)
+        self._score_prompt(job)
         if await self._row(job, tokens, handed_off=True):
             self.held[(job.submit.request, job.submit.attempt)] = tokens
         self._drop(job.submit.request, cancel=False)
@@ -215,6 +223,11 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
         await self._decode(job, tokens)
 
     async def _decode(self, job: Job, tokens: list[int]) -> None:
+        if job.submit.tokens == tokens:
+            self._score_prompt(job)
+        if job.sampling.beam is not None:
+            self._find_beams(job)
+            return
         while await self._row(job, tokens):  # noqa: ASYNC110 - the sleep is the step
             await asyncio.sleep(self.script.step_s)
         self._drop(job.submit.request, cancel=False)
@@ -234,7 +247,8 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
         if sampling.logprobs is not None:
             tops = [tokens[-1], *range(2, 2 + max(sampling.logprobs - 1, 0))][: sampling.logprobs]
             figures = [-0.25 - index for index in range(len(tops))]
-            logprobs = [sampling_pb2.TokenLogprobs(logprob=-0.25, top_ids=tops, top_logprobs=figures)]
+            logprob = logprob_of(tokens[-1]) if self.script.varying_logprobs else -0.25
+            logprobs = [sampling_pb2.TokenLogprobs(logprob=logprob, top_ids=tops, top_logprobs=figures)]
         frame = worker_pb2.StepFrame(
             step=self.progress,
             request=[submit.request],
@@ -249,6 +263,29 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
         )
         job.outgoing.put_nowait(self._message(frame=frame))
         return finish is FinishReason.NONE
+
+    def _score_prompt(self, job: Job) -> None:
+        """Of token t as `logprob_of` says, in pieces."""
+        if job.sampling.prompt_logprobs is None:
+            return
+        prompt, size = list(job.submit.tokens)[: job.submit.num_prompt_tokens], self.script.prompt_piece
+        for first in range(1, len(prompt), size):
+            figures = [
+                sampling_pb2.TokenLogprobs(logprob=logprob_of(token), rank=2, top_ids=[3], top_logprobs=[-0.1])
+                for token in prompt[first : first + size]
+            ]
+            piece = worker_pb2.PromptLogprobs(
+                request=job.submit.request, attempt=job.submit.attempt, first=first, logprobs=figures
+            )
+            frame = worker_pb2.StepFrame(step=self.progress, prompt_logprobs=[piece])
+            job.outgoing.put_nowait(self._message(frame=frame))
+
+    def _find_beams(self, job: Job) -> None:
+        answer = worker_pb2.BeamAnswer(
+            request=job.submit.request, attempt=job.submit.attempt, beams=beams_to_proto(self.script.beams)
+        )
+        job.outgoing.put_nowait(self._message(beams=answer))
+        self._drop(job.submit.request, cancel=False)
 
     def _fail(self, job: Job, code: str, *, retryable: bool, blamed: str = "") -> None:
         failed = worker_pb2.RequestFailed(
@@ -271,11 +308,5 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
         return worker_pb2.WorkerMessage(incarnation=incarnation, **body)
 
 
-def _sampling(proto: sampling_pb2.SamplingParams) -> SamplingParams:
-    return SamplingParams(
-        max_tokens=proto.max_tokens,
-        seed=proto.seed,
-        choice=proto.choice,
-        stop_token_ids=tuple(proto.stop_token_ids),
-        logprobs=proto.logprobs if proto.HasField("logprobs") else None,
-    )
+def logprob_of(token: int) -> float:
+    return -0.125 * (1 + token % 13)

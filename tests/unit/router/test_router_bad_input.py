@@ -12,7 +12,7 @@ import pytest
 from router_cluster import Cluster, running_cluster
 from router_toy_model import toy_card
 
-from router.validate import Requested, complete, read_sampling
+from router.requested import Requested, complete, read_sampling
 from wire.errors import ErrorCode, SpliceError
 
 GOOD: dict[str, Any] = {"model": "toy", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
@@ -38,6 +38,7 @@ def the_error(response: httpx.Response) -> tuple[int, str, str | None]:
     return response.status_code, error["code"], error["param"]
 
 
+BEAM: dict[str, Any] = {"use_beam_search": True, "beam_width": 4}
 BAD_CHAT: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": []}, "invalid_request", "messages"),
     ({"messages": "hi"}, "invalid_request", "messages"),
@@ -99,6 +100,36 @@ BAD_CHAT: list[tuple[dict[str, Any], str, str]] = [
     ({"logprobs": 3}, "invalid_request", "logprobs"),
     ({"top_logprobs": 3}, "invalid_request", "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "invalid_request", "top_logprobs"),
+    ({"typical_p": 0}, "invalid_request", "typical_p"),
+    ({"typical_p": 1.5}, "invalid_request", "typical_p"),
+    ({"allowed_token_ids": []}, "invalid_request", "allowed_token_ids"),
+    ({"allowed_token_ids": [10**6]}, "invalid_request", "allowed_token_ids"),
+    ({"allowed_token_ids": [1] * 8193}, "invalid_request", "allowed_token_ids"),
+    ({"bad_words": "fox"}, "invalid_request", "bad_words"),
+    ({"bad_words": ["  "]}, "invalid_request", "bad_words"),
+    ({"bad_words": ["x"] * 129}, "invalid_request", "bad_words"),
+    ({"bad_words_ids": [[]]}, "invalid_request", "bad_words_ids[0]"),
+    ({"bad_words_ids": [[10**6]]}, "invalid_request", "bad_words_ids[0]"),
+    ({"prompt_logprobs": 21}, "invalid_request", "prompt_logprobs"),
+    ({"prompt_logprobs": 1, "stream": True}, "invalid_request", "prompt_logprobs"),
+    ({"best_of": 17}, "invalid_request", "best_of"),
+    ({"best_of": 2, "n": 3}, "invalid_request", "best_of"),
+    ({"best_of": 2, "stream": True}, "invalid_request", "best_of"),
+    ({"use_beam_search": 1}, "invalid_request", "use_beam_search"),
+    ({"beam_width": 4}, "invalid_request", "beam_width"),
+    ({"length_penalty": 0.5}, "invalid_request", "length_penalty"),
+    ({"early_stopping": True}, "invalid_request", "early_stopping"),
+    ({**BEAM, "beam_width": 17}, "invalid_request", "beam_width"),
+    ({**BEAM, "n": 5}, "invalid_request", "beam_width"),
+    ({**BEAM, "length_penalty": 11}, "invalid_request", "length_penalty"),
+    ({**BEAM, "early_stopping": "soon"}, "invalid_request", "early_stopping"),
+    ({**BEAM, "temperature": 0.5}, "invalid_request", "temperature"),
+    ({**BEAM, "top_k": 5}, "invalid_request", "top_k"),
+    ({**BEAM, "repetition_penalty": 1.1}, "invalid_request", "repetition_penalty"),
+    ({**BEAM, "bad_words": ["fox"]}, "invalid_request", "bad_words"),
+    ({**BEAM, "stop": "x"}, "invalid_request", "stop"),
+    ({**BEAM, "stream": True}, "invalid_request", "stream"),
+    ({**BEAM, "best_of": 4}, "invalid_request", "best_of"),
     ({"stream": "yes"}, "invalid_request", "stream"),
     ({"stream_options": {"include_usage": True}}, "invalid_request", "stream_options"),
     ({"stream": True, "stream_options": {"usage": True}}, "unknown_field", "stream_options.usage"),
@@ -118,8 +149,10 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": ["x"] * 65}, "invalid_request", "prompt"),
     ({"prompt": ["x"] * 20, "n": 16}, "invalid_request", "n"),
     ({"prompt": [5] * 5000}, "context_length_exceeded", "prompt"),
-    ({"echo": True}, "unsupported_parameter", "echo"),
-    ({"best_of": 3}, "unsupported_parameter", "best_of"),
+    ({"echo": 1}, "invalid_request", "echo"),
+    ({"echo": True, "logprobs": 1, "stream": True}, "invalid_request", "echo"),
+    ({"max_tokens": 0}, "invalid_request", "max_tokens"),
+    ({"prompt": ["x"] * 20, "best_of": 16}, "invalid_request", "n"),
     ({"logprobs": 21}, "invalid_request", "logprobs"),
     ({"messages": []}, "unknown_field", "messages"),
 ]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from router_toy_model import toy_card
 
-from router.dispatch import Run
 from router.events import Finish, Release
 from router.lifecycle import LifecycleLimits, RequestLifecycle
+from router.run import Run
 from wire.sampling import FinishReason, SamplingParams, TokenLogprobs
 
 FIGURES = TokenLogprobs(-0.5, (4,), (-0.5,))
