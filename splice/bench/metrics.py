@@ -40,12 +40,17 @@ COMPARED = (
 """What `compare` judges."""
 
 SHOWN = (
-    *COMPARED,
-    Metric("ITL p99", "ms", False, _of("itl_ms", "p99")),
+    COMPARED[0],
+    COMPARED[1],
+    COMPARED[2],
+    Metric("ITL p50", "ms", False, _of("itl_ms", "p50")),
+    COMPARED[4],
     Metric("ITL max", "ms", False, _of("itl_ms", "max")),
+    COMPARED[5],
     Metric("goodput", "1/s", True, lambda repeat: repeat.summary.goodput_per_s),
     Metric("CPU", "s", False, lambda repeat: repeat.resources.cpu_s),
     Metric("PSS", "MB", False, lambda repeat: _megabytes(repeat.resources.pss_bytes)),
+    Metric("peak RSS", "MB", False, lambda repeat: _megabytes(repeat.resources.peak_rss_bytes)),
     Metric("foreign CPU", "%", False, lambda repeat: 100.0 * repeat.resources.foreign_share),
 )
 """What `show` and `plot` can give."""

@@ -11,7 +11,8 @@ from rich.table import Table
 from splice.bench.fingerprint import Environment
 from splice.bench.result import Series, read_result, select
 from splice.bench.verdict import ALLOWABLE, TOLERANCE, Judgement, judge
-from splice.cli.console import err, out
+from splice.cli.bench.table import wide_enough
+from splice.cli.console import err
 from wire.errors import ErrorCode, SpliceError
 
 EXIT_WORSE = 1
@@ -56,7 +57,7 @@ def command(
             each.judgement.value,
             style=_STYLES[each.judgement],
         )
-    out.print(table)
+    wide_enough(table)
     if verdict.is_worse:
         raise typer.Exit(EXIT_WORSE)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import Console
 from rich.table import Table
 
 from splice.bench.metrics import SHOWN, values
 from splice.bench.result import Series
 from splice.bench.statistics import median
 from splice.cli.console import out
+
+_WIDTH = 180
 
 
 def show_table(series: Sequence[Series], *, markdown: bool) -> None:
@@ -31,7 +34,12 @@ def show_table(series: Sequence[Series], *, markdown: bool) -> None:
         for line in (heads, ["---"] * len(heads), *rows):
             out.print(f"| {' | '.join(line)} |", markup=False, soft_wrap=True)
         return
-    table = Table(*heads, box=None, pad_edge=False)
+    table = Table(*(head.replace(" (", "\n(") for head in heads), box=None, pad_edge=False)
     for cells in rows:
         table.add_row(*cells)
-    out.print(table)
+    wide_enough(table)
+
+
+def wide_enough(table: Table) -> None:
+    """Through a pipe the 80 columns of an unknown terminal would cut every figure."""
+    (out if out.is_terminal else Console(highlight=False, width=_WIDTH)).print(table)
