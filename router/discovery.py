@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Protocol
 
@@ -50,9 +50,14 @@ class Fleet(SessionListener):
         self._cards: dict[str, ModelCard] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: FleetListener | None = None
+        self._prepare: Callable[[ModelCard], Awaitable[None]] | None = None
 
     def attach(self, listener: FleetListener) -> None:
         self._listener = listener
+
+    def prepare_with(self, prepare: Callable[[ModelCard], Awaitable[None]]) -> None:
+        """`prepare` runs for every new card before workers with it count as available."""
+        self._prepare = prepare
 
     # Membership -------------------------------------------------------------------------------------------------------
 
@@ -143,6 +148,8 @@ class Fleet(SessionListener):
             try:
                 card = decode_card((await session.get_model_card()).card)
                 if card.card_id == session.record.card_id:
+                    if self._prepare is not None:
+                        await self._prepare(card)
                     self._cards[card.card_id] = card
                     break
                 reason = f"its card hashes to {card.card_id}, its record says {session.record.card_id}"

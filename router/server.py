@@ -81,6 +81,7 @@ async def _service(settings: RouterSettings) -> AsyncIterator[InferenceService]:
             now=_now,
             view_age_s=view_age_s,
         )
+        fleet.prepare_with(service.prepare)
         pulse = asyncio.create_task(service.pulse.run(), name="pulse")
         stack.callback(pulse.cancel)
         yield service

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +21,7 @@ from router.run import Run
 from router.settings import RouterSettings
 from router.text.tokenizer import ModelText
 from wire.errors import ErrorCode, SpliceError
+from wire.model_card import ModelCard
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class InferenceService:
         self._view_age_s = view_age_s
         self.started = self.created()
         self._texts: dict[str, ModelText] = {}
+        self._preparing = asyncio.Lock()
 
     def created(self) -> int:
         """Wall clock for people, seconds since 1970; never used to measure."""
@@ -91,6 +94,15 @@ class InferenceService:
         if text is None:
             text = self._texts[card.card_id] = ModelText(card, self._now)
         return text
+
+    async def prepare(self, card: ModelCard) -> None:
+        """Loads a model's tokenizer beside the event loop: no request waits for it. Of a tokenizer that is unusable
+        the requests themselves are told."""
+        async with self._preparing:
+            if card.card_id in self._texts:
+                return
+            with contextlib.suppress(SpliceError):
+                self._texts[card.card_id] = await asyncio.to_thread(ModelText, card, self._now)
 
     def context_limit(self, text: ModelText) -> int:
         """Most tokens of prompt and answer: the model's, the workers' and the router's own limit, the least of them."""
