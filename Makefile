@@ -7,10 +7,10 @@ SAY    := @printf '\033[2m%s\033[0m\n'
 
 NATIVE := $(shell find csrc cmake proto -type f) CMakeLists.txt
 
-.PHONY: help setup build demo serve test test-fast lint types floors format clean
+.PHONY: help setup build demo serve test test-fast bench-micro lint types floors format clean
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: setup ## start everything, stream one answer, show the receipt, leave nothing behind
 	@$(BIN)/splice demo
@@ -24,6 +24,9 @@ test: setup $(VENV)/.test ## every test: units, end to end, faults
 
 test-fast: setup $(VENV)/.test ## tests that start no cluster and load no real model
 	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+bench-micro: setup ## micro-benchmarks against their baseline: instructions and ratios, never times
+	@$(BIN)/python -m benchmarks.micro $(ARGS)
 
 lint: $(VENV)/.lint ## style
 	@$(BIN)/ruff check .

@@ -1,0 +1,175 @@
+"""What is measured. Each case leaves its object as it found it, so that calls are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.micro.instruments import Work
+from engine.block_pool import BlockPool, ListGenerations
+from engine.config import EngineConfig
+from engine.request import Request
+from engine.sampler import SamplingRow, sample
+from engine.scheduler import Scheduler
+from wire.sampling import SamplingParams
+
+VOCAB = 49_152
+BLOCK_TOKENS = 32
+ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Judged by instructions of one call."""
+
+    name: str
+    make: Callable[[], Work]
+
+
+@dataclass(frozen=True, slots=True)
+class Related:
+    """Judged by the ratio of CPU times of `make()` and `yardstick()`."""
+
+    name: str
+    make: Callable[[], Work]
+    yardstick: Callable[[], Work]
+
+
+def pool_churn(num_blocks: int = 4096) -> Work:
+    """A table of 32 new blocks opened, sealed and released in a pool whose blocks are all cached: each is evicted."""
+    pool, serial = BlockPool(num_blocks, ListGenerations(num_blocks)), iter(range(1 << 62))
+
+    def churn() -> None:
+        owner = next(serial)
+        pool.open(owner, (), 32)
+        for index in range(32):
+            pool.seal(owner, index, (owner * 32 + index).to_bytes(16, "big"))
+        pool.release(owner)
+
+    for _ in range(num_blocks // 32 + 1):
+        churn()
+    return churn
+
+
+def pool_reuse(num_blocks: int = 4096) -> Work:
+    """A prompt of 32 blocks found in the prefix cache, opened with one block to grow into, and released."""
+    pool = BlockPool(num_blocks, ListGenerations(num_blocks))
+    hashes = [index.to_bytes(16, "big") for index in range(32)]
+    pool.open("first", (), 32)
+    for index, content in enumerate(hashes):
+        pool.seal("first", index, content)
+    pool.release("first")
+
+    def reuse() -> None:
+        pool.open("again", pool.match(hashes), 1)
+        pool.release("again")
+
+    return reuse
+
+
+def scheduler_with(running: int, waiting: int, prompt_tokens: int = 256, num_blocks: int = 16_384) -> Scheduler:
+    """`running` requests that decode, and `waiting` more that find no seat."""
+    config = EngineConfig(
+        num_blocks=num_blocks,
+        max_model_len=65_536,
+        max_num_seqs=running,
+        max_num_batched_tokens=running * prompt_tokens,
+    )
+    scheduler = Scheduler(config, BlockPool(num_blocks, ListGenerations(num_blocks)), VOCAB)
+    for number in range(running + waiting):
+        scheduler.submit(make_request(number, prompt_tokens))
+    step(scheduler)
+    return scheduler
+
+
+def make_request(number: int, prompt_tokens: int) -> Request:
+    tokens = [(number * 7919 + position) % VOCAB for position in range(prompt_tokens)]
+    return Request((number, 1), tokens, prompt_tokens, SamplingParams(max_tokens=60_000, ignore_eos=True))
+
+
+def step(scheduler: Scheduler) -> None:
+    """One step of the engine without its model: every request that catches up gets token 5."""
+    for part in scheduler.schedule().scheduled:
+        completes = part.completes
+        scheduler.advance(part.request, part.num_new_tokens)
+        if completes:
+            part.request.tokens.append(5)
+
+
+def decode_steps(running: int = 64, waiting: int = 0) -> Work:
+    """One block's length of decode steps of a full batch: every request seals and takes one block."""
+    scheduler = scheduler_with(running, waiting)
+
+    def steps() -> None:
+        for _ in range(BLOCK_TOKENS):
+            step(scheduler)
+
+    return steps
+
+
+def admission(prompt_tokens: int = 512) -> Work:
+    """16 prompts submitted, hashed, admitted, computed and ended."""
+    config = EngineConfig(num_blocks=4096, max_model_len=8192, max_num_batched_tokens=16 * prompt_tokens)
+    scheduler = Scheduler(config, BlockPool(4096, ListGenerations(4096)), VOCAB)
+    serial = iter(range(1 << 62))
+
+    def admit() -> None:
+        for _ in range(16):
+            scheduler.submit(make_request(next(serial), prompt_tokens))
+        step(scheduler)
+        for request in list(scheduler.running):
+            scheduler.end(request)
+
+    for _ in range(20):  # until the pool is full of cached blocks
+        admit()
+    return admit
+
+
+def drawing(rows: int = ROWS, **params: float) -> Work:
+    """One token for each of `rows` rows of logits."""
+    logits = np.random.default_rng(0).normal(0.0, 3.0, (rows, VOCAB)).astype(np.float32)
+    prompt = list(range(100, 228))
+    chosen = [SamplingRow(SamplingParams(max_tokens=1000, seed=row, **params), prompt, 128) for row in range(rows)]  # type: ignore[arg-type]
+    return lambda: sample(logits, chosen)
+
+
+def python_yardstick() -> Work:
+    """Dictionary, list and call work of the kind the engine's Python does."""
+
+    def turn() -> int:
+        table: dict[int, list[int]] = {}
+        for number in range(400):
+            table.setdefault(number % 50, []).append(number)
+        return sum(len(each) for each in table.values())
+
+    return turn
+
+
+def array_yardstick() -> Work:
+    """One pass of `exp` over as many logits, in float64, on one core."""
+    values = np.random.default_rng(0).normal(0.0, 3.0, (ROWS, VOCAB))
+    out = np.empty_like(values)
+    return lambda: np.exp(values, out=out)
+
+
+COUNTED = (
+    Counted("pool: 32 blocks taken by eviction, sealed, released", pool_churn),
+    Counted("pool: 32 cached blocks found, opened, released", pool_reuse),
+    Counted("scheduler: 32 decode steps of 64", decode_steps),
+    Counted("scheduler: 32 decode steps of 64 while 1000 wait", lambda: decode_steps(waiting=1000)),
+    Counted("scheduler: 16 prompts of 512 admitted and ended", admission),
+    Counted("sampler: 16 greedy rows", lambda: drawing(temperature=0.0)),
+    Counted("sampler: 16 rows by top-p", lambda: drawing(temperature=0.8, top_p=0.9)),
+)
+
+RELATED = (
+    Related("pool: eviction in 65536 blocks against 1024", lambda: pool_churn(65_536), lambda: pool_churn(1024)),
+    Related("scheduler: 1000 waiting against none", lambda: decode_steps(waiting=1000), decode_steps),
+    Related("scheduler: decode steps against plain Python", decode_steps, python_yardstick),
+    Related("scheduler: admission against plain Python", admission, python_yardstick),
+    Related("sampler: greedy against exp of the logits", lambda: drawing(temperature=0.0), array_yardstick),
+    Related("sampler: draws against exp of the logits", lambda: drawing(temperature=1.0), array_yardstick),
+    Related("sampler: top-p against exp", lambda: drawing(temperature=0.8, top_p=0.9), array_yardstick),
+)
