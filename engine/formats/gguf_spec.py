@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from engine.formats.bad_file import DOWNLOAD_AGAIN, bad_file
 from engine.formats.gguf_file import GgufFile
-from engine.rope_spec import FactorRopeScaling, LinearRopeScaling, RopeScaling, RopeSpec
+from engine.formats.gguf_rope import rope_from_gguf
 from engine.spec import Activation, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 
 MAX_LAYERS = 1000
 """More is a damaged field: a spec lists its layers."""
-_ROPE_FACTORS = "rope_freqs.weight"
 
 
 def attention_from_gguf(file: GgufFile, name: str) -> AttentionSpec:
@@ -25,7 +24,7 @@ def attention_from_gguf(file: GgufFile, name: str) -> AttentionSpec:
         num_heads=heads,
         num_kv_heads=fields.integer_or(f"{name}.attention.head_count_kv", heads),
         head_dim=head_dim,
-        rope=_rope(file, name, head_dim),
+        rope=rope_from_gguf(file, name, head_dim),
         scale=max(head_dim, 1) ** -0.5,
         qkv_bias="blk.0.attn_q.bias" in file,
         output_bias="blk.0.attn_output.bias" in file,
@@ -50,6 +49,12 @@ def layers_in_gguf(file: GgufFile, name: str) -> int:
     return count
 
 
+def window_in_gguf(file: GgufFile, name: str, default: int | None = None) -> int | None:
+    """The sliding window, or None where there is none: 0 or one as long as the context."""
+    window = file.fields.integer_or(f"{name}.attention.sliding_window", default)
+    return None if not window or window >= file.fields.integer(f"{name}.context_length") else window
+
+
 def model_from_gguf(file: GgufFile, name: str, architecture: str, layers: tuple[LayerSpec, ...]) -> ModelSpec:
     """A model of these layers with nothing special around them."""
     fields = file.fields
@@ -67,27 +72,3 @@ def model_from_gguf(file: GgufFile, name: str, architecture: str, layers: tuple[
         layers=layers,
         tie_embeddings="output.weight" not in file,
     )
-
-
-def _rope(file: GgufFile, name: str, head_dim: int) -> RopeSpec:
-    turning = file.fields.integer_or(f"{name}.rope.dimension_count", head_dim)
-    return RopeSpec(
-        theta=file.fields.number_or(f"{name}.rope.freq_base", 10000.0),
-        scaling=_rope_scaling(file, name, turning),
-        rotary_dim=None if turning == head_dim else turning,
-    )
-
-
-def _rope_scaling(file: GgufFile, name: str, turning: int) -> RopeScaling | None:
-    if _ROPE_FACTORS in file:
-        factors = file.tensor(_ROPE_FACTORS, (turning // 2,))
-        return FactorRopeScaling(tuple(factors.tolist()))
-    key = f"{name}.rope.scaling.type"
-    kind = file.fields.string_or(key, "none")
-    match kind:
-        case "none":
-            return None
-        case "linear":
-            return LinearRopeScaling(file.fields.number(f"{name}.rope.scaling.factor"))
-        case _:
-            raise file.fields.wrong(key, "none or linear")

@@ -8,7 +8,13 @@ from dataclasses import replace
 from engine.formats.bad_file import bad_file
 from engine.formats.fields import Fields
 from engine.formats.gguf_file import GgufFile
-from engine.formats.gguf_spec import attention_from_gguf, layers_in_gguf, mlp_from_gguf, model_from_gguf
+from engine.formats.gguf_spec import (
+    attention_from_gguf,
+    layers_in_gguf,
+    mlp_from_gguf,
+    model_from_gguf,
+    window_in_gguf,
+)
 from engine.formats.hf_config import (
     attention_from_config,
     mlp_from_config,
@@ -48,18 +54,19 @@ def spec_from_config(config: Fields) -> ModelSpec:
 
 
 def spec_from_gguf(file: GgufFile) -> ModelSpec:
-    """See `Architecture.spec_from_gguf`; these files have the one added to norm weights."""
+    """See `Architecture.spec_from_gguf`. These files have the one added to norm weights, and the older of them leave
+    out what is the same in all Gemma 2 models."""
     fields, count = file.fields, layers_in_gguf(file, NAME)
     full = replace(
         gemma_attention_in_gguf(file, NAME, is_27b=count == LAYERS_OF_27B),
-        softcap=fields.number_or(f"{NAME}.attn_logit_softcapping", None),
+        softcap=fields.number_or(f"{NAME}.attn_logit_softcapping", 50.0),
     )
-    windowed = replace(full, window=fields.integer_or(f"{NAME}.attention.sliding_window", None))
+    windowed = replace(full, window=window_in_gguf(file, NAME, 4096))
     mlp = mlp_from_gguf(file, NAME, "gelu_tanh")
     layers = tuple(LayerSpec(full if layer % 2 else windowed, mlp, post_norms=True) for layer in range(count))
     spec = model_from_gguf(file, NAME, NAME, layers)
-    cap = fields.number_or(f"{NAME}.final_logit_softcapping", None)
-    return replace(spec, embedding_scale=spec.hidden_size**0.5, logit_softcap=cap)
+    cap = fields.number_or(f"{NAME}.final_logit_softcapping", 30.0)
+    return replace(spec, embedding_scale=max(spec.hidden_size, 1) ** 0.5, logit_softcap=cap)
 
 
 def gemma_attention(config: Fields) -> AttentionSpec:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from engine.formats.fields import Fields
 from engine.formats.gguf_file import GgufFile
-from engine.formats.gguf_spec import layers_in_gguf, mlp_from_gguf, model_from_gguf
+from engine.formats.gguf_spec import layers_in_gguf, mlp_from_gguf, model_from_gguf, window_in_gguf
 from engine.formats.hf_config import (
     model_from_config,
     refuse_quantised,
@@ -54,7 +54,7 @@ def spec_from_gguf(file: GgufFile) -> ModelSpec:
     fields, count = file.fields, layers_in_gguf(file, NAME)
     full = replace(gemma_attention_in_gguf(file, NAME, is_27b=count == LAYERS_OF_27B), qk_norm=True)
     local = RopeSpec(fields.number_or(f"{NAME}.rope.freq_base_swa", _LOCAL_THETA))
-    windowed = replace(full, rope=local, window=fields.integer_or(f"{NAME}.attention.sliding_window", None))
+    windowed = replace(full, rope=local, window=window_in_gguf(file, NAME))
     chosen = [(layer + 1) % _PATTERN != 0 for layer in range(count)]
     spec = model_from_gguf(file, NAME, NAME, _layers(full, windowed, mlp_from_gguf(file, NAME, "gelu_tanh"), chosen))
     cap = fields.number_or(f"{NAME}.final_logit_softcapping", None)
