@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_models import CONFIG, PagedRun, byte_tokenizer
+from tiny_models import CONFIG, PagedRun, save_model
 
 from engine.loader import load_model
 
@@ -107,8 +107,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_equal_transformers_in_chunks_and_decode(tmp_path: Path, name: str) -> None:
     reference = MODELS[name]()
-    reference.save_pretrained(tmp_path)
-    byte_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    save_model(tmp_path, reference)
     loaded = load_model(tmp_path, served_name=None, dtype="float32", max_model_len=SERVED.get(name))
     prompt_rows = {chunks: _prefill(loaded.model, sizes)[1] for chunks, sizes in CHUNKINGS.items()}
     assert all(torch.equal(row, prompt_rows["whole"]) for row in prompt_rows.values())
@@ -133,8 +132,7 @@ def _prefill(served: Any, sizes: list[int]) -> tuple[PagedRun, torch.Tensor]:
 
 def test_dynamic_scaling_is_that_of_the_served_length(tmp_path: Path) -> None:
     reference = model("Llama", max_position_embeddings=64, **rope(rope_type="dynamic", factor=4.0))()
-    reference.save_pretrained(tmp_path)
-    byte_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    save_model(tmp_path, reference)
     loaded = load_model(tmp_path, served_name=None, dtype="float32", max_model_len=75)
     with torch.inference_mode():
         expected = reference(torch.tensor([PROMPT])).logits[0, -1]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import CONFIG, PagedRun, save_llama
+from test_architecture_parity import MODELS
+from tiny_models import CONFIG, PagedRun, save_llama, save_model
 
 from engine.loader import DtypeChoice, OpsChoice, load_model
 from engine.models.causal_lm import CausalLM
@@ -17,15 +18,23 @@ from engine.models.causal_lm import CausalLM
 
 @pytest.fixture(
     scope="module",
-    params=[("float32", "reference"), ("bfloat16", "reference"), ("float32", "auto")],
+    params=[
+        ("llama", "float32", "reference"),
+        ("llama", "bfloat16", "reference"),
+        ("llama", "float32", "auto"),
+        ("gemma2", "float32", "auto"),
+        ("gemma2", "bfloat16", "reference"),
+        ("gemma3", "bfloat16", "auto"),
+        ("phi3, window, partial rotary", "float32", "auto"),
+    ],
     ids="-".join,
 )
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CausalLM:
     dtype: DtypeChoice
     ops: OpsChoice
-    dtype, ops = request.param
+    name, dtype, ops = request.param
     directory = tmp_path_factory.mktemp("exactness")
-    save_llama(directory)
+    save_model(directory, MODELS[name]())
     return load_model(directory, served_name=None, dtype=dtype, max_model_len=None, ops=ops).model
 
 

@@ -37,9 +37,14 @@ def save_llama(directory: Path, *, seed: int = 0, shard: str = "1GB", **changes:
     for name, parameter in reference.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter)
+    save_model(directory, reference, shard)
+    return reference
+
+
+def save_model(directory: Path, reference: Any, shard: str = "1GB") -> None:
+    """A complete Hugging Face directory of it, with a byte-level tokenizer."""
     reference.save_pretrained(directory, max_shard_size=shard)
     byte_tokenizer().save(str(directory / "tokenizer.json"))
-    return reference
 
 
 def byte_tokenizer() -> Tokenizer:
