@@ -169,7 +169,7 @@ class RopeSpec:
 
     def reach(self, max_positions: int) -> int:
         """The longest sequence worth serving with a model trained for `max_positions`."""
-        if isinstance(self.scaling, DynamicRopeScaling):
+        if isinstance(self.scaling, DynamicRopeScaling | YarnRopeScaling):
             return max(max_positions, int(self.scaling.factor * self.scaling.original_max_positions))
         return max_positions
 

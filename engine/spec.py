@@ -39,8 +39,9 @@ class AttentionSpec:
         return (2, self.num_kv_heads, self.head_dim)
 
     def served(self, max_len: int) -> AttentionSpec:
-        """See `ModelSpec.served`."""
-        return self if self.rope is None else replace(self, rope=self.rope.served(max_len, self.head_dim))
+        """See `ModelSpec.served`. A window that no sequence outgrows is none: plain attention has faster kernels."""
+        rope = None if self.rope is None else self.rope.served(max_len, self.head_dim)
+        return replace(self, rope=rope, window=self.window if self.window and self.window < max_len else None)
 
     def problems(self) -> list[str]:
         """What makes this no attention, in words."""

@@ -12,6 +12,7 @@ import transformers
 from tiny_models import CONFIG, PagedRun, save_model
 
 from engine.loader import load_model
+from wire.errors import SpliceError
 
 PROMPT = torch.randint(0, 320, (75,), generator=torch.Generator().manual_seed(3)).tolist()
 CHUNKINGS = {"whole": [75], "blocks": [32, 32, 11], "ragged": [20, 1, 50, 4], "single tokens": [1] * 75}
@@ -140,3 +141,22 @@ def test_dynamic_scaling_is_that_of_the_served_length(tmp_path: Path) -> None:
     longest = load_model(tmp_path, served_name=None, dtype="float32", max_model_len=256)
     assert relative_error(_prefill(longest.model, [75])[1], expected) > 1e-2
     assert loaded.card.model_digest != longest.card.model_digest
+
+
+def test_a_window_that_no_sequence_outgrows_is_none(tmp_path: Path) -> None:
+    reference = model("Mistral", sliding_window=100)()
+    save_model(tmp_path, reference)
+    specs = [load_model(tmp_path, served_name=None, dtype="float32", max_model_len=n).model.spec for n in (100, 101)]
+    assert [spec.layers[0].attention.window for spec in specs] == [None, 100]
+    with torch.inference_mode():
+        expected = reference(torch.tensor([PROMPT])).logits[0, -1]
+    served = load_model(tmp_path, served_name=None, dtype="float32", max_model_len=100).model
+    assert relative_error(_prefill(served, [75])[1], expected) < 1e-4
+
+
+def test_scaled_models_reach_beyond_the_positions_they_were_trained_on(tmp_path: Path) -> None:
+    save_model(tmp_path, model("Qwen2", SMALL, max_position_embeddings=32, rope_parameters=YARN)())
+    assert load_model(tmp_path, served_name=None, dtype="float32", max_model_len=None).card.max_model_len == 32
+    assert load_model(tmp_path, served_name=None, dtype="float32", max_model_len=128).card.max_model_len == 128
+    with pytest.raises(SpliceError, match="expected 1 to 128"):
+        load_model(tmp_path, served_name=None, dtype="float32", max_model_len=129)

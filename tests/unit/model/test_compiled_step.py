@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from engine.formats.stored import Stored
 from engine.kv_cache import KVCache
 from engine.layers.torch_weights import TorchWeights
 from engine.loader import load_model
+from engine.models import native_decoder
 from engine.models.decoder import Decoder
 from engine.models.llama import spec_from_config
 from engine.models.native_decoder import NativeDecoder
@@ -82,6 +84,20 @@ def test_bfloat16_models_and_the_reference_have_no_compiled_step(tmp_path: Path)
     ):
         model = load_model(tmp_path, served_name=None, dtype=dtype, max_model_len=None, ops=ops).model
         assert type(model) is kind
+
+
+def test_a_model_without_a_native_step_says_why_and_runs_op_by_op(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_llama(tmp_path)
+    monkeypatch.setattr(native_decoder, "obstacle", lambda spec: "it is blue")
+    with caplog.at_level(logging.INFO, logger="engine.loader"):
+        model = load_model(tmp_path, served_name=None, dtype="float32", max_model_len=None).model
+    assert [record.getMessage() for record in caplog.records] == [
+        "llama is computed operation by operation, because it is blue"
+    ]
+    assert isinstance(model, Decoder)
+    assert PagedRun(model, 2).step([(0, 0, [5, 6])]).isfinite().all()
 
 
 def test_a_step_outside_its_bounds_is_refused(tmp_path: Path) -> None:
