@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engine.models import native_decoder
 from engine.ops import reference
 from engine.ops.features import features_of
-from engine.ops.native_decoder import NativeDecoderCompiler
 from engine.ops.registry import OpsChoice, choose, select_ops
 from engine.rope_spec import RopeSpec
 from engine.spec import Activation, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
@@ -106,7 +106,6 @@ def test_only_the_leading_dimensions_turn(choice: OpsChoice, turning: int) -> No
 def test_a_feature_moves_the_one_operation_that_it_belongs_to() -> None:
     plain = select_ops(torch.float32, features=features_of(PLAIN))
     assert set(plain.names.values()) == {"native"}
-    assert plain.compile_decoder is not None
     base = list(reference.CANDIDATES)
     fast = [replace(candidate, name="fast", rank=5, features=frozenset()) for candidate in base]
     table = choose([*base, *fast], torch.float32, features_of(with_attention(window=8)))
@@ -126,15 +125,13 @@ def test_a_plain_rms_norm_of_float32_weights_rounds_once() -> None:
 
 
 def test_what_cannot_be_compiled_says_why() -> None:
-    compiler = select_ops(torch.float32).compile_decoder
-    assert isinstance(compiler, NativeDecoderCompiler)
-    assert compiler.obstacle(PLAIN) is None
+    assert native_decoder.obstacle(PLAIN) is None
     for spec, word in (
         (with_attention(qk_norm=True), "qk_norm"),
         (replace(PLAIN, logit_softcap=3.0), "logit_softcap"),
         (replace(PLAIN, embedding_scale=2.0), "embedding_scale"),
         (replace(PLAIN, layers=(replace(PLAIN.layers[0], post_norms=True),) * 2), "post_norms"),
     ):
-        obstacle = compiler.obstacle(spec)
+        obstacle = native_decoder.obstacle(spec)
         assert obstacle is not None
         assert word in obstacle
