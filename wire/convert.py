@@ -122,4 +122,5 @@ def layout_to_proto(layout: KVLayout) -> kv_pb2.KvLayout:
         block_tokens=layout.block_tokens,
         dtype=layout.dtype,
         order=layout.order,
+        planes=layout.planes,
     )

@@ -23,15 +23,17 @@ class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
     block_tokens: int
     dtype: KVDtype
     order: str = BLOCK_ORDER
+    planes: int = 2
+    """What a token has in a layer: 2 for K and V; 1 for a latent, from which both are made."""
 
     @property
     def block_shape(self) -> tuple[int, int, int, int, int]:
-        """`[num_layers, 2, num_kv_heads, block_tokens, head_dim]`; index 0 of the second axis is K, 1 is V."""
-        return (self.num_layers, 2, self.num_kv_heads, self.block_tokens, self.head_dim)
+        """`[num_layers, planes, num_kv_heads, block_tokens, head_dim]`; of two planes the first is K, the second V."""
+        return (self.num_layers, self.planes, self.num_kv_heads, self.block_tokens, self.head_dim)
 
     @property
     def layer_bytes(self) -> int:
-        return 2 * self.num_kv_heads * self.block_tokens * self.head_dim * _ITEM_BYTES[self.dtype]
+        return self.planes * self.num_kv_heads * self.block_tokens * self.head_dim * _ITEM_BYTES[self.dtype]
 
     @property
     def block_bytes(self) -> int:
