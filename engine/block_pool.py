@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Protocol
 
 from engine.block_copy import BlockCopy, CopyKind
+from engine.cached_block import BlockContent, CachedBlock, Tier
 from engine.prefix_cache import PrefixCache
 
 
@@ -38,7 +39,7 @@ class BlockState(Enum):
 
     FREE = "free"
     CACHED = "cached"
-    """Nobody's, content known: found again by its hash, or evicted, least recently used first."""
+    """Nobody's, content known: found again by its name, or evicted (`PrefixCache`)."""
     IN_USE = "in_use"
     HELD = "held"
     """Lent to a reader under a lease."""
@@ -53,12 +54,18 @@ class BlockPool:
     forks) while all of them only read it; whoever wants to write asks `make_writable` first and may get a copy.
     A block's generation is bumped when it is taken for new content, before anybody can write to it. Copies are made by
     whoever holds the memory: see `take_copies`. `owner` is any hashable, in the engine a RequestKey.
+
+    Behind the pool stand `num_host_blocks` blocks that only keep contents evicted from it, of `host_min_tokens` or
+    more, until they are found again.
     """
 
-    def __init__(self, num_blocks: int, generations: Generations) -> None:
+    def __init__(
+        self, num_blocks: int, generations: Generations, num_host_blocks: int = 0, host_min_tokens: int = 1
+    ) -> None:
         self.num_blocks = num_blocks
+        self.cache = PrefixCache(num_host_blocks, host_min_tokens)
+        """To look things up, and to say what is worth keeping longer; the pool alone changes what is in it."""
         self._generations = generations
-        self._cache = PrefixCache()
         self._free: deque[int] = deque(range(num_blocks))
         self._tables: dict[Hashable, list[int]] = {}
         self._table_states: dict[Hashable, BlockState] = {}
@@ -68,20 +75,20 @@ class BlockPool:
     @property
     def num_free(self) -> int:
         """Blocks that can be taken now: free and evictable ones."""
-        return len(self._free) + self._cache.num_idle
+        return len(self._free) + self.cache.num_idle
 
     def count(self, state: BlockState) -> int:
         """Blocks in `state`."""
         if state is BlockState.FREE:
             return len(self._free)
         if state is BlockState.CACHED:
-            return self._cache.num_idle
+            return self.cache.num_idle
         return sum(1 for owned_state in self._owned_states().values() if owned_state is state)
 
     def state(self, block: int) -> BlockState:
         if self._refs[block]:
             return self._owned_states()[block]
-        return BlockState.CACHED if self._cache.is_idle(block) else BlockState.FREE
+        return BlockState.CACHED if self.cache.is_idle(block) else BlockState.FREE
 
     def owners(self) -> set[Hashable]:
         return set(self._tables)
@@ -93,28 +100,35 @@ class BlockPool:
     def generation(self, block: int) -> int:
         return self._generations.get(block)
 
-    def match(self, hashes: Sequence[bytes]) -> list[int]:
-        """Blocks that already hold the longest known prefix of a chain of hashes."""
-        return self._cache.match(hashes)
-
-    def can_open(self, shared: Sequence[int], num_new: int) -> bool:
+    def can_open(self, known: Sequence[bytes], num_new: int, lead: bytes | None = None) -> bool:
         """Whether `open` with the same arguments would succeed."""
-        idle = sum(1 for block in shared if self._cache.is_idle(block))
-        return self.num_free - idle >= num_new
+        entries = [self._entry(name) for name in known]
+        num_taken = num_new + sum(1 for entry in entries if entry.tier is Tier.HOST)
+        if lead is not None:
+            entries.append(self._entry(lead))
+        num_idle = sum(1 for entry in entries if entry.tier is Tier.POOL and self.cache.is_idle(entry.block))
+        return self.num_free - num_idle >= num_taken
 
-    def open(self, owner: Hashable, shared: Sequence[int], num_new: int) -> Sequence[int]:
-        """Starts the owner's table: blocks found by `match`, then `num_new` fresh ones."""
+    def open(self, owner: Hashable, known: Sequence[bytes], num_new: int, lead: bytes | None = None) -> Sequence[int]:
+        """Starts the owner's table: the blocks that hold the contents `known`, then `num_new` fresh ones.
+
+        Contents that are in host blocks are copied back. With `lead`, the first fresh block begins as a copy of the
+        block of that name, for the sake of some of its leading tokens.
+        """
         if owner in self._tables:
             raise ValueError(f"owner {owner!r} already has blocks")
-        if not self.can_open(shared, num_new):
+        if not self.can_open(known, num_new, lead):
             raise ValueError(f"{num_new} blocks asked for, {self.num_free} can be taken: ask can_open first")
-        for block in shared:
-            if self._cache.is_idle(block):
-                self._cache.mark_busy(block)
-            self._refs[block] += 1
-        self._tables[owner] = [*shared, *(self._take() for _ in range(num_new))]
+        entries = [self._entry(name) for name in known]
+        for entry in entries:
+            self._claim(entry)
+        first = [self._copy_of(lead)] if lead is not None else []
+        table = [entry.block if entry.tier is Tier.POOL else self._restore(entry) for entry in entries]
+        table += first
+        table += [self._take() for _ in range(num_new - len(first))]
+        self._tables[owner] = table
         self._table_states[owner] = BlockState.IN_USE
-        return self._tables[owner]
+        return table
 
     def extend(self, owner: Hashable) -> int:
         """Appends one fresh block to the owner's table."""
@@ -140,7 +154,7 @@ class BlockPool:
     def is_writable(self, owner: Hashable, index: int) -> bool:
         """Whether nobody else reads the owner's block `index`, nor finds it by its hash."""
         block = self._tables[owner][index]
-        return self._refs[block] == 1 and block not in self._cache
+        return self._refs[block] == 1 and block not in self.cache
 
     def make_writable(self, owner: Hashable, index: int) -> bool:
         """Makes the owner's block `index` its own alone; False, and nothing changed, if that takes a block too many.
@@ -151,8 +165,8 @@ class BlockPool:
         table = self._tables[owner]
         shared = table[index]
         if self._refs[shared] == 1:
-            if shared in self._cache:
-                self._cache.forget(shared)
+            if shared in self.cache:
+                self.cache.forget(shared)
                 self._generations.bump(shared)
             return True
         if not self.num_free:
@@ -167,14 +181,18 @@ class BlockPool:
         copies, self._copies = self._copies, []
         return copies
 
-    def seal(self, owner: Hashable, index: int, content: bytes) -> None:
-        """The owner's block `index` is full and will not change: others may find it by `content`."""
-        self._cache.insert(self._tables[owner][index], content)
+    def seal(self, owner: Hashable, index: int, content: BlockContent) -> None:
+        """What the owner's block `index` holds will not change: others may find it by its name."""
+        self.cache.insert(self._tables[owner][index], content)
+
+    def num_private(self, owner: Hashable) -> int:
+        """Blocks that nobody but the owner reads."""
+        return sum(1 for block in self._tables[owner] if self._refs[block] == 1)
 
     def distrust(self, owner: Hashable) -> None:
         """No block of the owner may be found by its hash any more: its content may be damaged."""
         for block in self._tables[owner]:
-            self._cache.forget(block)
+            self.cache.forget(block)
 
     def hold(self, owner: Hashable) -> None:
         """The owner's blocks are lent out until `release`."""
@@ -183,8 +201,8 @@ class BlockPool:
     def drain(self, owner: Hashable) -> None:
         """Keeps the blocks a copy may still write to until `release`; sealed ones are read only and go at once."""
         table = self._tables[owner]
-        sealed = [block for block in table if block in self._cache]
-        table[:] = [block for block in table if block not in self._cache]
+        sealed = [block for block in table if block in self.cache]
+        table[:] = [block for block in table if block not in self.cache]
         self._table_states[owner] = BlockState.DRAINING
         self._drop(sealed)
 
@@ -195,7 +213,7 @@ class BlockPool:
 
     def check(self) -> None:
         """Raises AssertionError naming every broken invariant: each block in exactly one state, counts that add up."""
-        self._cache.check()
+        self.cache.check()
         counted = Counter(block for table in self._tables.values() for block in table)
         free = Counter(self._free)
         problems = [f"{owner!r} has a block twice" for owner, t in self._tables.items() if len(set(t)) != len(t)]
@@ -204,19 +222,59 @@ class BlockPool:
         for block in range(self.num_blocks):
             if counted[block] != self._refs[block]:
                 problems.append(f"block {block} counts {self._refs[block]} owners, has {counted[block]}")
-            places = free[block] + self._cache.is_idle(block) + (counted[block] > 0)
+            places = free[block] + self.cache.is_idle(block) + (counted[block] > 0)
             if places != 1:
                 problems.append(f"block {block} is in {places} states")
-            if free[block] and block in self._cache:
+            if free[block] and block in self.cache:
                 problems.append(f"block {block} is free and named")
         if problems:
             raise AssertionError("; ".join(problems))
 
     def _take(self) -> int:
         """A block for new content, owned once. Readers of the old content see its generation change first."""
-        block = self._free.popleft() if self._free else self._cache.evict()
+        block = self._free.popleft() if self._free else self._evict()
         self._generations.bump(block)
         self._refs[block] = 1
+        return block
+
+    def _evict(self) -> int:
+        block, host_block = self.cache.evict()
+        if host_block is not None:
+            self._copies.append(BlockCopy(CopyKind.OUT, block, host_block))
+        return block
+
+    def _entry(self, name: bytes) -> CachedBlock:
+        entry = self.cache.find(name)
+        if entry is None:
+            raise ValueError(f"no block is known to hold {name.hex()}: look it up first")
+        return entry
+
+    def _claim(self, entry: CachedBlock) -> None:
+        """Until it is dropped (pool) or unpinned or restored (host), the entry stays where it is."""
+        if entry.tier is Tier.HOST:
+            self.cache.pin_host(entry.block)
+            return
+        if self.cache.is_idle(entry.block):
+            self.cache.mark_busy(entry.block)
+        self._refs[entry.block] += 1
+
+    def _restore(self, entry: CachedBlock) -> int:
+        host_block, block = entry.block, self._take()
+        self._copies.append(BlockCopy(CopyKind.IN, host_block, block))
+        self.cache.restore(host_block, block)
+        return block
+
+    def _copy_of(self, name: bytes) -> int:
+        """A fresh block that begins with the content of another, which stays what it is."""
+        source = self._entry(name)
+        self._claim(source)
+        block = self._take()
+        if source.tier is Tier.POOL:
+            self._copies.append(BlockCopy(CopyKind.WITHIN, source.block, block))
+            self._drop([source.block])
+        else:
+            self._copies.append(BlockCopy(CopyKind.IN, source.block, block))
+            self.cache.unpin_host(source.block)
         return block
 
     def _drop(self, blocks: Sequence[int]) -> None:
@@ -224,8 +282,8 @@ class BlockPool:
             self._refs[block] -= 1
             if self._refs[block]:
                 continue
-            if block in self._cache:
-                self._cache.mark_idle(block)
+            if block in self.cache:
+                self.cache.mark_idle(block)
             else:
                 self._free.append(block)
 

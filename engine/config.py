@@ -22,6 +22,10 @@ class EngineConfig:
     max_num_batched_tokens: int = 512
     """Most query tokens of one step."""
     enable_prefix_caching: bool = True
+    num_host_blocks: int = 0
+    """Blocks outside the pool that keep what is evicted from it: swap space of preempted requests."""
+    block_copy_cost: int = 1
+    """Tokens that are computed in the time it takes to copy one block; fewer are computed rather than copied."""
     ageing_steps: int = 256
     """Steps of waiting that make up for one level of priority."""
     eos_token_ids: tuple[int, ...] = ()
@@ -31,6 +35,17 @@ class EngineConfig:
             value = getattr(self, name)
             if value < 1:
                 raise SpliceError(ErrorCode.BAD_SETTING, f"{name} is {value}, expected at least 1", param=name)
+        for name in ("num_host_blocks", "block_copy_cost"):
+            value = getattr(self, name)
+            if value < 0:
+                raise SpliceError(ErrorCode.BAD_SETTING, f"{name} is {value}, expected 0 or more", param=name)
+        if self.num_host_blocks and not self.enable_prefix_caching:
+            raise SpliceError(
+                ErrorCode.BAD_SETTING,
+                f"num_host_blocks is {self.num_host_blocks}, but what is kept there is found by the prefix cache, "
+                "which is switched off: switch it on, or keep no host blocks",
+                param="num_host_blocks",
+            )
         if self.blocks_for(self.max_model_len) > self.num_blocks:
             raise SpliceError(
                 ErrorCode.BAD_SETTING,
@@ -46,6 +61,11 @@ class EngineConfig:
                 f"prompt beside {self.max_num_seqs - 1} decoding requests; raise it or lower max_num_seqs",
                 param="max_num_batched_tokens",
             )
+
+    @property
+    def host_min_tokens(self) -> int:
+        """Tokens a block must hold for copying it out and back to be cheaper than computing them again."""
+        return 2 * self.block_copy_cost + 1
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold the KV of `num_tokens` tokens."""

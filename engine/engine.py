@@ -34,6 +34,13 @@ class Engine:
     """
 
     def __init__(self, model: CausalLM, kv_cache: KVCache, config: EngineConfig, pool: BlockPool) -> None:
+        if pool.cache.num_host_blocks != config.num_host_blocks:
+            raise SpliceError(
+                ErrorCode.BAD_SETTING,
+                f"num_host_blocks is {config.num_host_blocks}, the pool has {pool.cache.num_host_blocks}: expected the "
+                "same number",
+                param="num_host_blocks",
+            )
         if not len(kv_cache) == pool.num_blocks == config.num_blocks:
             raise SpliceError(
                 ErrorCode.BAD_SETTING,
@@ -45,7 +52,7 @@ class Engine:
         self.stats = EngineStats()
         self._model = model
         model.bind_kv_cache(kv_cache)
-        self._mover = BlockMover(kv_cache)
+        self._mover = BlockMover(kv_cache, config.num_host_blocks)
         self._scheduler = Scheduler(config, pool, model.spec.vocab_size)
 
     def submit(self, request: Request) -> None:
@@ -91,6 +98,7 @@ class Engine:
         """
         plan = self._scheduler.schedule()
         self._mover.run(plan.copies)
+        self.stats.count_copies(plan.copies)
         output = StepOutput()
         self._report(plan, output)
         if plan.scheduled:

@@ -74,6 +74,8 @@ class Request:
     """Step of arrival, put off by the priority; given by the scheduler, kept through preemption, a fork has its
     parent's."""
     was_admitted: bool = False
+    kept: Sequence[bytes] = ()
+    """Preempted: names of the contents that are kept for when it goes on."""
     num_announced_blocks: int = 0
     lease_ended: bool = False
     """PREFILL: the lease ended before the computation did; nothing to hold afterwards."""

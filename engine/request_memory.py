@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from engine.block_copy import BlockCopy
 from engine.block_pool import BlockPool
+from engine.cached_block import BlockContent
 from engine.config import EngineConfig
 from engine.request import Request, RequestKind
+from wire.block_hash import block_hash
+
+ORDINARY = 0
+KEPT = 1
+"""Levels of cached contents: KEPT ones belong to a preempted request that waits to go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPrefix:
+    """Leading tokens of a request whose KV can be had without computing it."""
+
+    names: Sequence[bytes]
+    """Contents of whole blocks."""
+    lead: bytes | None
+    """Content whose leading tokens are those that follow, to be copied; None for none."""
+    num_tokens: int
+    """All of them together."""
+
+
+_NOTHING = KnownPrefix((), None, 0)
 
 
 class RequestMemory:
@@ -19,22 +43,40 @@ class RequestMemory:
         self._config = config
         self._pool = pool
 
-    def open(self, request: Request) -> bool:
+    def find(self, request: Request) -> KnownPrefix:
+        """What need not be computed for a waiting request; at least its last token must be."""
+        if not self._config.enable_prefix_caching:
+            return _NOTHING
+        size = self._config.block_tokens
+        names = request.hashes((request.num_tokens - 1) // size, size)
+        names = names[: self._pool.cache.num_known(names)]
+        start = len(names) * size
+        if request.is_computed_elsewhere:  # blocks that a peer fills are filled whole
+            return KnownPrefix(names, None, start)
+        parent = names[-1] if names else request.root
+        rest = request.tokens[start : min(start + size, request.num_tokens - 1)]
+        nearest = self._pool.cache.nearest(parent, rest)
+        if nearest is None or nearest[1] <= self._config.block_copy_cost:
+            return KnownPrefix(names, None, start)
+        return KnownPrefix(names, nearest[0], start + nearest[1])
+
+    def open(self, request: Request, known: KnownPrefix) -> bool:
         """Gives a waiting request the blocks of all its tokens and, if it decodes here, one to grow into.
 
         Sets `num_computed_tokens` to what is known already. False, and nothing changed, while that does not fit.
         """
-        shared = self._cached_prefix(request)
-        num_new = self._blocks_to_open(request) - len(shared)
-        if not self._pool.can_open(shared, num_new):
+        num_new = self._blocks_to_open(request) - len(known.names)
+        lead = known.lead
+        if lead is not None and not self._pool.can_open(known.names, num_new, lead):
+            lead = None  # its source might be the very block that is needed
+        if not self._pool.can_open(known.names, num_new, lead):
             return False
-        request.block_ids = self._pool.open(request.key, shared, num_new)
-        request.num_computed_tokens = len(shared) * self._config.block_tokens
+        request.block_ids = self._pool.open(request.key, known.names, num_new, lead)
+        request.num_computed_tokens = (
+            known.num_tokens if lead is not None else len(known.names) * self._config.block_tokens
+        )
+        self.unkeep(request)
         return True
-
-    def num_known_tokens(self, request: Request) -> int:
-        """Leading tokens that `open` would find computed."""
-        return len(self._cached_prefix(request)) * self._config.block_tokens
 
     def fork(self, parent: Request, child: Request) -> None:
         """Lets the child read every block of the parent that holds KV of tokens both have; takes no memory."""
@@ -64,29 +106,41 @@ class RequestMemory:
         request.num_computed_tokens += num_new_tokens
         full = request.num_computed_tokens // size
         if self._config.enable_prefix_caching and full > sealed:
-            for index, content in enumerate(request.hashes(full, size)[sealed:], start=sealed):
-                self._pool.seal(request.key, index, content)
+            request.hashes(full, size)
+            for index in range(sealed, full):
+                self._pool.seal(request.key, index, self._content(request, index, size))
 
     def release(self, request: Request) -> None:
-        """Takes all blocks of a request back."""
+        """Takes all blocks of a request back; what they hold can be found until they are needed."""
+        self._seal_tail(request)
+        self.discard(request)
+
+    def discard(self, request: Request) -> None:
+        """Takes all blocks of a request back, its partial one for nothing but its memory."""
         request.block_ids = ()
         self._pool.release(request.key)
 
     def preempt(self, request: Request) -> None:
-        """Takes all blocks of a running request back; what is not found again will be computed again."""
-        self.release(request)
+        """Takes all blocks of a running request back: to keep what they hold, on the host if need be, or to recompute.
+
+        Kept contents are evicted after all others, and go to host blocks when they are. They can be lost
+        nevertheless, when everything is full of kept ones: what is not found again is computed again.
+        """
+        if self._is_worth_keeping(request):
+            self._seal_tail(request)
+            request.kept = self._names(request)
+            self._pool.cache.set_level(request.kept, KEPT)
+        self.discard(request)
         request.num_computed_tokens = 0
+
+    def unkeep(self, request: Request) -> None:
+        """What was kept for a request is worth no more than anything else."""
+        self._pool.cache.set_level(request.kept, ORDINARY)
+        request.kept = ()
 
     def take_copies(self) -> list[BlockCopy]:
         """The block copies decided since the last call, in order."""
         return self._pool.take_copies()
-
-    def _cached_prefix(self, request: Request) -> list[int]:
-        """Blocks of the longest known prefix, at least one token short of the whole: something must be computed."""
-        if not self._config.enable_prefix_caching:
-            return []
-        size = self._config.block_tokens
-        return self._pool.match(request.hashes((request.num_tokens - 1) // size, size))
 
     def _blocks_to_open(self, request: Request) -> int:
         needed = self._config.blocks_for(request.num_tokens)
@@ -99,6 +153,38 @@ class RequestMemory:
     def _first_written(self, request: Request) -> int:
         """Index of the block the next token goes to. No later block of a table is ever shared before it is full."""
         return request.num_computed_tokens // self._config.block_tokens
+
+    def _is_worth_keeping(self, request: Request) -> bool:
+        """Whether the host has room, and copying out and back is cheaper than computing again."""
+        num_blocks = self._pool.num_private(request.key)
+        if not 0 < num_blocks <= self._pool.cache.num_host_room(KEPT):
+            return False
+        num_tokens = min(request.num_computed_tokens, num_blocks * self._config.block_tokens)
+        return num_tokens > 2 * num_blocks * self._config.block_copy_cost
+
+    def _seal_tail(self, request: Request) -> None:
+        """Lets others find the tokens in the last, partial block: whoever goes on from there copies them."""
+        size = self._config.block_tokens
+        index, num_tokens = divmod(request.num_computed_tokens, size)
+        is_worth_it = self._config.enable_prefix_caching and num_tokens > self._config.block_copy_cost
+        if is_worth_it and self._pool.is_writable(request.key, index):
+            self._pool.seal(request.key, index, self._content(request, index, num_tokens))
+
+    def _names(self, request: Request) -> list[bytes]:
+        """Names of all contents of a request, its partial block's included."""
+        size = self._config.block_tokens
+        full, rest = divmod(request.num_computed_tokens, size)
+        names = request.hashes(full, size)
+        return [*names, self._content(request, full, rest).name] if rest else names
+
+    def _content(self, request: Request, index: int, num_tokens: int) -> BlockContent:
+        """The first `num_tokens` tokens of block `index`."""
+        size = self._config.block_tokens
+        tokens = tuple(request.tokens[index * size : index * size + num_tokens])
+        parent = request.hashes(index, size)[-1] if index else request.root
+        is_full = num_tokens == size
+        name = request.hashes(index + 1, size)[-1] if is_full else block_hash(parent, tokens)
+        return BlockContent(name, parent, tokens, is_full)
 
 
 def _num_shared_tokens(parent: Request, child: Request) -> int:

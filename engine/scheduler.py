@@ -194,15 +194,22 @@ class Scheduler:
     def end(self, request: Request) -> None:
         """Forgets a request and takes all its blocks back."""
         self._leave_line(request)
-        if request.status is not RequestStatus.WAITING:
+        if request.status is RequestStatus.WAITING:
+            self._memory.unkeep(request)
+        elif request.status is RequestStatus.DRAINING:
+            self._memory.discard(request)
+        else:
             self._memory.release(request)
         del self.requests[request.key]
         self._stuck = False
 
     def fail(self, request: Request) -> None:
         """Ends a running request whose computation went wrong; none of its blocks is found by others any more."""
+        self.running.remove(request)
         self.pool.distrust(request.key)
-        self.end(request)
+        self._memory.discard(request)
+        del self.requests[request.key]
+        self._stuck = False
 
     def check(self) -> None:
         """Raises AssertionError where requests, lines, seats and pool disagree."""
@@ -296,11 +303,11 @@ class Scheduler:
             reserves = request.is_computed_elsewhere
             if budget_spent and not reserves:
                 continue
-            start = self._memory.num_known_tokens(request)
-            if not reserves and not self._chunk(start, request.num_tokens, budget):
+            known = self._memory.find(request)
+            if not reserves and not self._chunk(known.num_tokens, request.num_tokens, budget):
                 budget_spent = True
                 continue
-            if not self._memory.open(request):
+            if not self._memory.open(request, known):
                 return
             self.waiting.remove(request)
             if not request.was_admitted:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from engine.block_copy import BlockCopy, CopyKind
 from engine.request import RequestKey
 from wire.errors import SpliceError
 from wire.sampling import FinishReason, TokenLogprobs
@@ -75,3 +77,13 @@ class EngineStats:
     prefix_hit_tokens: int = 0
     """Prompt tokens not computed because a request found them cached when first admitted."""
     preemptions: int = 0
+    copied_blocks: int = 0
+    """Blocks copied within the pool, for forks and partly shared prefixes."""
+    swapped_out_blocks: int = 0
+    swapped_in_blocks: int = 0
+
+    def count_copies(self, copies: Iterable[BlockCopy]) -> None:
+        for copy in copies:
+            self.copied_blocks += copy.kind is CopyKind.WITHIN
+            self.swapped_out_blocks += copy.kind is CopyKind.OUT
+            self.swapped_in_blocks += copy.kind is CopyKind.IN

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import grpc.aio
+import psutil
 import structlog
 from grpc_health.v1 import _async as health_aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -160,6 +161,7 @@ def _build_body(settings: WorkerSettings) -> _Body:
     layout = loaded.model.kv_layout(settings.block_size, kv_dtype)
     config = EngineConfig(
         num_blocks=_num_blocks(settings, layout),
+        num_host_blocks=_num_host_blocks(settings, layout),
         block_tokens=settings.block_size,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
@@ -170,7 +172,8 @@ def _build_body(settings: WorkerSettings) -> _Body:
     incarnation = draw_incarnation()
     memory = KVPoolMemory.create(layout, config.num_blocks, incarnation)
     kv_cache = KVCache.over(layout, memory.data())
-    engine = Engine(loaded.model, kv_cache, config, BlockPool(config.num_blocks, memory))
+    pool = BlockPool(config.num_blocks, memory, config.num_host_blocks, config.host_min_tokens)
+    engine = Engine(loaded.model, kv_cache, config, pool)
     return _Body(loaded, layout, memory, engine, incarnation)
 
 
@@ -184,6 +187,28 @@ def _num_blocks(settings: WorkerSettings, layout: KVLayout) -> int:
             f"{settings.kv_cache_bytes} bytes hold {num_blocks} KV blocks of {layout.block_bytes} bytes; "
             "at least 2 are needed: raise --kv-cache-memory",
             param="kv_cache_bytes",
+        )
+    return num_blocks
+
+
+def _num_host_blocks(settings: WorkerSettings, layout: KVLayout) -> int:
+    num_blocks = settings.num_host_blocks
+    if num_blocks is None:
+        num_blocks = settings.swap_space_bytes // layout.block_bytes
+        if settings.swap_space_bytes and not num_blocks:
+            raise SpliceError(
+                ErrorCode.BAD_SETTING,
+                f"{settings.swap_space_bytes} bytes hold no KV block of {layout.block_bytes} bytes: raise --swap-space "
+                "or leave it away",
+                param="swap_space_bytes",
+            )
+    available = psutil.virtual_memory().available
+    if num_blocks * layout.block_bytes > available:
+        raise SpliceError(
+            ErrorCode.BAD_SETTING,
+            f"{num_blocks} host blocks take {num_blocks * layout.block_bytes} bytes and {available} are available: "
+            "lower --swap-space or --num-host-blocks",
+            param="swap_space_bytes",
         )
     return num_blocks
 

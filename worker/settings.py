@@ -22,6 +22,10 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     num_kv_blocks: int | None = None
     """Size of the KV pool in blocks; wins over `kv_cache_bytes`."""
     kv_cache_bytes: int = 1 << 30
+    swap_space_bytes: int = 0
+    """Host memory that keeps what is evicted from the KV pool; as many whole blocks as fit."""
+    num_host_blocks: int | None = None
+    """The same in blocks; wins over `swap_space_bytes`."""
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512

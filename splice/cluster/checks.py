@@ -98,13 +98,14 @@ def check_memory(settings: ServeSettings) -> str:
     """A rough floor: the KV pools and what a worker takes beside its weights."""
     workers = settings.prefill + settings.decode
     pool = 0 if settings.num_kv_blocks is not None else settings.kv_cache_memory
-    needed, free = workers * (pool + BASE_BYTES_PER_WORKER), psutil.virtual_memory().available
+    swap = 0 if settings.num_host_blocks is not None else settings.swap_space or 0
+    needed, free = workers * (pool + swap + BASE_BYTES_PER_WORKER), psutil.virtual_memory().available
     if needed > free:
         raise SpliceError(
             ErrorCode.BAD_SETTING,
-            f"{workers} workers with KV pools of {pool >> 20} MiB need about "
+            f"{workers} workers with KV pools of {pool >> 20} MiB and {swap >> 20} MiB of swap space need about "
             f"{needed >> 20} MiB, {free >> 20} are free; "
-            "lower --kv-cache-memory, --prefill or --decode",
+            "lower --kv-cache-memory, --swap-space, --prefill or --decode",
             param="kv_cache_memory",
         )
     return f"memory     {needed >> 20} of {free >> 20} MiB"

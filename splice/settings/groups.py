@@ -41,6 +41,16 @@ class EngineSettings:
     kv_cache_memory: int = setting(
         512 * MIB, parse.size, "KV pool of each worker in bytes, such as 512M or 2G.", group="Engine", metavar="SIZE"
     )
+    swap_space: int | None = setting(
+        None,
+        parse.size,
+        "Host memory of each worker for KV blocks evicted from its pool, such as 512M. Default: none.",
+        group="Engine",
+        metavar="SIZE",
+    )
+    num_host_blocks: int | None = setting(
+        None, parse.integer(0), "The same in blocks; wins over --swap-space.", group="Engine"
+    )
     kv_cache_dtype: str = setting(
         "auto", parse.choice(*DTYPES), "Type of the KV cache: auto (as --dtype), float32, bfloat16.", group="Engine"
     )

@@ -60,6 +60,8 @@ def _worker(model: ModelSettings, engine: EngineSettings, **rest: object) -> Wor
         block_size=engine.block_size,
         num_kv_blocks=engine.num_kv_blocks,
         kv_cache_bytes=engine.kv_cache_memory,
+        swap_space_bytes=engine.swap_space or 0,
+        num_host_blocks=engine.num_host_blocks,
         max_model_len=model.max_model_len,
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,

@@ -35,7 +35,9 @@ class Bench:
     _keys: int = 0
 
     def __post_init__(self) -> None:
-        self.pool = BlockPool(self.config.num_blocks, ListGenerations(self.config.num_blocks))
+        config = self.config
+        generations = ListGenerations(config.num_blocks)
+        self.pool = BlockPool(config.num_blocks, generations, config.num_host_blocks, config.host_min_tokens)
         layout = self.model.kv_layout(self.config.block_tokens, "auto")
         shape = (self.config.num_blocks, *layout.block_shape)
         # Rows nobody wrote yet must not look like anything a request could have written.

@@ -61,7 +61,7 @@ def test_a_llama_gives_the_same_tokens_under_every_schedule(make_llama_bench):
     cached.generate([*PROMPT[:70], 1, 2], **RUN)
     key = cached.submit(PROMPT, **RUN)
     cached.run()
-    assert (cached.rows[key][0].cached_tokens, cached.answer(key)) == (64, alone)
+    assert (cached.rows[key][0].cached_tokens, cached.answer(key)) == (70, alone)
 
     again = make_llama_bench()
     key = again.submit(PROMPT, emitted=alone[:17], **RUN)
@@ -89,3 +89,37 @@ def test_a_llama_handed_over_gives_the_same_tokens(make_llama_bench):
     dest.engine.activate(reserved, source.answer(key))
     dest.run()
     assert source.answer(key) + dest.answer(reserved) == alone
+
+
+class Recorded:
+    """A model whose logits are kept by the position they were computed for."""
+
+    def __init__(self, model):
+        self._model = model
+        self.spec, self.kv_layout = model.spec, model.kv_layout
+        self.logits = {}
+
+    def forward(self, batch, kv_cache):
+        logits = self._model.forward(batch, kv_cache)
+        wanted = [part.start + len(part.token_ids) for part in batch.slices if part.wants_logits]
+        for position, row in zip(wanted, logits, strict=True):
+            self.logits.setdefault(position, set()).add(row.numpy().tobytes())
+        return logits
+
+
+@pytest.mark.parametrize("host_blocks", [0, 20], ids=["recompute", "swap"])
+def test_a_llama_preempted_gives_the_same_logits_as_one_that_runs_through(make_llama_bench, host_blocks):
+    alone = make_llama_bench(num_blocks=12)
+    alone = Bench(alone.config, model=Recorded(alone.model))
+    whole = alone.generate(PROMPT, **{**RUN, "max_tokens": 80})
+    assert all(len(rows) == 1 for rows in alone.model.logits.values())
+
+    tight = make_llama_bench(num_blocks=8, num_host_blocks=host_blocks)
+    tight = Bench(tight.config, model=Recorded(tight.model))
+    keys = [tight.submit(PROMPT, **{**RUN, "max_tokens": 80}, root=bytes([i] * 16)) for i in range(3)]
+    tight.run()
+    stats = tight.engine.stats
+    assert stats.preemptions > 0
+    assert (stats.swapped_in_blocks > 0) == (host_blocks > 0)
+    assert tight.model.logits == alone.model.logits
+    assert [tight.answer(key) for key in keys] == [whole] * 3

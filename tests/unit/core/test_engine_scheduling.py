@@ -237,8 +237,8 @@ def test_requests_of_another_root_share_no_blocks(make_bench):
     bench.generate(prompt)
     keys = [bench.submit(prompt, root=root_hash(b"tenant")), bench.submit(prompt)]
     bench.run()
-    assert [bench.rows[key][0].cached_tokens for key in keys] == [0, 16]
-    assert bench.engine.stats.prefix_hit_tokens == 16
+    assert [bench.rows[key][0].cached_tokens for key in keys] == [0, 19]
+    assert bench.engine.stats.prefix_hit_tokens == 19
 
 
 @pytest.mark.parametrize(

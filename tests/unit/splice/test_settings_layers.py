@@ -100,5 +100,9 @@ def test_worker_and_router_get_what_the_command_line_said(tmp_path: Path) -> Non
     assert (worker.role, worker.block_size, worker.kv_transports, worker.etcd_endpoints) == (
         "prefill", 16, ("tcp",), ("h:1",),
     )  # fmt: skip
+    assert (worker.swap_space_bytes, worker.num_host_blocks) == (0, None)
+    swapping = serve({"model": str(model), "swap_space": "2M", "num_host_blocks": "9"}).settings
+    worker = pool_settings(swapping, "decode", "127.0.0.1", ())
+    assert (worker.swap_space_bytes, worker.num_host_blocks) == (2 << 20, 9)
     router = router_settings(RouterCommandSettings(seed=7, api_key="k", no_worker_grace=2.0))
     assert (router.default_seed, router.api_keys, router.no_worker_grace_s) == (7, ("k",), 2.0)

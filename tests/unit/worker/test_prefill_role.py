@@ -68,7 +68,7 @@ def test_the_same_prompt_gives_the_same_token_cached_or_not(bench: RoleBench[Pre
         bench.turn()
     first, second = bench.session.tokens
     assert first == second
-    assert bench.session.of("frame")[1].cached_tokens == [32]
+    assert bench.session.of("frame")[1].cached_tokens == [39]
 
 
 def test_a_newer_attempt_replaces_the_older_one_wherever_it_stands(bench: RoleBench[PrefillRole]) -> None:
