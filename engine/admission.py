@@ -32,12 +32,30 @@ def check_admissible(request: Request, config: EngineConfig, vocab_size: int) ->
         raise _invalid(f"token id {bad} is outside the vocabulary of {vocab_size}", "tokens")
     if request.sampling.max_tokens < 1:
         raise _invalid(f"max_tokens is {request.sampling.max_tokens}, expected at least 1", "max_tokens")
+    _check_branches(request, config)
     if request.skip_tokens and request.kind is not RequestKind.PREFILL:
         raise _invalid("skip_tokens is for prefill alone: it says what the fetching side already holds", "skip_tokens")
     if request.skip_tokens % config.block_tokens or not 0 <= request.skip_tokens < total:
         raise _invalid(
             f"skip_tokens is {request.skip_tokens}, expected whole blocks of {config.block_tokens}, fewer than {total}",
             "skip_tokens",
+        )
+
+
+def _check_branches(request: Request, config: EngineConfig) -> None:
+    """Branches that wait for each other must be able to run side by side, even where they share no block."""
+    branches = request.num_branches
+    longest = min(request.num_prompt_tokens + request.sampling.max_tokens, config.max_model_len)
+    num_blocks = branches * config.blocks_for(longest - 1)
+    if branches < 1 or branches > config.max_num_seqs:
+        raise _invalid(
+            f"num_branches is {branches}, expected 1 to {config.max_num_seqs}, the places in the batch", "num_branches"
+        )
+    if branches > 1 and num_blocks > config.num_blocks:
+        raise _invalid(
+            f"{branches} branches of up to {longest} tokens take {num_blocks} KV blocks and the pool has "
+            f"{config.num_blocks}: ask for fewer branches or tokens",
+            "num_branches",
         )
 
 

@@ -60,6 +60,9 @@ class Request:
     skip_tokens: int = 0
     """PREFILL: leading tokens, whole blocks, that the fetching side already holds: not announced."""
 
+    num_branches: int = 1
+    """Branches, this one included, of which none goes on before all have come as far (a beam)."""
+
     status: RequestStatus = RequestStatus.WAITING
     num_computed_tokens: int = 0
     """Leading tokens whose KV is in `block_ids`."""

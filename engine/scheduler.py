@@ -216,11 +216,12 @@ class Scheduler:
         self.pool.check()
         owners = {key for key, request in self.requests.items() if request.status is not RequestStatus.WAITING}
         reserved = sum(1 for request in self.requests.values() if request.status is RequestStatus.RESERVED)
+        waiting, running = set(self.waiting), set(self.running)
         problems = [
             f"{request.key} is {request.status.value} and stands in the wrong line"
             for request in self.requests.values()
-            if (request in self.waiting) != (request.status is RequestStatus.WAITING)
-            or (request in self.running) != (request.status is RequestStatus.RUNNING)
+            if (request in waiting) != (request.status is RequestStatus.WAITING)
+            or (request in running) != (request.status is RequestStatus.RUNNING)
         ]
         problems += [
             f"{request.key} waits with computed tokens" for request in self.waiting if request.num_computed_tokens
@@ -231,6 +232,8 @@ class Scheduler:
             problems.append(f"{reserved} requests are reserved, counted {self._num_reserved}")
         if len(self.waiting) + len(self.running) > len(self.requests):
             problems.append("a line holds a request that is forgotten")
+        if any(line != sorted(line, key=_seniority) for line in (self.waiting, self.running)):
+            problems.append("a line is out of order")
         if problems:
             raise AssertionError("; ".join(problems))
 

@@ -177,3 +177,21 @@ def test_a_fork_of_nothing_or_into_something_else_is_refused(make_bench):
     with pytest.raises(SpliceError, match="already here"):
         bench.engine.fork(parent, child)
     assert len(bench.engine.requests()) == 2
+
+
+@pytest.mark.parametrize(
+    ("branches", "max_tokens", "fits"), [(4, 10, True), (4, 11, False), (17, 1, False), (0, 1, False)]
+)
+def test_branches_that_wait_for_each_other_and_could_never_be_here_together_are_refused(
+    make_bench, branches, max_tokens, fits
+):
+    bench = make_bench(num_blocks=28, max_model_len=56)
+    request = bench._request(
+        PROMPT, [], RequestKind.GENERATE, {"max_tokens": max_tokens + 1}, num_branches=branches
+    )  # 18 + 10 tokens of which the KV is kept: 7 blocks
+    if fits:
+        bench.engine.submit(request)
+        return
+    with pytest.raises(SpliceError) as caught:
+        bench.engine.submit(request)
+    assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_REQUEST, "num_branches")
