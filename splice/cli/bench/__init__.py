@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from splice.cli.bench import compare, contest, plot, run, show, workloads
+from splice.cli.bench import compare, contest, floor, plot, run, show, workloads
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,5 +16,5 @@ app = typer.Typer(
         "[bold]splice bench compare A.json B.json[/bold] · better, worse or not comparable, with an exit code"
     ),
 )
-for module in (run, contest, compare, show, plot, workloads):
+for module in (run, contest, compare, show, plot, floor, workloads):
     app.command(module.__name__.rpartition(".")[2])(module.command)

@@ -1,0 +1,80 @@
+"""How near decoding comes to the one bound nothing gets past: reading every weight once per step."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROUNDS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """Bytes per second, best of several rounds, all threads together."""
+
+    read: float
+    copy: float
+    """Bytes read plus bytes written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """`floor_ms` is the least time of a decode step; `share` is floor / measured, 1 being the bound itself."""
+
+    floor_ms: float
+    measured_ms: float
+    share: float
+
+
+def floor(weight_bytes: int, bytes_per_s: float, step_ms: float) -> Floor:
+    """`step_ms`: measured time per token of a single stream, whose every step reads all weights once."""
+    floor_ms = 1000.0 * weight_bytes / bytes_per_s
+    return Floor(floor_ms, step_ms, floor_ms / step_ms)
+
+
+def measure_bandwidth(working_set: int, threads: int) -> Bandwidth:
+    """Reads and copies `working_set` bytes split over `threads`; numpy leaves the interpreter lock for both."""
+    part = max(1, working_set // threads // 4)
+    sources = [np.ones(part, dtype=np.float32) for _ in range(threads)]
+    targets = [np.empty_like(source) for source in sources]
+    moved = 4.0 * part * threads
+    read_s = _best_s([_reading(source) for source in sources])
+    copy_s = _best_s([_copying(target, source) for target, source in zip(targets, sources, strict=True)])
+    return Bandwidth(moved / read_s, 2.0 * moved / copy_s)
+
+
+def _reading(source: NDArray[np.float32]) -> Callable[[], object]:
+    return source.max
+
+
+def _copying(target: NDArray[np.float32], source: NDArray[np.float32]) -> Callable[[], object]:
+    return lambda: np.copyto(target, source)
+
+
+def _best_s(works: list[Callable[[], object]]) -> float:
+    """Seconds of the best round, each from the moment all threads start to the end of the last."""
+    start, end = threading.Barrier(len(works) + 1), threading.Barrier(len(works) + 1)
+
+    def repeat(work: Callable[[], object]) -> None:
+        for _ in range(ROUNDS):
+            start.wait()
+            work()
+            end.wait()
+
+    runners = [threading.Thread(target=repeat, args=(work,)) for work in works]
+    for runner in runners:
+        runner.start()
+    best = float("inf")
+    for _ in range(ROUNDS):
+        start.wait()
+        began_s = time.perf_counter()
+        end.wait()
+        best = min(best, time.perf_counter() - began_s)
+    for runner in runners:
+        runner.join()
+    return best
