@@ -57,24 +57,21 @@ def _copying(target: NDArray[np.float32], source: NDArray[np.float32]) -> Callab
 
 
 def _best_s(works: list[Callable[[], object]]) -> float:
-    """Seconds of the best round, each from the moment all threads start to the end of the last."""
-    start, end = threading.Barrier(len(works) + 1), threading.Barrier(len(works) + 1)
+    """Seconds of the best round: from the first thread's beginning to the last one's end."""
+    together = threading.Barrier(len(works))
+    spans: list[list[tuple[float, float]]] = [[] for _ in works]
 
-    def repeat(work: Callable[[], object]) -> None:
+    def repeat(work: Callable[[], object], own: list[tuple[float, float]]) -> None:
         for _ in range(ROUNDS):
-            start.wait()
+            together.wait()
+            began_s = time.perf_counter()
             work()
-            end.wait()
+            own.append((began_s, time.perf_counter()))
 
-    runners = [threading.Thread(target=repeat, args=(work,)) for work in works]
+    runners = [threading.Thread(target=repeat, args=pair) for pair in zip(works, spans, strict=True)]
     for runner in runners:
         runner.start()
-    best = float("inf")
-    for _ in range(ROUNDS):
-        start.wait()
-        began_s = time.perf_counter()
-        end.wait()
-        best = min(best, time.perf_counter() - began_s)
     for runner in runners:
         runner.join()
-    return best
+    rounds = zip(*spans, strict=True)
+    return min(max(ended for _, ended in each) - min(began for began, _ in each) for each in rounds)

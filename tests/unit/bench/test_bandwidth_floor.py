@@ -17,8 +17,9 @@ def test_the_floor_is_bytes_over_bandwidth_and_the_share_what_was_reached() -> N
 
 def test_bandwidth_is_that_of_memory() -> None:
     found = measure_bandwidth(8 << 20, 2)
-    assert 1e8 < found.read < 1e13
-    assert 1e8 < found.copy < 1e13
+    # No memory is slower, and none this code could reach is faster.
+    assert 1e8 < found.read < 2e12
+    assert 1e8 < found.copy < 2e12
 
 
 def test_the_share_of_each_server_is_printed(tmp_path: Path) -> None:
