@@ -39,20 +39,20 @@ def floor(weight_bytes: int, bytes_per_s: float, step_ms: float) -> Floor:
 
 def measure_bandwidth(working_set: int, threads: int) -> Bandwidth:
     """Reads and copies `working_set` bytes split over `threads`; numpy leaves the interpreter lock for both."""
-    part = max(1, working_set // threads // 4)
-    sources = [np.ones(part, dtype=np.float32) for _ in range(threads)]
+    part = max(1, working_set // threads)
+    sources = [np.ones(part, dtype=np.uint8) for _ in range(threads)]  # of all types, the one whose maximum waits least
     targets = [np.empty_like(source) for source in sources]
-    moved = 4.0 * part * threads
+    moved = float(part * threads)
     read_s = _best_s([_reading(source) for source in sources])
     copy_s = _best_s([_copying(target, source) for target, source in zip(targets, sources, strict=True)])
     return Bandwidth(moved / read_s, 2.0 * moved / copy_s)
 
 
-def _reading(source: NDArray[np.float32]) -> Callable[[], object]:
+def _reading(source: NDArray[np.uint8]) -> Callable[[], object]:
     return source.max
 
 
-def _copying(target: NDArray[np.float32], source: NDArray[np.float32]) -> Callable[[], object]:
+def _copying(target: NDArray[np.uint8], source: NDArray[np.uint8]) -> Callable[[], object]:
     return lambda: np.copyto(target, source)
 
 
