@@ -128,6 +128,12 @@ def test_a_contest_file_that_cannot_be_is_refused(tmp_path: Path, text: str, sai
     assert said in str(error.value)
 
 
+def test_the_contest_file_of_this_repository_is_sound() -> None:
+    entries = load_contest(ROOT / "benchmarks" / "contests" / "peers.toml", (), {"gguf": "model.gguf"})
+    assert {"splice", "splice 1+1", "llama-server"} <= {entry.name for entry in entries}
+    assert not any("{" in word for entry in entries for word in entry.command if word != "{port}")
+
+
 def test_unknown_servers_and_places_are_refused_with_the_known_ones(tmp_path: Path) -> None:
     path = tmp_path / "contest.toml"
     path.write_text("[[server]]\nname = 'abc'\nmodel = 'm'\ncommand = ['{home}/x']\n[places]\nhome = '/a'\n")
