@@ -73,5 +73,5 @@ def _best_s(works: list[Callable[[], object]]) -> float:
         runner.start()
     for runner in runners:
         runner.join()
-    rounds = zip(*spans, strict=True)
-    return min(max(ended for _, ended in each) - min(began for began, _ in each) for each in rounds)
+    lasted_s = [max(own[turn][1] for own in spans) - min(own[turn][0] for own in spans) for turn in range(ROUNDS)]
+    return min(lasted_s)

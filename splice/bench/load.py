@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import msgspec
+
 from splice.bench.answer import StreamedAnswer, body_error
 from splice.bench.arrivals import due_times
 from splice.bench.connection import ConnectionPool, Target
@@ -175,8 +177,6 @@ def _pairs(times: list[float]) -> Iterator[tuple[float, float]]:
 
 def model_names(target: Target, timeout_s: float = 10.0) -> list[str]:
     """What the server says it serves. Raises SpliceError if it says nothing usable."""
-    import msgspec  # noqa: PLC0415
-
     body = fetch(target, "/v1/models", timeout_s)
     try:
         return [str(model["id"]) for model in msgspec.json.decode(body)["data"]]

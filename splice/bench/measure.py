@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
 
 import msgspec
 
@@ -17,8 +16,6 @@ from wire.errors import ErrorCode, SpliceError
 
 _WARMUP, _MEASURED = 0, 1
 """Warm-up prompts must not be found in a prefix cache by the measured ones, so they come from another stream."""
-
-Notice = Callable[[str], None]
 
 
 def measure(

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from splice.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[3]
-COMMANDS = ("serve", "chat", "complete", "status", "down", "pull", "doctor", "router", "worker", "demo")
+COMMANDS = ("serve", "chat", "complete", "status", "down", "pull", "doctor", "router", "worker", "demo", "bench")
 
 
 def splice(*words: str) -> subprocess.CompletedProcess[str]:
