@@ -33,6 +33,8 @@ def check_admissible(request: Request, config: EngineConfig, vocab_size: int) ->
     if request.sampling.max_tokens < 1:
         raise _invalid(f"max_tokens is {request.sampling.max_tokens}, expected at least 1", "max_tokens")
     _check_branches(request, config)
+    if request.sampling.prompt_logprobs is not None and request.kind is RequestKind.RESERVE:
+        raise _invalid("prompt_logprobs are computed where the prompt is, not where it is decoded", "prompt_logprobs")
     if request.skip_tokens and request.kind is not RequestKind.PREFILL:
         raise _invalid("skip_tokens is for prefill alone: it says what the fetching side already holds", "skip_tokens")
     if request.skip_tokens % config.block_tokens or not 0 <= request.skip_tokens < total:

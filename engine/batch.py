@@ -18,6 +18,13 @@ class SequenceSlice:
     """Blocks covering positions [0, start + query_len)."""
     wants_logits: bool
     """Whether the logits of the last query token are needed."""
+    wants_all_logits: bool = False
+    """Whether the logits of every query token are needed."""
+
+    @property
+    def num_logits(self) -> int:
+        """Rows of logits this slice is answered with."""
+        return len(self.token_ids) if self.wants_all_logits else int(self.wants_logits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ class EngineConfig:
     """Most requests that hold a place in the batch: running, or reserved to run once their KV has arrived."""
     max_num_batched_tokens: int = 512
     """Most query tokens of one step."""
+    max_scored_tokens: int = 128
+    """Most prompt tokens of one step that all want their logits, for `prompt_logprobs`; at least one block."""
     enable_prefix_caching: bool = True
     num_host_blocks: int = 0
     """Blocks outside the pool that keep what is evicted from it: swap space of preempted requests."""
@@ -52,6 +54,12 @@ class EngineConfig:
                 f"the KV pool holds {self.num_blocks * self.block_tokens} tokens, less than one request of "
                 f"max_model_len {self.max_model_len}: lower max_model_len or give the pool more memory",
                 param="max_model_len",
+            )
+        if self.max_scored_tokens < self.block_tokens:
+            raise SpliceError(
+                ErrorCode.BAD_SETTING,
+                f"max_scored_tokens is {self.max_scored_tokens}, expected at least one block of {self.block_tokens}",
+                param="max_scored_tokens",
             )
         needed = self.max_num_seqs - 1 + self.block_tokens
         if self.max_num_batched_tokens < needed:

@@ -14,11 +14,12 @@ from engine.config import EngineConfig
 from engine.kv_cache import KVCache
 from engine.load import EngineLoad, RequestSummary, measure_load, summarise_requests
 from engine.models.causal_lm import CausalLM
+from engine.readout import Readout, read_logits
 from engine.request import Request, RequestKey, RequestKind
-from engine.sampler import DrawnToken, SamplingRow, sample
+from engine.sampler import DrawnToken, SamplingRow
 from engine.schedule_plan import ScheduledRequest, SchedulePlan
 from engine.scheduler import Scheduler
-from engine.step_output import ComputedBlocks, EngineStats, Reservation, StepOutput, TokenRow
+from engine.step_output import ComputedBlocks, EngineStats, Reservation, ScoredPrompt, StepOutput, TokenRow
 from engine.stopping import finish_reason, stopping_ids
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import FinishReason, TokenLogprobs
@@ -143,7 +144,7 @@ class Engine:
         Alone or batched gives the same bits, and what the failed run wrote is written again.
         """
         try:
-            drawn = self._sample(plan, self._run(plan))
+            readouts = read_logits(plan.scheduled, self._run(plan), self._sampling_row)
         except Exception as error:  # the boundary of one batch: the engine goes on
             if len(plan.scheduled) == 1:
                 self._fail(plan.scheduled[0].request, error, output)
@@ -152,13 +153,14 @@ class Engine:
             for part in plan.scheduled:
                 self._compute(SchedulePlan(scheduled=[part]), output)
         else:
-            self._update(plan, drawn, output)
+            for readout in readouts:
+                self._update(readout, output)
 
     def _run(self, plan: SchedulePlan) -> npt.NDArray[np.float32]:
-        """Logits `[parts that complete, vocab]`."""
+        """Logits, `num_logits` rows of each part."""
         batch = StepBatch(tuple(self._slice(part) for part in plan.scheduled))
         logits = self._model.forward(batch)
-        expected = (sum(part.completes for part in plan.scheduled), self._model.spec.vocab_size)
+        expected = (sum(part.num_logits for part in plan.scheduled), self._model.spec.vocab_size)
         if tuple(logits.shape) != expected:
             raise ValueError(f"the model returned logits {tuple(logits.shape)}, expected {expected}")
         return logits
@@ -171,11 +173,8 @@ class Engine:
             start=start,
             block_table=request.block_ids[: self.config.blocks_for(end)],
             wants_logits=part.completes,
+            wants_all_logits=bool(part.scored),
         )
-
-    def _sample(self, plan: SchedulePlan, logits: npt.NDArray[np.float32]) -> list[DrawnToken | Exception]:
-        rows = [self._sampling_row(part.request) for part in plan.scheduled if part.completes]
-        return sample(logits, rows) if rows else []
 
     def _sampling_row(self, request: Request) -> SamplingRow:
         if request.sampling_row is None:
@@ -183,17 +182,19 @@ class Engine:
             request.sampling_row = SamplingRow(request.sampling, request.tokens, request.num_prompt_tokens, ids)
         return request.sampling_row
 
-    def _update(self, plan: SchedulePlan, drawn: list[DrawnToken | Exception], output: StepOutput) -> None:
-        remaining = iter(drawn)
-        for part in plan.scheduled:
-            request, token = part.request, next(remaining) if part.completes else None
-            if isinstance(token, Exception):
-                self._fail(request, token, output)
-                continue
-            self._scheduler.advance(request, part.num_new_tokens)
-            self._emit_computed(request, token is not None, output)
-            if token is not None:
-                self._emit_token(request, token, output)
+    def _update(self, readout: Readout, output: StepOutput) -> None:
+        part, request = readout.part, readout.part.request
+        if readout.error is not None:
+            self._fail(request, readout.error, output)
+            return
+        if readout.prompt_logprobs:
+            first = request.num_scored_tokens + 1
+            output.scored.append(ScoredPrompt(request.key, first, readout.prompt_logprobs))
+            request.num_scored_tokens += len(readout.prompt_logprobs)
+        self._scheduler.advance(request, part.num_new_tokens)
+        self._emit_computed(request, readout.drawn is not None, output)
+        if readout.drawn is not None:
+            self._emit_token(request, readout.drawn, output)
 
     def _emit_computed(self, request: Request, is_last: bool, output: StepOutput) -> None:
         if request.kind is not RequestKind.PREFILL:

@@ -68,6 +68,8 @@ class Request:
     """Leading tokens whose KV is in `block_ids`."""
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache when first admitted."""
+    num_scored_tokens: int = 0
+    """Prompt tokens behind which the log probability of the next one has been reported, where that is asked for."""
     block_ids: Sequence[int] = ()
     """Live view of the block table; the block pool owns it."""
 
@@ -94,6 +96,11 @@ class Request:
     def num_generated_tokens(self) -> int:
         """Tokens of the answer so far, those of earlier attempts included."""
         return len(self.tokens) - self.num_prompt_tokens
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Log probabilities of its prompt are still to be computed here, which needs the logits of every position."""
+        return self.sampling.prompt_logprobs is not None and self.num_scored_tokens < self.num_prompt_tokens - 1
 
     @property
     def is_computed_elsewhere(self) -> bool:

@@ -44,17 +44,18 @@ class RequestMemory:
         self._pool = pool
 
     def find(self, request: Request) -> KnownPrefix:
-        """What need not be computed for a waiting request; at least its last token must be."""
+        """What need not be computed for a waiting request; its last token must be, and all whose logits are wanted."""
         if not self._config.enable_prefix_caching:
             return _NOTHING
         size = self._config.block_tokens
-        names = request.hashes((request.num_tokens - 1) // size, size)
+        most = request.num_scored_tokens if request.scores_prompt else request.num_tokens - 1
+        names = request.hashes(most // size, size)
         names = names[: self._pool.cache.num_known(names)]
         start = len(names) * size
         if request.is_computed_elsewhere:  # blocks that a peer fills are filled whole
             return KnownPrefix(names, None, start)
         parent = names[-1] if names else request.root
-        rest = request.tokens[start : min(start + size, request.num_tokens - 1)]
+        rest = request.tokens[start : min(start + size, most)]
         nearest = self._pool.cache.nearest(parent, rest)
         if nearest is None or nearest[1] <= self._config.block_copy_cost:
             return KnownPrefix(names, None, start)

@@ -21,6 +21,21 @@ class ScheduledRequest:
         """Whether the KV catches up with the tokens, so that the next one can be drawn."""
         return self.request.num_computed_tokens + self.num_new_tokens == self.request.num_tokens
 
+    @property
+    def scored(self) -> range:
+        """Positions whose logits are wanted for the log probability of the prompt token behind each."""
+        request, start = self.request, self.request.num_computed_tokens
+        if not request.scores_prompt:
+            return range(0)
+        return range(
+            max(start, request.num_scored_tokens), min(start + self.num_new_tokens, request.num_prompt_tokens - 1)
+        )
+
+    @property
+    def num_logits(self) -> int:
+        """Rows of logits wanted: of every token here, of the last one, or none."""
+        return self.num_new_tokens if self.scored else int(self.completes)
+
 
 @dataclass(slots=True)
 class SchedulePlan:

@@ -280,6 +280,10 @@ class Scheduler:
         insort(self.waiting, request, key=_seniority)
 
     def _schedule_one(self, request: Request, budget: int, plan: SchedulePlan) -> int:
+        if request.scores_prompt:
+            # Every position asks for a row of logits as long as the vocabulary: few of them at a time.
+            scored = sum(part.num_new_tokens for part in plan.scheduled if part.scored)
+            budget = min(budget, self.config.max_scored_tokens - scored)
         count = self._chunk(request.num_computed_tokens, request.num_tokens, budget)
         if count == 0 or not self._memory.covers(request, count):
             return 0

@@ -31,7 +31,7 @@ class StepArrays:
     starts: Int32s
     """`[S]`: absolute position of each sequence's first row."""
     logit_rows: Int64s
-    """Last row of each slice that wants logits, in slice order."""
+    """Of each slice its last `num_logits` rows, in slice order."""
 
     @classmethod
     def of(cls, batch: StepBatch, block_tokens: int) -> StepArrays:
@@ -46,7 +46,8 @@ class StepArrays:
         sequence = np.repeat(np.arange(len(slices)), lengths)
         positions = np.arange(num_rows) + (starts - query_starts[:-1]).astype(np.int64)[sequence]
         block, offset = np.divmod(positions, block_tokens)
-        wanted = [last - 1 for last, part in zip(query_starts[1:].tolist(), slices, strict=True) if part.wants_logits]
+        ends = query_starts[1:].tolist()
+        wanted = [row for end, part in zip(ends, slices, strict=True) for row in range(end - part.num_logits, end)]
         return cls(
             token_ids=np.fromiter(chain.from_iterable(part.token_ids for part in slices), np.int64, num_rows),
             positions=positions,

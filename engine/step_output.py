@@ -53,11 +53,23 @@ class ComputedBlocks:
     """No more will follow; only then the last block may be partial."""
 
 
+@dataclass(frozen=True, slots=True)
+class ScoredPrompt:
+    """Log probabilities of prompt tokens, each given those before it; pieces of a request ascend without gaps."""
+
+    key: RequestKey
+    first: int
+    """Index in the prompt of the first token described, from 1."""
+    logprobs: tuple[TokenLogprobs, ...]
+
+
 @dataclass(slots=True)
 class StepOutput:
     """Everything that became true in one step, each list in the order it happened."""
 
     rows: list[TokenRow] = field(default_factory=list)
+    scored: list[ScoredPrompt] = field(default_factory=list)
+    """All of a request's come before, or with, its first row."""
     reserved: list[Reservation] = field(default_factory=list)
     computed: list[ComputedBlocks] = field(default_factory=list)
     failed: list[tuple[RequestKey, SpliceError]] = field(default_factory=list)

@@ -27,7 +27,7 @@ class StepPlan:
     starts: torch.Tensor
     """`[S]` int32: absolute position of each sequence's first row."""
     logit_rows: torch.Tensor
-    """int64: last row of each slice that wants logits, in slice order."""
+    """int64: of each slice its last `num_logits` rows, in slice order."""
 
     @classmethod
     def of(cls, batch: StepBatch, block_tokens: int) -> StepPlan:

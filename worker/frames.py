@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engine.step_output import TokenRow
+from engine.step_output import ScoredPrompt, TokenRow
 from wire.convert import logprobs_to_proto
 from wire.v1 import sampling_pb2, worker_pb2
 
 
-def step_frame(step: int, rows: Iterable[TokenRow]) -> worker_pb2.StepFrame:
-    """Packs rows into columns. Log probabilities are sent for all tokens of the frame or for none."""
+def step_frame(step: int, rows: Iterable[TokenRow], scored: Iterable[ScoredPrompt] = ()) -> worker_pb2.StepFrame:
+    """Packs rows into columns; log probabilities are sent for all tokens of the frame or for none. Those of prompts
+    stand apart."""
     rows = list(rows)
     frame = worker_pb2.StepFrame(step=step)
+    for piece in scored:
+        frame.prompt_logprobs.add(
+            request=piece.key[0], attempt=piece.key[1], first=piece.first, logprobs=logprobs_to_proto(piece.logprobs)
+        )
     with_logprobs = any(row.logprobs is not None for row in rows)
     for row in rows:
         request, attempt = row.key

@@ -14,7 +14,7 @@ import structlog
 
 from engine.engine import Engine
 from engine.request import Request, RequestKey, RequestKind
-from engine.step_output import StepOutput, TokenRow
+from engine.step_output import ScoredPrompt, StepOutput, TokenRow
 from kvtransfer.handoff import WorkerIdentity
 from kvtransfer.pool_memory import KVPoolMemory
 from wire.block_hash import root_hash
@@ -141,7 +141,7 @@ class Role(ABC):
             self.fail(tracked.key, SpliceError(ErrorCode.DEADLINE_EXCEEDED, f"not finished within {waited:.3f} s"))
 
     def on_output(self, output: StepOutput) -> None:
-        self._send_rows(output.rows)
+        self._send_rows(output.rows, output.scored)
         for key, error in output.failed:
             self.fail(key, error, retryable=error.code in _RETRYABLE or error.code is ErrorCode.INTERNAL_ERROR)
 
@@ -195,8 +195,13 @@ class Role(ABC):
                 ErrorCode.INVALID_REQUEST, f"a {self.settings.role} worker takes no {kind.name.lower()} request"
             )
 
-    def _send_rows(self, rows: Iterable[TokenRow]) -> None:
+    def _send_rows(self, rows: Iterable[TokenRow], scored: Iterable[ScoredPrompt]) -> None:
         by_session: defaultdict[RouterSession, list[TokenRow]] = defaultdict(list)
+        scored_by_session: defaultdict[RouterSession, list[ScoredPrompt]] = defaultdict(list)
+        for piece in scored:
+            tracked = self.table.get(piece.key)
+            if tracked is not None:
+                scored_by_session[tracked.session].append(piece)
         for row in rows:
             tracked = self.table.get(row.key)
             if tracked is None:
@@ -204,8 +209,9 @@ class Role(ABC):
             by_session[tracked.session].append(row)
             if row.finish != FinishReason.NONE:
                 self.table.remove(row.key)
-        for session, session_rows in by_session.items():
-            session.send(frame=step_frame(self.engine.stats.steps, session_rows))
+        for session in {**scored_by_session, **by_session}:
+            frame = step_frame(self.engine.stats.steps, by_session[session], scored_by_session[session])
+            session.send(frame=frame)
 
     def _send_failed(
         self, session: RouterSession, key: RequestKey, error: SpliceError, *, retryable: bool, blamed: str | None

@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.micro.instruments import Work
 from engine.block_pool import BlockPool, ListGenerations
+from engine.cached_block import BlockContent
 from engine.config import EngineConfig
 from engine.request import Request
 from engine.sampler import SamplingRow, sample
@@ -16,6 +17,7 @@ from engine.scheduler import Scheduler
 from wire.sampling import SamplingParams
 
 VOCAB = 49_152
+_TOKENS = tuple(range(32))
 BLOCK_TOKENS = 32
 ROWS = 16
 
@@ -45,7 +47,7 @@ def pool_churn(num_blocks: int = 4096) -> Work:
         owner = next(serial)
         pool.open(owner, (), 32)
         for index in range(32):
-            pool.seal(owner, index, (owner * 32 + index).to_bytes(16, "big"))
+            pool.seal(owner, index, _content(owner * 32 + index))
         pool.release(owner)
 
     for _ in range(num_blocks // 32 + 1):
@@ -56,17 +58,25 @@ def pool_churn(num_blocks: int = 4096) -> Work:
 def pool_reuse(num_blocks: int = 4096) -> Work:
     """A prompt of 32 blocks found in the prefix cache, opened with one block to grow into, and released."""
     pool = BlockPool(num_blocks, ListGenerations(num_blocks))
-    hashes = [index.to_bytes(16, "big") for index in range(32)]
+    contents = [_content(index) for index in range(32)]
+    names = [content.name for content in contents]
     pool.open("first", (), 32)
-    for index, content in enumerate(hashes):
+    for index, content in enumerate(contents):
         pool.seal("first", index, content)
     pool.release("first")
 
     def reuse() -> None:
-        pool.open("again", pool.match(hashes), 1)
+        pool.open("again", names[: pool.cache.num_known(names)], 1)
         pool.release("again")
 
     return reuse
+
+
+def _content(number: int) -> BlockContent:
+    """One of many different full blocks of 32 tokens."""
+    return BlockContent(
+        number.to_bytes(16, "big"), (number - 1).to_bytes(16, "big", signed=True), _TOKENS, is_full=True
+    )
 
 
 def scheduler_with(running: int, waiting: int, prompt_tokens: int = 256, num_blocks: int = 16_384) -> Scheduler:

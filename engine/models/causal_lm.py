@@ -32,6 +32,6 @@ class CausalLM(Protocol):
     def forward(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """Computes every slice, writing its K and V into the cache.
 
-        Returns `[n, vocab_size]`: one row for each slice with `wants_logits`, in slice order. A row that is not finite
-        (damaged weights or KV) is returned as it is: it fails its own request, in the sampler.
+        Returns `[n, vocab_size]`: `num_logits` rows of each slice, its last ones, in slice order. A row that is not
+        finite (damaged weights or KV) is returned as it is: it fails its own request, in the sampler.
         """

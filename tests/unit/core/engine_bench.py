@@ -16,7 +16,7 @@ from engine.kv_cache import KVCache
 from engine.request import Request, RequestKey, RequestKind
 from engine.step_output import ComputedBlocks, Reservation, StepOutput, TokenRow
 from wire.errors import SpliceError
-from wire.sampling import FinishReason, SamplingParams
+from wire.sampling import FinishReason, SamplingParams, TokenLogprobs
 
 EOS = 60
 torch.set_num_threads(1)
@@ -32,6 +32,7 @@ class Bench:
     reserved: dict[RequestKey, Reservation] = field(default_factory=dict)
     computed: dict[RequestKey, list[ComputedBlocks]] = field(default_factory=dict)
     failed: dict[RequestKey, SpliceError] = field(default_factory=dict)
+    scored: dict[RequestKey, list[TokenLogprobs]] = field(default_factory=dict)
     _keys: int = 0
 
     def __post_init__(self) -> None:
@@ -85,6 +86,11 @@ class Bench:
         self.engine.check()
         for row in output.rows:
             self.rows.setdefault(row.key, []).append(row)
+        for piece in output.scored:
+            known = self.scored.setdefault(piece.key, [])
+            assert piece.first == len(known) + 1, "pieces follow each other"
+            assert len(self.rows.get(piece.key, [])) <= 1, "figures of the prompt come before, or with, the first token"
+            known.extend(piece.logprobs)
         for reservation in output.reserved:
             self.reserved[reservation.key] = reservation
         for blocks in output.computed:

@@ -96,14 +96,14 @@ class Recorded:
 
     def __init__(self, model):
         self._model = model
-        self.spec, self.kv_layout = model.spec, model.kv_layout
+        self.spec, self.kv_layout, self.bind_kv_cache = model.spec, model.kv_layout, model.bind_kv_cache
         self.logits = {}
 
-    def forward(self, batch, kv_cache):
-        logits = self._model.forward(batch, kv_cache)
+    def forward(self, batch):
+        logits = self._model.forward(batch)
         wanted = [part.start + len(part.token_ids) for part in batch.slices if part.wants_logits]
         for position, row in zip(wanted, logits, strict=True):
-            self.logits.setdefault(position, set()).add(row.numpy().tobytes())
+            self.logits.setdefault(position, set()).add(row.tobytes())
         return logits
 
 
@@ -123,3 +123,16 @@ def test_a_llama_preempted_gives_the_same_logits_as_one_that_runs_through(make_l
     assert (stats.swapped_in_blocks > 0) == (host_blocks > 0)
     assert tight.model.logits == alone.model.logits
     assert [tight.answer(key) for key in keys] == [whole] * 3
+
+
+def test_log_probabilities_of_a_prompt_are_the_same_in_any_chunks(make_llama_bench):
+    def scored(**sizes):
+        bench = make_llama_bench(**sizes)
+        key = bench.submit(PROMPT, **RUN, prompt_logprobs=5)
+        bench.run()
+        return bench.scored[key]
+
+    whole = scored(max_scored_tokens=128)
+    assert len(whole) == len(PROMPT) - 1
+    assert scored(max_scored_tokens=32) == whole
+    assert scored(max_num_batched_tokens=35, max_num_seqs=2) == whole
