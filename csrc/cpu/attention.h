@@ -13,6 +13,7 @@
 // bf16, the same time for half the bytes: it is bound by computation (the keys' transposition is the likely part), not by memory.
 #pragma once
 
+#include "int8_rows.h"
 #include "kernels.h"
 #include "tile.h"
 
@@ -162,16 +163,20 @@ void attention(const AttentionArgs& args, int64_t sequence, int64_t head, int64_
   }
 
   for (int64_t row = 0; row < t.rows; ++row) {
-    float* out = args.out + (query_row + row / group) * args.q_heads * head_dim + (head * group + row % group) * head_dim;
     const F16 total = splat(sum(load(t.sums + row * LANES)));
-    for (int64_t d = 0; d < head_dim; d += LANES) {
-      const int64_t count = head_dim - d < LANES ? head_dim - d : LANES;
-      const F16 value = div(load(t.acc + row * t.dim + d), total);
-      if (count == LANES)
-        store(out + d, value);
-      else
-        store_first(out + d, value, count);
-    }
+    float* value = t.acc + row * t.dim;
+    for (int64_t d = 0; d < t.dim; d += LANES) store(value + d, div(load(value + d), total));
+    const int64_t place = (query_row + row / group) * args.q_heads + head * group + row % group;
+    if (!args.out8) __builtin_memcpy(args.out + place * head_dim, value, sizeof(float) * static_cast<size_t>(head_dim));
+  }
+  if (!args.out8) return;
+  const int64_t width = group * head_dim, blocks = args.q_heads * head_dim / splice::cpu::INT8_DEPTH;
+  for (int64_t query = 0; query < last - first; ++query) {
+    // Heads of one group are neighbours; where head_dim fills no whole vector, close their ranks.
+    float* row = t.acc + query * group * t.dim;
+    for (int64_t g = 1; g < group && t.dim != head_dim; ++g)
+      for (int64_t d = 0; d < head_dim; ++d) row[g * head_dim + d] = row[g * t.dim + d];
+    quantize_row(args.out8 + (query_row + query) * blocks + head * width / splice::cpu::INT8_DEPTH, row, width);
   }
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "binding_kernels.h"
+#include "context.h"
 #include "decoder.h"
 
 namespace splice::binding {
@@ -14,7 +15,7 @@ namespace splice::binding {
 class Decoder {
  public:
   Decoder(nb::object kernels, nb::object embedding, nb::object head, const Vector& norm, const Matrix& cos_sin, float eps,
-          float scale, int64_t q_heads, int64_t kv_heads, int64_t head_dim)
+          float scale, int64_t q_heads, int64_t kv_heads, int64_t head_dim, bool int8)
       : kernels_(nb::cast<Kernels*>(kernels)), owned_{kernels}, cos_sin_(cos_sin), kv_heads_(kv_heads), head_dim_(head_dim) {
     require(q_heads > 0 && kv_heads > 0 && q_heads % kv_heads == 0, "num_heads must be a multiple of num_kv_heads");
     require(head_dim > 0 && head_dim % 2 == 0 && head_dim <= SPLICE_CPU_MAX_HEAD_DIM, "head_dim must be even, at most 1024");
@@ -27,6 +28,7 @@ class Decoder {
     model_.eps = eps;
     model_.scale = scale;
     model_.q_heads = q_heads;
+    model_.int8 = int8;
   }
 
   void add_layer(const Vector& input_norm, nb::object qkv, const std::optional<Vector>& qkv_bias, nb::object output,
@@ -71,8 +73,8 @@ class Decoder {
     float* out = logits.data();
     nb::gil_scoped_release release;
     const std::lock_guard lock(mutex_);  // of the scratch: one step at a time
-    scratch_.resize(splice_cpu_decoder_scratch(&model_, rows));
-    check(splice_cpu_decode(kernels_->get(), &model_, &batch, kv, scratch_.data(), out));
+    if (!scratch_.reserve(splice_cpu_decoder_scratch(&model_, rows))) throw std::bad_alloc();
+    check(splice_cpu_decode(kernels_->get(), &model_, &batch, kv, scratch_.as<void>(), out));
   }
 
  private:
@@ -95,7 +97,7 @@ class Decoder {
   splice_cpu_decoder model_{};
   std::vector<splice_cpu_layer> layers_;
   std::mutex mutex_;
-  std::vector<float> scratch_;
+  cpu::Scratch scratch_;
 };
 
 }  // namespace splice::binding

@@ -10,16 +10,17 @@
 
 namespace splice::binding {
 
+// Names of instruction sets, in the order of splice_cpu.h.
+constexpr const char* ISA_NAMES[] = {"portable", "avx2", "avxvnni", "avx512", "avx512vnni"};
+constexpr int ISAS = sizeof ISA_NAMES / sizeof *ISA_NAMES;
+
+inline const char* isa_name(int isa) { return ISA_NAMES[isa]; }
+
 inline int isa_named(const std::string& name) {
   if (name == "auto") return SPLICE_CPU_ISA_BEST;
-  if (name == "avx512") return SPLICE_CPU_ISA_AVX512;
-  if (name == "avx2") return SPLICE_CPU_ISA_AVX2;
-  if (name == "portable") return SPLICE_CPU_ISA_PORTABLE;
-  throw std::invalid_argument("instruction set " + name + " is unknown: use auto, avx512, avx2 or portable");
-}
-
-inline const char* isa_name(int isa) {
-  return isa == SPLICE_CPU_ISA_AVX512 ? "avx512" : isa == SPLICE_CPU_ISA_AVX2 ? "avx2" : "portable";
+  for (int isa = 0; isa < ISAS; ++isa)
+    if (name == ISA_NAMES[isa]) return isa;
+  throw std::invalid_argument("instruction set " + name + " is unknown: use auto, avx512vnni, avx512, avxvnni, avx2 or portable");
 }
 
 class Kernels {
@@ -42,14 +43,14 @@ class Kernels {
     check(splice_cpu_set_num_threads(cpu_, num_threads));
   }
 
-  void linear(Matrix out, const Matrix& x, const PackedLinear& weight, const std::optional<Vector>& bias) {
+  void linear(Matrix out, const Matrix& x, const PackedLinear& weight, const std::optional<Vector>& bias, bool int8) {
     const int64_t m = size(x, 0), n = weight.n(), k = weight.k();
     require(size(x, 1) == k, "x has another number of columns than the weight");
     require(size(out, 0) == m && size(out, 1) == n, "out must be [rows of x, rows of weight]");
     require(!bias || size(*bias, 0) == n, "bias must have one element per row of weight");
     const int64_t out_stride = row_stride(out, "out"), x_stride = row_stride(x, "x");
     nb::gil_scoped_release release;
-    check(splice_cpu_linear(cpu_, out.data(), out_stride, x.data(), x_stride, weight.data(), weight.dtype(),
+    check(splice_cpu_linear(cpu_, out.data(), out_stride, x.data(), x_stride, weight.data(), weight.dtype(), int8,
                             bias ? bias->data() : nullptr, m, n, k));
   }
 

@@ -19,7 +19,7 @@ namespace nb = nanobind;
 namespace splice::binding {
 
 using splice::cpu::is_quantized;
-using splice::cpu::QUANT_DEPTH;
+using splice::cpu::quant_depth;
 
 using Array = nb::ndarray<nb::device::cpu>;
 using ConstArray = nb::ndarray<nb::ro, nb::device::cpu>;
@@ -69,13 +69,14 @@ inline void check(int status) {
 
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
+// Names of packed types, in the order of splice_cpu.h; the quantised ones as GGUF files call them.
+constexpr const char* PACKED_NAMES[] = {"float32", "bfloat16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k"};
+constexpr int PACKED_DTYPES = sizeof PACKED_NAMES / sizeof *PACKED_NAMES;
+
 inline int packed_dtype(const std::string& name) {
-  if (name == "float32") return SPLICE_CPU_F32;
-  if (name == "bfloat16") return SPLICE_CPU_BF16;
-  if (name == "q4_0") return SPLICE_CPU_Q4_0;
-  if (name == "q4_1") return SPLICE_CPU_Q4_1;
-  if (name == "q8_0") return SPLICE_CPU_Q8_0;
-  throw std::invalid_argument("a packed weight is float32, bfloat16, q4_0, q4_1 or q8_0, not " + name);
+  for (int dtype = 0; dtype < PACKED_DTYPES; ++dtype)
+    if (name == PACKED_NAMES[dtype]) return dtype;
+  throw std::invalid_argument("a packed weight is float32, bfloat16 or a quantised type of GGUF, not " + name);
 }
 
 // Owns a packed weight [n, k].
@@ -84,7 +85,8 @@ class PackedLinear {
   PackedLinear(int64_t n, int64_t k, const std::string& dtype) : n_(n), k_(k) {
     require(n > 0 && k >= 0, "a packed weight needs n > 0 and k >= 0");
     dtype_ = packed_dtype(dtype);
-    require(!is_quantized(dtype_) || k % QUANT_DEPTH == 0, "a quantised weight needs k to be a multiple of 32");
+    require(!is_quantized(dtype_) || k % quant_depth(dtype_) == 0,
+            "a quantised weight needs k to be a multiple of 32, a K-quant of 256");
     bytes_ = splice_cpu_packed_bytes(n, k, dtype_);
     data_.reset(std::aligned_alloc(64, bytes_ ? bytes_ : 64));
     if (!data_) throw std::bad_alloc();
@@ -104,9 +106,10 @@ class PackedLinear {
 
   void load_blocks(const Bytes& blocks, const std::string& dtype, int64_t first) {
     const int source = packed_dtype(dtype);
-    require(is_quantized(source), "blocks are q4_0, q4_1 or q8_0");
+    require(is_quantized(source), "blocks are of a quantised type");
     require(source == dtype_ || dtype_ == SPLICE_CPU_F32, "blocks go into a packed weight of their own type or float32");
-    require(k_ % QUANT_DEPTH == 0 && size(blocks, 1) == k_ / QUANT_DEPTH * splice::cpu::quant_file_block_bytes(source),
+    require(k_ % quant_depth(source) == 0 &&
+                size(blocks, 1) == k_ / quant_depth(source) * splice::cpu::quant_file_block_bytes(source),
             "a row of blocks has another length than the packed matrix");
     require(first >= 0 && first + size(blocks, 0) <= n_, "weight rows do not fit into the packed matrix");
     nb::gil_scoped_release release;

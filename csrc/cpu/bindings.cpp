@@ -3,6 +3,7 @@
 #include "binding_kernels.h"
 
 using splice::binding::Decoder;
+using splice::binding::ISAS;
 using splice::binding::isa_name;
 using splice::binding::Kernels;
 using splice::binding::Matrix;
@@ -13,7 +14,7 @@ NB_MODULE(_native, m) {
   m.doc() = "CPU kernels of the engine: see csrc/cpu/splice_cpu.h.";
   m.def("supported_isas", [] {
     nb::list names;
-    for (int isa : {SPLICE_CPU_ISA_AVX512, SPLICE_CPU_ISA_AVX2, SPLICE_CPU_ISA_PORTABLE})
+    for (int isa = ISAS - 1; isa >= 0; --isa)
       if (splice_cpu_isa_supported(isa)) names.append(isa_name(isa));
     return names;
   }, "Instruction sets this machine has, best first.");
@@ -30,7 +31,8 @@ NB_MODULE(_native, m) {
       .def(nb::init<const std::string&, int>(), nb::arg("isa") = "auto", nb::arg("num_threads") = 1)
       .def_prop_ro("isa", &Kernels::isa)
       .def_prop_rw("num_threads", &Kernels::num_threads, &Kernels::set_num_threads)
-      .def("linear", &Kernels::linear, nb::arg("out"), nb::arg("x"), nb::arg("weight"), nb::arg("bias").none())
+      .def("linear", &Kernels::linear, nb::arg("out"), nb::arg("x"), nb::arg("weight"), nb::arg("bias").none(),
+           nb::arg("int8") = false, "Quantised weights meet activations in int8, or else in float32.")
       .def("rms_norm", &Kernels::rms_norm, nb::arg("out"), nb::arg("x"), nb::arg("residual").none(), nb::arg("weight"),
            nb::arg("eps"))
       .def("silu_mul", &Kernels::silu_mul, nb::arg("out"), nb::arg("gate_up"))
@@ -39,9 +41,10 @@ NB_MODULE(_native, m) {
       .def("paged_attention", &Kernels::paged_attention, nb::arg("out"), nb::arg("q"), nb::arg("kv_cache"),
            nb::arg("layer"), nb::arg("block_tables"), nb::arg("query_starts"), nb::arg("starts"), nb::arg("scale"));
   nb::class_<Decoder>(m, "Decoder", "A Llama-family model compiled into one call a step.")
-      .def(nb::init<nb::object, nb::object, nb::object, const Vector&, const Matrix&, float, float, int64_t, int64_t, int64_t>(),
+      .def(nb::init<nb::object, nb::object, nb::object, const Vector&, const Matrix&, float, float, int64_t, int64_t, int64_t,
+                    bool>(),
            nb::arg("kernels"), nb::arg("embedding"), nb::arg("head"), nb::arg("norm"), nb::arg("cos_sin"), nb::arg("eps"),
-           nb::arg("scale"), nb::arg("num_heads"), nb::arg("num_kv_heads"), nb::arg("head_dim"))
+           nb::arg("scale"), nb::arg("num_heads"), nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("int8") = false)
       .def("add_layer", &Decoder::add_layer, nb::arg("input_norm"), nb::arg("qkv"), nb::arg("qkv_bias").none(),
            nb::arg("output"), nb::arg("output_bias").none(), nb::arg("mlp_norm"), nb::arg("gate_up"),
            nb::arg("gate_up_bias").none(), nb::arg("down"), nb::arg("down_bias").none())

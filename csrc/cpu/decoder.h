@@ -30,6 +30,7 @@ typedef struct {
   const float *norm, *cos_sin;
   float eps, scale;  // scale: of the attention's scores
   int64_t q_heads, num_layers;
+  int int8;  // whether quantised weights are multiplied with int8 activations
   const splice_cpu_layer* layers;
 } splice_cpu_decoder;
 
@@ -40,11 +41,11 @@ typedef struct {
   const int32_t *block_tables, *query_starts, *starts;
 } splice_cpu_batch;
 
-// Floats of scratch that a step of so many rows needs.
+// Bytes of scratch, 64-byte aligned, that a step of so many rows needs.
 size_t splice_cpu_decoder_scratch(const splice_cpu_decoder* model, int64_t rows);
 // Writes K and V of every row into the cache and the logits [num_logits, vocab] of the rows asked for.
 int splice_cpu_decode(splice_cpu* cpu, const splice_cpu_decoder* model, const splice_cpu_batch* batch, splice_cpu_kv kv,
-                      float* scratch, float* logits);
+                      void* scratch, float* logits);
 
 #ifdef __cplusplus
 }

@@ -1,6 +1,7 @@
 // RMSNorm and SwiGLU's gate, row by row. Both are bound by memory: they read and write each row once (from cache in practice).
 #pragma once
 
+#include "int8_rows.h"
 #include "kernels.h"
 #include "vec.h"
 
@@ -22,7 +23,6 @@ SPLICE_INLINE float weight_at(const NormArgs& args, int64_t i) {
 // lane i mod 16, added by the tree in vec.h.
 SPLICE_INLINE void norm_row(const NormArgs& args, int64_t row) {
   const float* x = args.x + row * args.x_stride;
-  float* y = args.y + row * args.size;
   const int64_t whole = args.size / LANES * LANES, rest = args.size - whole;
   if (args.residual) {
     float* residual = args.residual + row * args.size;
@@ -36,7 +36,14 @@ SPLICE_INLINE void norm_row(const NormArgs& args, int64_t row) {
   const float mean = sum(squares) / static_cast<float>(args.size);
   const float inverse = 1.0f / __builtin_sqrtf(mean + args.eps);
   const F16 factor = splat(inverse);
-  for (int64_t i = 0; i < whole; i += LANES) store(y + i, mul(mul(load(x + i), factor), load_weight(args, i)));
+  const auto normed = [&](int64_t i) { return mul(mul(load(x + i), factor), load_weight(args, i)); };
+  if (args.y8) {
+    Int8Block* blocks = args.y8 + row * (args.size / splice::cpu::INT8_DEPTH);
+    for (int64_t i = 0; i < args.size; i += splice::cpu::INT8_DEPTH) quantize_block(blocks++, normed(i), normed(i + LANES));
+    return;
+  }
+  float* y = args.y + row * args.size;
+  for (int64_t i = 0; i < whole; i += LANES) store(y + i, normed(i));
   for (int64_t i = whole; i < args.size; ++i) y[i] = x[i] * inverse * weight_at(args, i);
 }
 

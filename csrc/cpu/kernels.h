@@ -1,4 +1,4 @@
-// The table of kernels that each instruction set provides. Every entry does one thread's share: work items first..last.
+// The table of kernels that each instruction set provides. Every entry does a share of the work: items first..last.
 #pragma once
 
 #include <stddef.h>
@@ -8,19 +8,53 @@
 
 namespace splice::cpu {
 
+// 32 activations of a row. Byte 4·g + i of the quants is depth g + 8·i: the order of the groups in quant_layout.h.
+struct Int8Block {
+  int8_t quants[32];
+  float scale;
+  float scaled_sum;  // scale · sum, rounded once
+  int32_t sum;       // of the quants
+  int16_t half_sums[2];  // of depths 0..15 and 16..31
+};
+static_assert(sizeof(Int8Block) == 48);
+constexpr int64_t INT8_DEPTH = 32;
+
+struct QuantizeArgs {
+  Int8Block* out;  // [rows][k / 32]
+  const float* x;
+  int64_t x_stride, k;
+};
+
+// What becomes of a product's columns.
+enum class Epilogue {
+  STORE,  // y = product
+  ADD,    // y += product
+  GATE,   // y = silu(product of the first half of the columns) · product of the second half; n a multiple of 64
+};
+
 struct LinearArgs {
   float* y;
   int64_t y_stride;
+  Int8Block* y8;  // GATE only, instead of y: [m][n / 2 / 32]
   const float* x;
   int64_t x_stride;
+  const Int8Block* x8;  // instead of x, for quantised weights: [m][k / 32]
   const void* packed;
   int dtype;
   const float* bias;
   int64_t m, n, k;
+  Epilogue epilogue;
 };
+// Work items of a product: panels, or with GATE groups of 32 columns of either half.
+constexpr int64_t GATE_COLUMNS = 32;
+inline int64_t linear_items(const LinearArgs& args) {
+  if (args.epilogue == Epilogue::GATE) return args.n / 2 / GATE_COLUMNS;
+  return (args.n + SPLICE_CPU_PANEL - 1) / SPLICE_CPU_PANEL;
+}
 
 struct NormArgs {
   float* y;
+  Int8Block* y8;  // instead of y; size a multiple of 32
   const float* x;
   int64_t x_stride;
   float* residual;
@@ -54,6 +88,7 @@ struct RopeArgs {
 
 struct AttentionArgs {
   float* out;
+  Int8Block* out8;  // instead of out: [rows][q_heads · head_dim / 32]; a group's heads must fill whole blocks
   const float* q;
   int64_t q_stride;
   splice_cpu_kv kv;
@@ -69,20 +104,24 @@ struct AttentionArgs {
 constexpr int64_t ATTENTION_QUERY_TILE = 16;
 
 struct Kernels {
-  void (*linear)(const LinearArgs&, int64_t first_panel, int64_t last_panel, float* scratch);
+  void (*quantize)(const QuantizeArgs&, int64_t first_row, int64_t last_row);
+  void (*linear)(const LinearArgs&, int64_t first_item, int64_t last_item, float* scratch);
   void (*rms_norm)(const NormArgs&, int64_t first_row, int64_t last_row);
   void (*silu_mul)(const SiluArgs&, int64_t first_row, int64_t last_row);
   void (*rope_store)(const RopeArgs&, int64_t first_token, int64_t last_token);
   void (*attention)(const AttentionArgs&, int64_t sequence, int64_t head, int64_t first_query, int64_t last_query,
                     float* scratch);
-  size_t (*linear_scratch)();
+  // Floats of scratch that one thread needs.
+  size_t (*linear_scratch)(const LinearArgs&);
   size_t (*attention_scratch)(const AttentionArgs&);
 };
 
 const Kernels& portable_kernels();
 #if defined(__x86_64__)
 const Kernels& avx2_kernels();
+const Kernels& avxvnni_kernels();
 const Kernels& avx512_kernels();
+const Kernels& avx512vnni_kernels();
 #endif
 
 }  // namespace splice::cpu

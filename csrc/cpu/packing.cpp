@@ -43,7 +43,7 @@ void pack_rows(void* dst, int dtype, int64_t k, int64_t first, int64_t rows, con
 size_t splice_cpu_packed_bytes(int64_t n, int64_t k, int dtype) {
   const int64_t panels = (n + PANEL - 1) / PANEL;
   if (splice::cpu::is_quantized(dtype))
-    return static_cast<size_t>(panels * (k / splice::cpu::QUANT_DEPTH) * splice::cpu::quant_block_bytes(dtype));
+    return static_cast<size_t>(panels * splice::cpu::quant_panel_bytes(dtype, k));
   return static_cast<size_t>(panels * PANEL * 4 * (dtype == SPLICE_CPU_F32 ? k : pairs(k)));
 }
 

@@ -1,63 +1,86 @@
 // Products with quantised weights, bit for bit those with the same weights dequantised to fp32.
 //
-// A weight is scale · quant (+ minimum): the product of an fp16 scale and a quant of at most 8 bits is exact in fp32, so one
-// FMA gives the dequantised value with its one rounding, and the chain over depth is that of tile.h.
+// A weight is scale · quant (+ minimum): the product of a scale and a quant is exact in fp32 (11 bits by 8; in K-quants 17 by 5), so
+// one FMA gives the dequantised value with its one rounding, and the chain over depth is that of tile.h. Q6_K, 19 bits by 6,
+// rounds its one product.
 //
 // Few rows dequantise in registers: for one row a weight costs a mask, a conversion and two FMAs, so AVX2 is bound at one cycle
 // for 8 weights while 5 bytes of Q4_1 (9 of Q8_0) come from memory. More rows share a slab of fp32 in the first-level cache.
 #pragma once
 
-#include "kernels.h"
-#include "quant_layout.h"
+#include "int8_blocks.h"
+#include "int8_linear.h"
 #include "tile.h"
 
 namespace {
 
 using splice::cpu::LinearArgs;
-using splice::cpu::quant_block_bytes;
-using splice::cpu::quant_scales_bytes;
 using splice::cpu::QUANT_DEPTH;
 
 #if defined(SPLICE_AVX512)
 constexpr int quant_panels_for(int rows) { return rows <= 2 ? 4 : 2; }
-#else
-constexpr int quant_panels_for(int rows) { return rows == 1 ? 2 : 1; }
-#endif
 constexpr int QUANT_ROWS = 4;  // more rows than this share a slab
+#elif defined(SPLICE_AVX2)
+constexpr int quant_panels_for(int rows) { return rows == 1 ? 2 : 1; }
+constexpr int QUANT_ROWS = 4;
+#else
+constexpr int quant_panels_for(int) { return 1; }
+constexpr int QUANT_ROWS = 1;
+#endif
 
 // What scales the quants of nibble j, whose words are masked but not shifted: scale · 16^-j, exact.
 constexpr float SIXTEENTH = 0.0625f;
 constexpr int LAST_NIBBLE = 7;
 
-// One panel's block: calls use(depth, weights) for its 32 depths. `DTYPE` decides the decoding.
+// One panel's block, opened; weights<J>(w) are those of depth 4·J + w. J ascends.
 template <int DTYPE>
 struct QuantBlock {
-  const uint8_t* data;
+  PackedBlock<DTYPE> block;
   F16 scale, minimum, step;
 
-  SPLICE_MEMBER void open(const uint8_t* block) {
-    data = block + quant_scales_bytes(DTYPE);
-    const uint16_t* halves = reinterpret_cast<const uint16_t*>(block);
-    scale = load_half(halves);
+  SPLICE_MEMBER void open(const uint8_t* panel, int64_t b) {
+    block.open(panel, b);
+    scale = block.scale();
     step = scale;
-    if constexpr (DTYPE == SPLICE_CPU_Q4_1) minimum = load_half(halves + LANES);
-    if constexpr (DTYPE == SPLICE_CPU_Q4_0) minimum = mul(scale, splat(-8.0f));
+    if constexpr (has_minimum(DTYPE))
+      minimum = block.minimum();
+    else
+      minimum = mul(scale, splat(-static_cast<float>(splice::cpu::quant_offset(DTYPE))));
   }
-  // Before the depths of nibble j; j ascends.
+  // Before the depths of nibble j.
   template <int J>
   SPLICE_MEMBER void turn() {
+    if constexpr (quant_bits(DTYPE) != 4) return;
     if constexpr (J > 0 && J < LAST_NIBBLE) step = mul(step, splat(SIXTEENTH));
     if constexpr (J == LAST_NIBBLE) step = scale;
   }
   template <int J>
   SPLICE_MEMBER F16 weights(int w) const {
-    if constexpr (DTYPE == SPLICE_CPU_Q8_0) {
-      return mul(scale, load_int8(reinterpret_cast<const int8_t*>(data) + (4 * J + w) * LANES));
-    } else {
-      const uint32_t* words = reinterpret_cast<const uint32_t*>(data) + w * LANES;
+    constexpr int BITS = quant_bits(DTYPE);
+    if constexpr (BITS == 8) {
+      const W16 bytes = block.word(4 * (J % 2) + w);
+      return mul(scale, to_float(shift_signed<24>(shift_left<24 - 8 * (J / 2)>(bytes))));
+    } else if constexpr (BITS == 4) {
+      const uint32_t* words = reinterpret_cast<const uint32_t*>(block.values) + w * LANES;
       // The highest nibble is shifted: masked in place it would be a negative number.
       const F16 quants = J == LAST_NIBBLE ? load_high_nibble(words) : load_masked<(J < LAST_NIBBLE ? 15u << (4 * J) : 0u)>(words);
       return fma(step, quants, minimum);
+    } else {
+      return wide_weights<J>(w);
+    }
+  }
+  // More than four bits: the depth's group has them together in one of its bytes.
+  template <int J>
+  SPLICE_MEMBER F16 wide_weights(int w) const {
+    const W16 groups[4] = {block.template group<4 * (J % 2)>(), block.template group<4 * (J % 2) + 1>(),
+                           block.template group<4 * (J % 2) + 2>(), block.template group<4 * (J % 2) + 3>()};
+    const W16 quants = shift_right<8 * (J / 2)>(groups[w]) & splat_word(255);
+    if constexpr (DTYPE == SPLICE_CPU_Q6_K) {
+      const W16 pair = block.pair();
+      const F16 half = to_float(J < 4 ? shift_signed<16>(shift_left<16>(pair)) : shift_signed<16>(pair));
+      return mul(mul(scale, half), to_float(quants - splat_word(32)));
+    } else {
+      return fma(scale, to_float(quants), minimum);
     }
   }
 };
@@ -75,16 +98,15 @@ SPLICE_INLINE void quant_depths(QuantBlock<DTYPE> (&block)[PANELS], F16 (&acc)[R
   }
 }
 
-// c[p][r][16]: ROWS rows of x over PANELS neighbouring panels.
+// c[p][r][16]: ROWS rows of x over PANELS neighbouring panels, `panel` bytes apart.
 template <int DTYPE, int ROWS, int PANELS>
-void quant_tile(const float* x, int64_t x_row, const uint8_t* packed, int64_t k, float* c) {
-  const int64_t stride = k / QUANT_DEPTH * quant_block_bytes(DTYPE);
+void quant_tile(const float* x, int64_t x_row, const uint8_t* packed, int64_t panel, int64_t k, float* c) {
   F16 acc[ROWS][PANELS];
   read_tile(acc, c, LANES, ROWS * LANES, false);
-  for (int64_t d = 0; d < k; d += QUANT_DEPTH, packed += quant_block_bytes(DTYPE), x += QUANT_DEPTH) {
+  for (int64_t b = 0; b < k / QUANT_DEPTH; ++b, x += QUANT_DEPTH) {
     QuantBlock<DTYPE> block[PANELS];
 #pragma GCC unroll 4
-    for (int p = 0; p < PANELS; ++p) block[p].open(packed + p * stride);
+    for (int p = 0; p < PANELS; ++p) block[p].open(packed + p * panel, b);
     quant_depths<DTYPE, ROWS, PANELS, 0>(block, acc, x, x_row);
     quant_depths<DTYPE, ROWS, PANELS, 1>(block, acc, x, x_row);
     quant_depths<DTYPE, ROWS, PANELS, 2>(block, acc, x, x_row);
@@ -104,12 +126,12 @@ SPLICE_INLINE void widen_depths(QuantBlock<DTYPE>& block, float* dst) {
   for (int w = 0; w < 4; ++w) store(dst + (4 * J + w) * LANES, block.template weights<J>(w));
 }
 
-// `depth` depths (whole blocks) of one panel as fp32 `[depth][16]`.
+// Blocks first..last of one panel as fp32 `[depth][16]`.
 template <int DTYPE>
-void widen_quants(const uint8_t* packed, int64_t depth, float* dst) {
-  for (int64_t d = 0; d < depth; d += QUANT_DEPTH, packed += quant_block_bytes(DTYPE), dst += QUANT_DEPTH * LANES) {
+void widen_quants(const uint8_t* panel, int64_t first, int64_t last, float* dst) {
+  for (int64_t b = first; b < last; ++b, dst += QUANT_DEPTH * LANES) {
     QuantBlock<DTYPE> block;
-    block.open(packed);
+    block.open(panel, b);
     widen_depths<DTYPE, 0>(block, dst);
     widen_depths<DTYPE, 1>(block, dst);
     widen_depths<DTYPE, 2>(block, dst);
@@ -119,17 +141,6 @@ void widen_quants(const uint8_t* packed, int64_t depth, float* dst) {
     widen_depths<DTYPE, 6>(block, dst);
     widen_depths<DTYPE, 7>(block, dst);
   }
-}
-
-// Calls body<DTYPE>() for a quantised dtype known only at run time.
-template <class Body>
-SPLICE_INLINE void with_quant(int dtype, Body&& body) {
-  if (dtype == SPLICE_CPU_Q4_0)
-    body.template operator()<SPLICE_CPU_Q4_0>();
-  else if (dtype == SPLICE_CPU_Q4_1)
-    body.template operator()<SPLICE_CPU_Q4_1>();
-  else
-    body.template operator()<SPLICE_CPU_Q8_0>();
 }
 
 }  // namespace

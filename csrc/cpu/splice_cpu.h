@@ -1,6 +1,7 @@
-// The C ABI of the CPU kernels: the forward pass of a paged transformer in fp32 arithmetic.
+// The C ABI of the CPU kernels: the forward pass of a paged transformer in fp32 arithmetic, its products with quantised weights
+// in int8 if so wished.
 //
-// Promise, kept by every function here: each output element is one fixed chain of IEEE-754 fp32 operations. Its bits do not
+// Promise, kept by every function here: each output element is one fixed chain of IEEE-754 fp32 operations (and exact integer ones). Its bits do not
 // depend on the number of rows in the call, on the row's place among them, on how a prompt was cut into chunks, on the number
 // of threads, or on the instruction set that was chosen.
 //
@@ -17,9 +18,29 @@ extern "C" {
 #endif
 
 enum { SPLICE_CPU_OK = 0, SPLICE_CPU_UNSUPPORTED = 1, SPLICE_CPU_NO_MEMORY = 2 };
-enum { SPLICE_CPU_ISA_BEST = -1, SPLICE_CPU_ISA_PORTABLE = 0, SPLICE_CPU_ISA_AVX2 = 1, SPLICE_CPU_ISA_AVX512 = 2 };
-// Of tensors: the first two. Of packed weights: all; the quantised ones as GGUF files have them, k a multiple of 32.
-enum { SPLICE_CPU_F32 = 0, SPLICE_CPU_BF16 = 1, SPLICE_CPU_Q4_0 = 2, SPLICE_CPU_Q4_1 = 3, SPLICE_CPU_Q8_0 = 4 };
+// From the least to the best.
+enum {
+  SPLICE_CPU_ISA_BEST = -1,
+  SPLICE_CPU_ISA_PORTABLE = 0,
+  SPLICE_CPU_ISA_AVX2 = 1,
+  SPLICE_CPU_ISA_AVX_VNNI = 2,
+  SPLICE_CPU_ISA_AVX512 = 3,
+  SPLICE_CPU_ISA_AVX512_VNNI = 4
+};
+// Of tensors: the first two. Of packed weights: all; the quantised ones as GGUF files have them, k a multiple of 32 or, in
+// K-quants, of 256.
+enum {
+  SPLICE_CPU_F32 = 0,
+  SPLICE_CPU_BF16 = 1,
+  SPLICE_CPU_Q4_0 = 2,
+  SPLICE_CPU_Q4_1 = 3,
+  SPLICE_CPU_Q5_0 = 4,
+  SPLICE_CPU_Q5_1 = 5,
+  SPLICE_CPU_Q8_0 = 6,
+  SPLICE_CPU_Q4_K = 7,
+  SPLICE_CPU_Q5_K = 8,
+  SPLICE_CPU_Q6_K = 9
+};
 enum { SPLICE_CPU_PANEL = 16, SPLICE_CPU_MAX_HEAD_DIM = 1024 };
 
 // An instruction set and a pool of threads. Calls on one context are serialised.
@@ -34,7 +55,6 @@ int splice_cpu_set_num_threads(splice_cpu* cpu, int num_threads);
 
 // Packed weights of y = x·Wᵀ: panels of 16 output columns, `[ceil(n/16)][k][16]` fp32, or `[ceil(n/16)][ceil(k/2)][16]` pairs
 // of bf16 (even k in the low half), or quantised blocks (quant_layout.h). Missing columns are zero. `dst` must be 64-byte aligned.
-// A quantised weight counts as its fp32 value: every function gives the bits it gives for the same weights in fp32.
 size_t splice_cpu_packed_bytes(int64_t n, int64_t k, int dtype);
 // Writes `rows` rows of the row-major [rows, k] matrix `src` as output columns first..first+rows of the packed matrix.
 // fp32 to bf16 rounds to nearest even; bf16 to fp32 is exact; quantised rows go into the same type or into fp32.
@@ -42,9 +62,11 @@ void splice_cpu_pack(void* dst, int dst_dtype, int64_t k, int64_t first, int64_t
 // out[i, :] = row ids[i] of the packed matrix, as fp32: an embedding tied to the output head needs no second copy.
 void splice_cpu_packed_rows(const void* packed, int dtype, int64_t k, const int64_t* ids, int64_t count, float* out);
 
-// y[m, n] = x[m, k] · Wᵀ (+ bias[n] unless NULL).
+// y[m, n] = x[m, k] · Wᵀ (+ bias[n] unless NULL). A quantised weight counts as its fp32 value, with the bits the same weights in
+// fp32 give; or, with `int8`, x is quantised to 8 bits in blocks of 32 and multiplied exactly (int8_rows.h, int8_linear.h).
+// Other weights do not heed `int8`.
 int splice_cpu_linear(splice_cpu* cpu, float* y, int64_t y_stride, const float* x, int64_t x_stride, const void* packed,
-                      int dtype, const float* bias, int64_t m, int64_t n, int64_t k);
+                      int dtype, int int8, const float* bias, int64_t m, int64_t n, int64_t k);
 
 // y = x / sqrt(mean(x²) + eps) · weight, by rows. With `residual` (same shape as x, contiguous): residual += x first, and the
 // norm is of the sum.

@@ -14,6 +14,10 @@ namespace {
 constexpr int TILE_ROWS = 12;
 constexpr int TILE_PANELS = 2;
 constexpr int panels_for(int rows) { return rows == 1 ? 8 : rows <= 3 ? 4 : 2; }
+#elif !defined(SPLICE_AVX2)
+constexpr int TILE_ROWS = 2;  // nothing to gain without registers to fill, and compilers take minutes over more
+constexpr int TILE_PANELS = 1;
+constexpr int panels_for(int) { return 1; }
 #else
 constexpr int TILE_ROWS = 6;
 constexpr int TILE_PANELS = 1;

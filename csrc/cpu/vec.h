@@ -63,9 +63,6 @@ SPLICE_INLINE void load_bf16_pair(const uint32_t* p, F16& even, F16& odd) {
 SPLICE_INLINE F16 load_half(const uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
-SPLICE_INLINE F16 load_int8(const int8_t* p) {
-  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
-}
 // Each word's bits under MASK (its top bit is clear) as a number.
 template <uint32_t MASK>
 SPLICE_INLINE F16 load_masked(const uint32_t* p) {
@@ -120,10 +117,6 @@ SPLICE_INLINE F16 load_half(const uint16_t* p) {
   const __m128i* raw = reinterpret_cast<const __m128i*>(p);
   return {_mm256_cvtph_ps(_mm_loadu_si128(raw)), _mm256_cvtph_ps(_mm_loadu_si128(raw + 1))};
 }
-SPLICE_INLINE F16 load_int8(const int8_t* p) {
-  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))),
-          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8))))};
-}
 template <uint32_t MASK>
 SPLICE_INLINE F16 load_masked(const uint32_t* p) {
   const __m256i* raw = reinterpret_cast<const __m256i*>(p);
@@ -139,33 +132,42 @@ SPLICE_INLINE F16 load_high_nibble(const uint32_t* p) {
 
 #else
 
+// The compiler's own vectors: it makes of them whatever the machine has.
+typedef float V16 __attribute__((vector_size(64)));
+typedef uint32_t U16 __attribute__((vector_size(64)));
+typedef int32_t I16 __attribute__((vector_size(64)));
+
 struct F16 {
-  float v[16];
+  V16 v;
 };
-#define SPLICE_EACH(expression)                 \
-  F16 r;                                        \
-  for (int i = 0; i < 16; ++i) r.v[i] = (expression); \
-  return r
-SPLICE_INLINE F16 splat(float x) { SPLICE_EACH(x); }
-SPLICE_INLINE F16 zero() { return splat(0.0f); }
-SPLICE_INLINE F16 load(const float* p) { SPLICE_EACH(p[i]); }
-SPLICE_INLINE void store(float* p, F16 a) {
-  for (int i = 0; i < 16; ++i) p[i] = a.v[i];
+SPLICE_INLINE F16 splat(float x) { return {V16{} + x}; }
+SPLICE_INLINE F16 zero() { return {V16{}}; }
+SPLICE_INLINE F16 load(const float* p) {
+  F16 r;
+  __builtin_memcpy(&r.v, p, sizeof r.v);
+  return r;
 }
-SPLICE_INLINE F16 add(F16 a, F16 b) { SPLICE_EACH(a.v[i] + b.v[i]); }
-SPLICE_INLINE F16 sub(F16 a, F16 b) { SPLICE_EACH(a.v[i] - b.v[i]); }
-SPLICE_INLINE F16 mul(F16 a, F16 b) { SPLICE_EACH(a.v[i] * b.v[i]); }
-SPLICE_INLINE F16 div(F16 a, F16 b) { SPLICE_EACH(a.v[i] / b.v[i]); }
-SPLICE_INLINE F16 fma(F16 a, F16 b, F16 c) { SPLICE_EACH(__builtin_fmaf(a.v[i], b.v[i], c.v[i])); }
-SPLICE_INLINE F16 max(F16 a, F16 b) { SPLICE_EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
-SPLICE_INLINE F16 min(F16 a, F16 b) { SPLICE_EACH(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
-SPLICE_INLINE F16 pow2_bits(F16 z) { SPLICE_EACH(as_float((as_bits(z.v[i]) << 23) + 0x3f800000u)); }
+SPLICE_INLINE void store(float* p, F16 a) { __builtin_memcpy(p, &a.v, sizeof a.v); }
+SPLICE_INLINE F16 add(F16 a, F16 b) { return {a.v + b.v}; }
+SPLICE_INLINE F16 sub(F16 a, F16 b) { return {a.v - b.v}; }
+SPLICE_INLINE F16 mul(F16 a, F16 b) { return {a.v * b.v}; }
+SPLICE_INLINE F16 div(F16 a, F16 b) { return {a.v / b.v}; }
+SPLICE_INLINE F16 max(F16 a, F16 b) { return {a.v > b.v ? a.v : b.v}; }
+SPLICE_INLINE F16 min(F16 a, F16 b) { return {a.v < b.v ? a.v : b.v}; }
+#define SPLICE_EACH(expression)                       \
+  F16 r;                                              \
+  _Pragma("GCC unroll 1") for (int i = 0; i < 16; ++i) r.v[i] = (expression); \
+  return r
+static F16 fma(F16 a, F16 b, F16 c) { SPLICE_EACH(__builtin_fmaf(a.v[i], b.v[i], c.v[i])); }
+SPLICE_INLINE F16 pow2_bits(F16 z) {
+  return {__builtin_bit_cast(V16, (__builtin_bit_cast(U16, z.v) << 23) + 0x3f800000u)};
+}
 SPLICE_INLINE F16 load_bf16(const uint16_t* p) { SPLICE_EACH(from_bf16(p[i])); }
 SPLICE_INLINE void load_bf16_pair(const uint32_t* p, F16& even, F16& odd) {
-  for (int i = 0; i < 16; ++i) {
-    even.v[i] = as_float(p[i] << 16);
-    odd.v[i] = as_float(p[i] & 0xffff0000u);
-  }
+  U16 raw;
+  __builtin_memcpy(&raw, p, sizeof raw);
+  even.v = __builtin_bit_cast(V16, raw << 16);
+  odd.v = __builtin_bit_cast(V16, raw & 0xffff0000u);
 }
 SPLICE_INLINE float from_half(uint16_t half) {
   const uint32_t sign = (half & 0x8000u) << 16, magnitude = half & 0x7fffu;
@@ -173,7 +175,6 @@ SPLICE_INLINE float from_half(uint16_t half) {
   return as_float(as_bits(as_float(magnitude << 13) * as_float(0x77800000u)) | sign);
 }
 SPLICE_INLINE F16 load_half(const uint16_t* p) { SPLICE_EACH(from_half(p[i])); }
-SPLICE_INLINE F16 load_int8(const int8_t* p) { SPLICE_EACH(static_cast<float>(p[i])); }
 template <uint32_t MASK>
 SPLICE_INLINE F16 load_masked(const uint32_t* p) { SPLICE_EACH(static_cast<float>(p[i] & MASK)); }
 SPLICE_INLINE F16 load_high_nibble(const uint32_t* p) { SPLICE_EACH(static_cast<float>(p[i] >> 28)); }

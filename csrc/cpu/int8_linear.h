@@ -1,0 +1,168 @@
+// Products of quantised weights with int8 activations (int8_rows.h).
+//
+// The arithmetic, one for every instruction set: for the blocks b of 32 depths in ascending order
+//   acc = fma(W_b · s_b, float(D_b), acc), then, in types with a minimum, acc = fma(M_b, s_b · S_b, acc), from acc = 0,
+// where s_b is the activations' scale, S_b the sum of their quants a, W_b · s_b and s_b · S_b are rounded to fp32, and D_b is an
+// exact integer below 2^24:
+//   Q4_0, Q5_0, Q8_0   W = d,      D = Σ (q − 8, 16, 0)·a
+//   Q4_1, Q5_1         W = d,      D = Σ q·a,   M = m
+//   Q4_K, Q5_K         W = d·sc,   D = Σ q·a,   M = −dmin·mn    (exact: 11 bits times 6)
+//   Q6_K               W = d,      D = sc_0·Σ (q − 32)·a over the first 16 depths + sc_1·Σ (q − 32)·a over the others
+//
+// Few rows take the weights as they are packed and are bound by memory; more share a slab of bytes in the first-level cache and
+// are bound by the multipliers: on AVX2 256 products of 4 bits are 8 vpmaddubsw, 7 vpaddw, one vpmaddwd and four or five fp32
+// operations.
+#pragma once
+
+#include "int8_blocks.h"
+#include "tile.h"
+
+namespace {
+
+using splice::cpu::Int8Block;
+
+#if defined(SPLICE_AVX512)
+constexpr int INT8_ROWS = 12;
+constexpr int INT8_DIRECT_ROWS = 4;
+constexpr int int8_panels_for(int rows) { return rows == 1 ? 2 : 1; }
+#elif defined(SPLICE_AVX2)
+constexpr int INT8_ROWS = 6;
+constexpr int INT8_DIRECT_ROWS = 4;  // more rows than this share a slab
+constexpr int int8_panels_for(int rows) { return rows == 1 ? 2 : 1; }
+#else
+constexpr int INT8_ROWS = 2;
+constexpr int INT8_DIRECT_ROWS = 1;
+constexpr int int8_panels_for(int) { return 1; }
+#endif
+
+SPLICE_INLINE uint32_t activations_of(const Int8Block& block, int group) {
+  uint32_t four;
+  __builtin_memcpy(&four, block.quants + 4 * group, 4);
+  return four;
+}
+
+template <class Block, int ROWS, int PANELS>
+struct BlockDots {
+  static constexpr bool PAIRED = Block::FORM == SPLICE_CPU_Q6_K;
+  template <bool, int BITS>
+  struct Kind {
+    using Type = Dot<BITS>;
+  };
+  template <int BITS>
+  struct Kind<true, BITS> {
+    using Type = PairDot;
+  };
+  typename Kind<PAIRED, quant_bits(Block::FORM)>::Type dots[ROWS][PANELS];
+
+  template <int G>
+  SPLICE_MEMBER void add(const Block (&w)[PANELS], const Int8Block* a, int64_t a_row) {
+    W16 weights[PANELS];
+#pragma GCC unroll 4
+    for (int p = 0; p < PANELS; ++p) weights[p] = w[p].template group<G>();
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+      const uint32_t four = activations_of(a[r * a_row], G);
+#pragma GCC unroll 4
+      for (int p = 0; p < PANELS; ++p) {
+        if constexpr (PAIRED)
+          dots[r][p].template add<G>(weights[p], four, w[p].pair());
+        else
+          dots[r][p].template add<G>(weights[p], four);
+      }
+    }
+    if constexpr (G + 1 < GROUPS) add<G + 1>(w, a, a_row);
+  }
+
+  // D_b of one row and panel.
+  SPLICE_MEMBER W16 total(int r, int p, const Block& w, const Int8Block& a) const {
+    constexpr int FORM = Block::FORM;
+    W16 total = dots[r][p].total();
+    if constexpr (PAIRED) {
+      uint32_t sums;
+      __builtin_memcpy(&sums, a.half_sums, 4);
+      total = total - shift_left<5>(multiply_pairs(w.pair(), splat_word(sums)));
+    } else {
+      constexpr int OFFSET = splice::cpu::quant_offset(FORM) + (quant_bits(FORM) == 8 ? static_cast<int>(BYTE_BIAS) : 0);
+      if constexpr (OFFSET != 0) total = total - splat_word(static_cast<uint32_t>(OFFSET * a.sum));
+    }
+    return total;
+  }
+};
+
+// c[p][r][16]: ROWS rows of activations over PANELS neighbouring panels, `panel` bytes apart.
+template <class Block, int ROWS, int PANELS>
+void int8_tile(const Int8Block* a, int64_t a_row, const uint8_t* weights, int64_t panel, int64_t blocks, float* c,
+               int64_t c_panel) {
+  F16 acc[ROWS][PANELS];
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+    for (int p = 0; p < PANELS; ++p) acc[r][p] = zero();
+  for (int64_t b = 0; b < blocks; ++b, ++a) {
+    Block w[PANELS];
+#pragma GCC unroll 4
+    for (int p = 0; p < PANELS; ++p) w[p].open(weights + p * panel, b);
+    BlockDots<Block, ROWS, PANELS> dots;
+    dots.template add<0>(w, a, a_row);
+#pragma GCC unroll 4
+    for (int p = 0; p < PANELS; ++p)
+#pragma GCC unroll 16
+      for (int r = 0; r < ROWS; ++r) {
+        const Int8Block& x = a[r * a_row];
+        const F16 dot = to_float(dots.total(r, p, w[p], x));
+        acc[r][p] = fma(mul(w[p].scale(), splat(x.scale)), dot, acc[r][p]);
+        if constexpr (has_minimum(Block::FORM)) acc[r][p] = fma(w[p].minimum(), splat(x.scaled_sum), acc[r][p]);
+      }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+    for (int p = 0; p < PANELS; ++p) store(c + p * c_panel + r * LANES, acc[r][p]);
+}
+
+// Calls body<DTYPE>() for a quantised dtype known only at run time.
+template <int DTYPE = SPLICE_CPU_Q4_0, class Body>
+SPLICE_INLINE void with_quant(int dtype, Body&& body) {
+  if constexpr (DTYPE == SPLICE_CPU_Q6_K) {
+    body.template operator()<DTYPE>();
+  } else {
+    if (dtype == DTYPE)
+      body.template operator()<DTYPE>();
+    else
+      with_quant<DTYPE + 1>(dtype, static_cast<Body&&>(body));
+  }
+}
+
+// c[p][row][16] of rows first_row..first_row+rows over `panels` neighbouring panels; scratch holds a slab.
+SPLICE_INLINE void int8_product(const splice::cpu::LinearArgs& args, int64_t panel, int64_t panels, int64_t first_row,
+                                int64_t rows, float* c, uint8_t* slab) {
+  const int64_t blocks = args.k / splice::cpu::INT8_DEPTH, stride = splice::cpu::quant_panel_bytes(args.dtype, args.k);
+  const Int8Block* a = args.x8 + first_row * blocks;
+  const uint8_t* weights = static_cast<const uint8_t*>(args.packed) + panel * stride;
+  const int64_t c_panel = rows * LANES;
+  with_quant(args.dtype, [&]<int DTYPE>() {
+    if (rows <= INT8_DIRECT_ROWS) {
+      with_rows<INT8_DIRECT_ROWS>(rows, [&]<int ROWS>() {
+        constexpr int WIDE = int8_panels_for(ROWS);
+        int64_t p = 0;
+        for (; p + WIDE <= panels; p += WIDE)
+          int8_tile<PackedBlock<DTYPE>, ROWS, WIDE>(a, blocks, weights + p * stride, stride, blocks, c + p * c_panel, c_panel);
+        for (; p < panels; ++p)
+          int8_tile<PackedBlock<DTYPE>, ROWS, 1>(a, blocks, weights + p * stride, stride, blocks, c + p * c_panel, c_panel);
+      });
+      return;
+    }
+    for (int64_t p = 0; p < panels; ++p) {
+      fill_slab<DTYPE>(weights + p * stride, blocks, slab);
+      int64_t tiles = (rows + INT8_ROWS - 1) / INT8_ROWS;
+      for (int64_t r = 0, count = 0; r < rows; r += count, --tiles) {
+        count = (rows - r + tiles - 1) / tiles;
+        with_rows<INT8_ROWS>(count, [&]<int ROWS>() {
+          int8_tile<SlabBlock<slab_form(DTYPE)>, ROWS, 1>(a + r * blocks, blocks, slab, 0, blocks, c + p * c_panel + r * LANES, 0);
+        });
+      }
+    }
+  });
+}
+
+}  // namespace
