@@ -32,6 +32,7 @@ struct PairDot {
     } else {
       const W16 wide = multiply_pairs(add_halves(halves, products), scales);
       words = G == 1 ? wide : add_words(words, wide);
+      pin(words);
     }
   }
   SPLICE_MEMBER W16 total() const { return words; }
@@ -61,6 +62,7 @@ struct Dot {
   SPLICE_MEMBER void add(W16 weights, uint32_t activations) {
     if constexpr (BITS == 8) weights = weights ^ splat_word(0x80808080u);
     words = add_products(G == 0 ? splat_word(0) : words, weights, activations);
+    pin(words);
   }
   SPLICE_MEMBER W16 total() const { return words; }
 };
@@ -100,10 +102,12 @@ struct Dot {
     if constexpr (BITS == 8) {
       const W16 wide = multiply_pairs(signed_products(weights, activations), splat_word(0x00010001u));
       words = G == 0 ? wide : add_words(words, wide);
+      pin(words);
     } else {
       if constexpr (G == STEPS) words = multiply_pairs(halves, splat_word(0x00010001u));
       const W16 products = byte_products(weights, activations);
       halves = G % STEPS == 0 ? products : add_halves(halves, products);
+      pin(halves);
     }
   }
   SPLICE_MEMBER W16 total() const {

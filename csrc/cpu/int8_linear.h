@@ -26,7 +26,7 @@ constexpr int INT8_ROWS = 12;
 constexpr int INT8_DIRECT_ROWS = 4;
 constexpr int int8_panels_for(int rows) { return rows == 1 ? 2 : 1; }
 #elif defined(SPLICE_AVX2)
-constexpr int INT8_ROWS = 6;
+constexpr int INT8_ROWS = 4;  // 8 of 16 registers sum, and what comes after a block has room
 constexpr int INT8_DIRECT_ROWS = 4;  // more rows than this share a slab
 constexpr int int8_panels_for(int rows) { return rows == 1 ? 2 : 1; }
 #else
