@@ -20,6 +20,8 @@ class SequenceSlice:
     """Whether the logits of the last query token are needed."""
     wants_all_logits: bool = False
     """Whether the logits of every query token are needed."""
+    num_prompt_tokens: int = 1 << 62
+    """Tokens of the request that are its prompt, so many at most: a model may compute those after it another way."""
 
     @property
     def num_logits(self) -> int:

@@ -58,10 +58,12 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Takes a request in. Raises SpliceError (context_length_exceeded, invalid_request) if it can never run."""
+        request.answer_is_apart = self._model.spec.answer_is_apart
         self._scheduler.submit(request)
 
     def fork(self, parent_key: RequestKey, child: Request) -> None:
         """Takes in a request that goes on from the KV of another: see `Scheduler.fork`."""
+        child.answer_is_apart = self._model.spec.answer_is_apart
         self._scheduler.fork(parent_key, child)
 
     def activate(self, key: RequestKey, first_tokens: list[int]) -> None:
@@ -174,6 +176,7 @@ class Engine:
             block_table=request.block_ids[: self.config.blocks_for(end)],
             wants_logits=part.completes,
             wants_all_logits=bool(part.scored),
+            num_prompt_tokens=request.num_prompt_tokens,
         )
 
     def _sampling_row(self, request: Request) -> SamplingRow:

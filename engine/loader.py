@@ -23,8 +23,8 @@ from engine.formats.tokenizer_data import TokenizerData
 from engine.models.causal_lm import CausalLM
 from engine.models.registry import architecture_of_config, architecture_of_gguf
 from engine.numerics import numerics_id, supports_fast_bfloat16
-from engine.ops.features import features_of
-from engine.ops.names import OP_NAMES, OpName
+from engine.ops.features import features_of, used_ops
+from engine.ops.names import OpName
 from engine.spec import ModelSpec
 from engine.weights import WeightSource
 from wire.errors import ErrorCode, SpliceError
@@ -118,7 +118,7 @@ def _build(
         obstacle = native.obstacle(spec)
         if obstacle is None:
             importlib.import_module("engine.ops.native_kernels").set_num_threads(num_threads)
-            return native.NativeDecoder(spec, weights, length), dict.fromkeys(OP_NAMES, "native")
+            return native.NativeDecoder(spec, weights, length), dict.fromkeys(used_ops(features_of(spec)), "native")
         _log.info("%s is computed operation by operation, because %s", spec.architecture, obstacle)
     return _build_with_torch(spec, weights, length, dtype, ops, num_threads)
 

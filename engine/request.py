@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from wire.block_hash import ROOT, block_hash
+from wire.block_hash import ROOT, block_hash, prompt_end_hash
 from wire.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -86,6 +86,9 @@ class Request:
     """PREFILL: the lease ended before the computation did; nothing to hold afterwards."""
     sampling_row: SamplingRow | None = field(default=None, repr=False)
     """How its tokens are drawn, prepared by the engine when the first of them is."""
+    answer_is_apart: bool = False
+    """The model computes what follows a prompt another way (`ModelSpec.answer_is_apart`): blocks that reach past the
+    prompt are found only by requests whose prompt is as long. Given by the engine, before the first hash."""
     _hashes: list[bytes] = field(default_factory=list, repr=False)
 
     @property
@@ -117,5 +120,7 @@ class Request:
         while len(self._hashes) < num_blocks:
             start = len(self._hashes) * block_tokens
             parent = self._hashes[-1] if self._hashes else self.root
+            if self.answer_is_apart and start <= self.num_prompt_tokens < start + block_tokens:
+                parent = prompt_end_hash(parent, self.num_prompt_tokens)
             self._hashes.append(block_hash(parent, self.tokens[start : start + block_tokens]))
         return self._hashes[:num_blocks]

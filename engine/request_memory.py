@@ -193,6 +193,8 @@ def _num_shared_tokens(parent: Request, child: Request) -> int:
     if parent.root != child.root:
         return 0
     most = min(parent.num_computed_tokens, child.num_tokens - 1)
+    if child.answer_is_apart and parent.num_prompt_tokens != child.num_prompt_tokens:
+        most = min(most, parent.num_prompt_tokens, child.num_prompt_tokens)
     if parent.tokens[:most] == child.tokens[:most]:
         return most
     pairs = zip(parent.tokens, child.tokens, strict=False)

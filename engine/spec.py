@@ -71,6 +71,12 @@ class LatentAttentionSpec:
     rope: RopeSpec
     """Of the `qk_rope_head_dim` part."""
     scale: float
+    norm_eps: float = 1e-6
+    """Of the norms of the two latents, which models of this kind do not take from `ModelSpec.rms_norm_eps`."""
+    bias: bool = False
+    """Of both down-projections and the output projection."""
+    files_pair_neighbours: bool = True
+    """Whether files have neighbouring dimensions of the turning part turn together; layers always have halves."""
 
     @property
     def kv_shape(self) -> tuple[int, int, int]:
@@ -143,6 +149,10 @@ class RoutingSpec:
             return found
         if self.num_experts % self.num_groups:
             found.append(f"num_experts {self.num_experts} is not a multiple of num_groups {self.num_groups}")
+        if self.group_score == "top2_sum" and self.num_experts < 2 * self.num_groups:
+            found.append(
+                f"groups of {self.num_experts // self.num_groups} experts have no two best, as group_score asks"
+            )
         if self.top_groups > self.num_groups:
             found.append(f"top_groups {self.top_groups} of {self.num_groups} groups")
         if self.top_k > self.num_experts // self.num_groups * self.top_groups:
@@ -199,6 +209,11 @@ class ModelSpec:
     @property
     def num_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def answer_is_apart(self) -> bool:
+        """Whether what follows a prompt is computed another way, so that its KV depends on where the prompt ends."""
+        return any(isinstance(layer.attention, LatentAttentionSpec) for layer in self.layers)
 
     @property
     def kv_shape(self) -> tuple[int, int, int]:

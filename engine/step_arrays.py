@@ -30,6 +30,8 @@ class StepArrays:
     """`[S + 1]`: first row of each sequence, and M."""
     starts: Int32s
     """`[S]`: absolute position of each sequence's first row."""
+    prompt_ends: Int64s
+    """`[S]`: position of each sequence's first token that is not its prompt's; perhaps far beyond its rows."""
     logit_rows: Int64s
     """Of each slice its last `num_logits` rows, in slice order."""
 
@@ -55,6 +57,7 @@ class StepArrays:
             block_tables=block_tables,
             query_starts=query_starts,
             starts=starts,
+            prompt_ends=np.array([part.num_prompt_tokens for part in slices], dtype=np.int64),
             logit_rows=np.array(wanted, dtype=np.int64),
         )
 

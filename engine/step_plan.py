@@ -26,6 +26,8 @@ class StepPlan:
     """`[S + 1]` int32: first row of each sequence, and M."""
     starts: torch.Tensor
     """`[S]` int32: absolute position of each sequence's first row."""
+    prompt_ends: torch.Tensor
+    """`[S]` int64: position of each sequence's first token that is not its prompt's; perhaps far beyond its rows."""
     logit_rows: torch.Tensor
     """int64: of each slice its last `num_logits` rows, in slice order."""
 

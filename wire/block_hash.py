@@ -33,6 +33,13 @@ def block_hash(parent: bytes, tokens: Sequence[int]) -> bytes:
     return digest.digest()
 
 
+def prompt_end_hash(parent: bytes, num_prompt_tokens: int) -> bytes:
+    """Parent of the block that holds the first token after a prompt, where KV depends on where the prompt ended."""
+    digest = hashlib.blake2b(parent, key=_KEY, digest_size=HASH_BYTES, person=b"prompt end")
+    digest.update(num_prompt_tokens.to_bytes(8, "little"))
+    return digest.digest()
+
+
 def chain(tokens: Sequence[int], block_tokens: int, root: bytes = ROOT) -> Iterator[bytes]:
     """Hashes of the full blocks of `tokens`, first to last; a partial last block has none."""
     parent = root

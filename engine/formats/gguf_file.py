@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,12 @@ class GgufFile:
             raise missing_tensor(self.path, name)
         return self._tensors[name].shape
 
-    def tensor(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        """Its values, exact or dequantised in float32.
+    def tensor(self, name: str, shape: tuple[int, ...], member: int | None = None) -> npt.NDArray[np.float32]:
+        """Its values, exact or dequantised in float32; of a tensor of `shape`, `[member]` or the whole of it.
 
         Raises SpliceError: missing, another shape, a type that is not supported, or bytes beyond the file's end.
         """
-        expect_shape(self.path, name, self.shape(name), shape)
-        info = self._tensors[name]
+        info = self._info(name, shape, member)
         kind = self._known(name, info)
         # A copy, because a tensor's offset need not be aligned for its element type in memory.
         return _values(np.array(self._stored(name, info, kind)), kind, info)
@@ -57,11 +57,10 @@ class GgufFile:
         self.shape(name)
         return self._known(name, self._tensors[name]).name
 
-    def blocks(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        """A tensor as stored, `[rows, bytes of a row]`: a view of the mapped file. Raises as `tensor`."""
-        expect_shape(self.path, name, self.shape(name), shape)
-        info = self._tensors[name]
-        return self._stored(name, info, self._known(name, info)).reshape(shape[0], -1)
+    def blocks(self, name: str, shape: tuple[int, ...], member: int | None = None) -> npt.NDArray[np.uint8]:
+        """A matrix as stored, `[rows, bytes of a row]`: a view of the mapped file. As `tensor`."""
+        info = self._info(name, shape, member)
+        return self._stored(name, info, self._known(name, info)).reshape(info.shape[0], -1)
 
     def check_tensors(self) -> None:
         """Raises SpliceError as `tensor` would for any of them."""
@@ -71,6 +70,15 @@ class GgufFile:
     def release(self) -> None:
         """See `WeightSource.release`."""
         self._file.release()
+
+    def _info(self, name: str, shape: tuple[int, ...], member: int | None) -> TensorInfo:
+        """Where the tensor, or its member, lies."""
+        expect_shape(self.path, name, self.shape(name), shape)
+        info = self._tensors[name]
+        if member is None:
+            return info
+        size = len(self._stored(name, info, self._known(name, info))) // info.shape[0]
+        return replace(info, shape=info.shape[1:], offset=info.offset + member * size)
 
     def _known(self, name: str, info: TensorInfo) -> GgufType:
         kind = TYPES.get(info.kind)

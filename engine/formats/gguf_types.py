@@ -25,5 +25,6 @@ TYPES: dict[int, GgufType] = {
     13: GgufType("q5_k", 256, 176),
     14: GgufType("q6_k", 256, 210),
     30: GgufType("bf16", 1, 2),
+    39: GgufType("mxfp4", 32, 17),
 }
 """Those that are read, by number."""

@@ -27,16 +27,17 @@ class GgufWeights:
     def take(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """See `WeightSource.take`."""
         stored = self._locate(name)
-        return stored.picked(self._file.tensor(stored.name, stored.shape(shape)))
+        tensor = stored.picked(self._file.tensor(stored.name, stored.shape(shape), _index(stored)))
+        return np.ascontiguousarray(tensor)
 
     def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> StoredMatrix:
         """See `WeightSource.take_matrix`."""
         stored = self._locate(name)
         kind = self._file.kind(stored.name)
         kind = _KINDS.get(kind, kind)
-        if kind not in kinds:
+        if kind not in kinds or stored.is_transposed:
             return StoredMatrix("float32", shape, self.take(name, shape))
-        rows = stored.picked(self._file.blocks(stored.name, stored.shape(shape)))
+        rows = stored.picked(self._file.blocks(stored.name, stored.shape(shape), _index(stored)))
         element = _ELEMENTS.get(kind)
         if element is None:
             return StoredMatrix(kind, shape, rows)
@@ -45,3 +46,7 @@ class GgufWeights:
     def release(self) -> None:
         """See `WeightSource.release`."""
         self._file.release()
+
+
+def _index(stored: Stored) -> int | None:
+    return None if stored.member is None else stored.member.index

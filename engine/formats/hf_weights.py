@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.formats import mxfp4
 from engine.formats.bad_file import DOWNLOAD_AGAIN, bad_file
 from engine.formats.fields import read_json_object
 from engine.formats.safetensors_file import SafetensorsFile
@@ -18,6 +20,7 @@ from engine.weights import StoredMatrix, widened
 
 _ELEMENTS: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 """Types that are read; numpy has no bfloat16."""
+_BYTES: dict[str, type[np.generic]] = {"U8": np.uint8}
 _KINDS = {"F32": "float32", "BF16": "bfloat16"}
 
 
@@ -37,11 +40,17 @@ class SafetensorsWeights:
 
     def take(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """See `WeightSource.take`."""
-        return _as_float32(*self._read(name, shape))
+        stored = self._locate(name)
+        if stored.name + mxfp4.BLOCKS in self._file_of:
+            return self._from_mxfp4(stored, shape)
+        return _as_float32(*self._read(stored.name, stored, stored.shape(shape)))
 
     def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> StoredMatrix:
         """See `WeightSource.take_matrix`."""
-        dtype, values = self._read(name, shape)
+        stored = self._locate(name)
+        if stored.name + mxfp4.BLOCKS in self._file_of:
+            return StoredMatrix("float32", shape, self._from_mxfp4(stored, shape))
+        dtype, values = self._read(stored.name, stored, stored.shape(shape))
         kind = _KINDS.get(dtype)
         if kind is None or kind not in kinds:
             return StoredMatrix("float32", shape, _as_float32(dtype, values))
@@ -52,25 +61,43 @@ class SafetensorsWeights:
         for file in self._opened:
             file.release()
 
-    def _read(self, name: str, shape: tuple[int, ...]) -> tuple[str, npt.NDArray[Any]]:
-        """(type as the file spells it, the wanted part of the tensor)."""
-        stored = self._locate(name)
-        if stored.name not in self._file_of:
-            raise missing_tensor(self._directory, stored.name)
-        file = self._file_of[stored.name]
-        expect_shape(file.path, stored.name, file.shape(stored.name), stored.shape(shape))
-        dtype = file.dtype(stored.name)
-        if dtype not in _ELEMENTS:
+    def _from_mxfp4(self, stored: Stored, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """Always with outputs as rows, whichever way the unquantised tensor of that name lies."""
+        stored = replace(stored, is_transposed=False)
+        *rows, columns = stored.shape(shape)
+        blocks, scales = (*rows, columns // mxfp4.GROUP, mxfp4.GROUP // 2), (*rows, columns // mxfp4.GROUP)
+        return mxfp4.dequantised(
+            self._read(stored.name + mxfp4.BLOCKS, stored, blocks, _BYTES)[1],
+            self._read(stored.name + mxfp4.SCALES, stored, scales, _BYTES)[1],
+        )
+
+    def _read(
+        self,
+        name: str,
+        stored: Stored,
+        shape: tuple[int, ...],
+        elements: Mapping[str, type[np.generic]] = _ELEMENTS,
+    ) -> tuple[str, npt.NDArray[Any]]:
+        """(type as the file spells it, the part wanted of the tensor `name`, which must have the shape)."""
+        if name not in self._file_of:
+            raise missing_tensor(self._directory, name)
+        file = self._file_of[name]
+        expect_shape(file.path, name, file.shape(name), shape)
+        dtype = file.dtype(name)
+        if dtype not in elements:
             raise bad_file(
                 file.path,
-                f"tensor {stored.name} has type {dtype}, expected one of {', '.join(_ELEMENTS)}",
+                f"tensor {name} has type {dtype}, expected one of {', '.join(elements)}",
                 "use the unquantised model",
             )
-        values = file.bytes(stored.name).view(_ELEMENTS[dtype]).reshape(stored.shape(shape))
+        values = file.bytes(name).view(elements[dtype]).reshape(shape)
+        if stored.member is not None:
+            values = values[stored.member.index]
         return dtype, stored.picked(np.require(values, requirements="A"))
 
 
 def _as_float32(dtype: str, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    values = np.ascontiguousarray(values)
     return widened(values) if dtype == "BF16" else np.ascontiguousarray(values, dtype=np.float32)
 
 

@@ -28,21 +28,37 @@ class RowPick:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """One of several equal tensors stacked along a first axis: one expert's, one head's."""
+
+    index: int
+    of: int
+    """How many the stored tensor must have."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor's name in the file and, when it is not the whole of it in order, its rows."""
+    """A tensor's name in the file and, when it is not the whole of it in order, how to get there: take the member, turn
+    it, pick the rows."""
 
     name: str
     pick: RowPick | None = None
+    member: Member | None = None
+    is_transposed: bool = False
+    """The file has the matrix with inputs as rows."""
 
     def shape(self, wanted: tuple[int, ...]) -> tuple[int, ...]:
         """What the stored tensor's shape must be for the wanted one."""
-        return wanted if self.pick is None else (self.pick.of, *wanted[1:])
+        shape = wanted if self.pick is None else (self.pick.of, *wanted[1:])
+        if self.is_transposed:
+            shape = (shape[1], shape[0])
+        return shape if self.member is None else (self.member.of, *shape)
 
     def picked(self, tensor: npt.NDArray[_Element]) -> npt.NDArray[_Element]:
-        """The rows wanted, of the stored tensor; a view where they follow each other."""
-        if self.pick is None:
-            return tensor
-        return tensor[self.pick.contiguous() or self.pick.rows]
+        """What is wanted of the stored tensor, or of its member where that has been taken; a view if it can be."""
+        if self.is_transposed:
+            tensor = tensor.T
+        return tensor if self.pick is None else tensor[self.pick.contiguous() or self.pick.rows]
 
 
 def row_range(name: str, first: int, count: int, of: int) -> Stored:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 
 from engine.layers.attention import Attention
+from engine.layers.latent_attention import LatentAttention
 from engine.layers.mlp import GatedMlp
+from engine.layers.moe import MixtureOfExperts
 from engine.layers.norm import take_norm
 from engine.layers.rope import RopeTables
 from engine.layers.weights import Weights
 from engine.ops.registry import OpTable
-from engine.spec import AttentionSpec, MlpSpec, ModelSpec
+from engine.spec import AttentionSpec, LatentAttentionSpec, MlpSpec, ModelSpec, MoeSpec
 from engine.step_plan import StepPlan
-from wire.errors import ErrorCode, SpliceError
 
 
 class Block:
@@ -20,12 +21,6 @@ class Block:
 
     def __init__(self, model: ModelSpec, layer: int, ops: OpTable, weights: Weights, tables: RopeTables) -> None:
         spec, name, hidden = model.layers[layer], f"model.layers.{layer}", model.hidden_size
-        if not isinstance(spec.attention, AttentionSpec) or not isinstance(spec.mlp, MlpSpec):
-            raise SpliceError(
-                ErrorCode.MISSING_PART,
-                f"layer {layer} has a kind of attention or MLP that this build does not compute",
-                param="model",
-            )
 
         def norm(module: str) -> torch.Tensor:
             return take_norm(weights, f"{name}.{module}.weight", hidden, model.norm_offset)
@@ -33,10 +28,9 @@ class Block:
         self._ops = ops
         self._eps = model.rms_norm_eps
         self._input_norm = norm("input_layernorm")
-        cos_sin = tables.table(spec.attention.rope, spec.attention.head_dim)
-        self._attention = Attention(model, spec.attention, layer, ops, weights, cos_sin)
+        self._attention = _attention(model, spec.attention, layer, ops, weights, tables)
         self._mlp_norm = norm("post_attention_layernorm")
-        self._mlp = GatedMlp(spec.mlp, hidden, f"{name}.mlp", ops, weights)
+        self._mlp = _mlp(spec.mlp, hidden, f"{name}.mlp", ops, weights)
         self._attention_output_norm = norm("attention_output_norm") if spec.post_norms else None
         self._mlp_output_norm = norm("mlp_output_norm") if spec.post_norms else None
 
@@ -54,3 +48,28 @@ class Block:
 
     def _normed(self, update: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
         return update if weight is None else self._ops.rms_norm(update, weight, self._eps)
+
+
+def _attention(
+    model: ModelSpec,
+    spec: AttentionSpec | LatentAttentionSpec,
+    layer: int,
+    ops: OpTable,
+    weights: Weights,
+    tables: RopeTables,
+) -> Attention | LatentAttention:
+    match spec:
+        case AttentionSpec():
+            return Attention(model, spec, layer, ops, weights, tables.table(spec.rope, spec.head_dim))
+        case LatentAttentionSpec():
+            return LatentAttention(model, spec, layer, ops, weights, tables.table(spec.rope, spec.qk_rope_head_dim))
+
+
+def _mlp(
+    spec: MlpSpec | MoeSpec, hidden: int, name: str, ops: OpTable, weights: Weights
+) -> GatedMlp | MixtureOfExperts:
+    match spec:
+        case MlpSpec():
+            return GatedMlp(spec, hidden, name, ops, weights)
+        case MoeSpec():
+            return MixtureOfExperts(spec, hidden, name, ops, weights)

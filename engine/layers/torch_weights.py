@@ -16,9 +16,9 @@ class TorchWeights:
         self._source = source
         self._dtype = dtype
 
-    def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
         """See `Weights.take`."""
-        return torch.from_numpy(np.array(self._source.take(name, shape))).to(self._dtype)
+        return torch.from_numpy(np.array(self._source.take(name, shape))).to(dtype or self._dtype)
 
     def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> WeightMatrix:
         """See `Weights.take_matrix`."""

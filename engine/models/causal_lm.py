@@ -17,7 +17,8 @@ class CausalLM(Protocol):
     """A language model over a paged KV cache.
 
     The logits of a token depend, bit for bit, on the tokens before it in its sequence alone: not on the other slices
-    of the batch, nor on how the sequence was cut into steps.
+    of the batch, nor on how the sequence was cut into steps. Where `spec.answer_is_apart` they depend on the length of
+    the request's prompt as well (`SequenceSlice.num_prompt_tokens`).
     """
 
     @property

@@ -20,11 +20,12 @@ def decoder_kv_layout(spec: ModelSpec, model_dtype: str, block_tokens: int, kv_d
             f"KV cache dtype {kv_dtype!r} is not supported: use auto, {' or '.join(_KV_DTYPES)}",
             param="kv_cache_dtype",
         )
-    _, heads, head_dim = spec.kv_shape
+    planes, heads, head_dim = spec.kv_shape
     return KVLayout(
         num_layers=spec.num_layers,
         num_kv_heads=heads,
         head_dim=head_dim,
         block_tokens=block_tokens,
         dtype=cast(KVDtype, dtype),
+        planes=planes,
     )

@@ -6,15 +6,33 @@ from engine.formats.bad_file import bad_file
 from engine.formats.fields import Fields
 from engine.formats.gguf_file import GgufFile
 from engine.models.architecture import Architecture
+from engine.models.deepseek_v2 import DEEPSEEK_V2
+from engine.models.deepseek_v3 import DEEPSEEK_V3
 from engine.models.gemma2 import GEMMA2
 from engine.models.gemma3 import GEMMA3
+from engine.models.gpt_oss import GPT_OSS
 from engine.models.llama import LLAMA
 from engine.models.mistral import MISTRAL
+from engine.models.mixtral import MIXTRAL
 from engine.models.phi3 import PHI3
 from engine.models.qwen2 import QWEN2
 from engine.models.qwen3 import QWEN3
+from engine.models.qwen3_moe import QWEN3_MOE
 
-ARCHITECTURES: tuple[Architecture, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3)
+ARCHITECTURES: tuple[Architecture, ...] = (
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    GEMMA2,
+    GEMMA3,
+    PHI3,
+    MIXTRAL,
+    QWEN3_MOE,
+    GPT_OSS,
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+)
 
 
 def architecture_of_config(config: Fields) -> Architecture:

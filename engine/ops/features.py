@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-from engine.ops.names import OpName
-from engine.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
+from engine.ops.names import OP_NAMES, OpName
+from engine.spec import AttentionSpec, LatentAttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec
 
-Feature = Literal["window", "softcap", "sinks", "partial_rotary", "gelu_tanh", "swiglu_oai"]
+Feature = Literal[
+    "window", "softcap", "sinks", "partial_rotary", "gelu_tanh", "swiglu_oai", "latent_attention", "experts"
+]
 
 FEATURES: Mapping[OpName, frozenset[Feature]] = MappingProxyType(
     {
@@ -19,6 +21,14 @@ FEATURES: Mapping[OpName, frozenset[Feature]] = MappingProxyType(
     }
 )
 """Which operation's business a feature is. `partial_rotary`: fewer dimensions of a head turn than it has, or none."""
+_USED_WITH: Mapping[OpName, Feature] = MappingProxyType(
+    {"store_latents": "latent_attention", "latent_attention": "latent_attention", "route": "experts"}
+)
+
+
+def used_ops(features: frozenset[Feature]) -> tuple[OpName, ...]:
+    """The operations that a model with these features is made of."""
+    return tuple(op for op in OP_NAMES if op not in _USED_WITH or _USED_WITH[op] in features)
 
 
 def features_of(spec: ModelSpec) -> frozenset[Feature]:
@@ -30,6 +40,10 @@ def _layer_features(layer: LayerSpec) -> list[Feature]:
     found: list[Feature] = []
     if isinstance(layer.attention, AttentionSpec):
         found += _attention_features(layer.attention)
+    if isinstance(layer.attention, LatentAttentionSpec):
+        found.append("latent_attention")
+    if isinstance(layer.mlp, MoeSpec):
+        found.append("experts")
     mlps = [layer.mlp] if isinstance(layer.mlp, MlpSpec) else [layer.mlp.expert, layer.mlp.shared]
     for mlp in mlps:
         if mlp is not None and mlp.activation != "silu":

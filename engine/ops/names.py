@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
-OpName = Literal["linear", "lm_head", "rms_norm", "add_rms_norm", "rope_and_store", "paged_attention", "gated_mul"]
-OP_NAMES: tuple[OpName, ...] = (
+OpName = Literal[
     "linear",
     "lm_head",
     "rms_norm",
@@ -13,4 +12,8 @@ OP_NAMES: tuple[OpName, ...] = (
     "rope_and_store",
     "paged_attention",
     "gated_mul",
-)
+    "store_latents",
+    "latent_attention",
+    "route",
+]
+OP_NAMES: tuple[OpName, ...] = get_args(OpName)

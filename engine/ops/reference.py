@@ -17,7 +17,9 @@ import torch
 
 from engine.ops.candidate import Candidate
 from engine.ops.features import FEATURES
+from engine.ops.latent_attention import latent_attention, store_latents
 from engine.ops.names import OpName
+from engine.ops.routing import route
 from engine.ops.signatures import PackedWeight
 from engine.spec import Activation
 
@@ -245,6 +247,9 @@ _FUNCTIONS: dict[OpName, Callable[..., Any]] = {
     "rope_and_store": rope_and_store,
     "paged_attention": paged_attention,
     "gated_mul": gated_mul,
+    "store_latents": store_latents,
+    "latent_attention": latent_attention,
+    "route": route,
 }
 CANDIDATES: tuple[Candidate, ...] = tuple(
     Candidate(op=op, name="torch", fn=function, supports=_supports, rank=0, features=FEATURES.get(op, frozenset()))

@@ -13,11 +13,12 @@ import torch
 
 from engine.ops import reference
 from engine.ops.candidate import Candidate
-from engine.ops.features import Feature
+from engine.ops.features import Feature, used_ops
 from engine.ops.names import OP_NAMES, OpName
 from engine.ops.signatures import (
     AddRmsNormOp,
     GatedMulOp,
+    LatentAttentionOp,
     LinearOp,
     LmHeadOp,
     PackedWeight,
@@ -25,7 +26,9 @@ from engine.ops.signatures import (
     PagedAttentionOp,
     RmsNormOp,
     RopeAndStoreOp,
+    RouteOp,
     RowsOp,
+    StoreLatentsOp,
 )
 from engine.ops.weight_matrix import QuantizedMatrix, WeightMatrix
 from wire.errors import ErrorCode, SpliceError
@@ -46,6 +49,9 @@ class OpTable:
     rope_and_store: RopeAndStoreOp
     paged_attention: PagedAttentionOp
     gated_mul: GatedMulOp
+    store_latents: StoreLatentsOp
+    latent_attention: LatentAttentionOp
+    route: RouteOp
     pack_linear: PackOp
     pack_lm_head: PackOp
     lm_head_rows: RowsOp
@@ -54,7 +60,7 @@ class OpTable:
     """Quantised types `pack_linear` takes."""
     lm_head_kinds: frozenset[str]
     names: Mapping[OpName, str]
-    """Operation to candidate name: part of the numerics identity."""
+    """Operation to candidate name, of those the model is made of: part of the numerics identity."""
 
 
 def select_ops(dtype: torch.dtype, choice: OpsChoice = "auto", features: frozenset[Feature] = frozenset()) -> OpTable:
@@ -83,7 +89,7 @@ def choose(candidates: Iterable[Candidate], dtype: torch.dtype, features: frozen
             param="dtype",
         )
     functions: dict[str, Any] = {name: best[name].fn for name in OP_NAMES}
-    names = MappingProxyType({name: best[name].name for name in OP_NAMES})
+    names = MappingProxyType({name: best[name].name for name in used_ops(features)})
     _log.info("operations for %s: %s", dtype, ", ".join(f"{op}={name}" for op, name in names.items()))
     return OpTable(
         **functions,

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from engine.ops.weight_matrix import WeightMatrix
-from engine.spec import Activation
+from engine.spec import Activation, RoutingSpec
 
 PackedWeight = Any
 """What `pack` of the chosen linear candidate returned: opaque to everyone but that candidate."""
@@ -107,4 +107,60 @@ class GatedMulOp(Protocol):
 
         `silu`: x * sigmoid(x). `gelu_tanh`: x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))). `swiglu_oai`
         (GPT-OSS): gate at most 7, up within ±7, gate * sigmoid(1.702 gate) * (up + 1).
+        """
+
+
+class StoreLatentsOp(Protocol):
+    def __call__(
+        self,
+        q: torch.Tensor,
+        latents: torch.Tensor,
+        keys: torch.Tensor,
+        positions: torch.Tensor,
+        cos_sin: torch.Tensor,
+        kv_cache: torch.Tensor,
+        layer: int,
+        slots: torch.Tensor,
+    ) -> torch.Tensor:
+        """Rotates keys and the last part of every q (i with i + R/2 of R dimensions), writes [latent | key] into the
+        cache, returns q with its last part rotated.
+
+        `q` `[M, num_heads, nope + R]`, `latents` `[M, rank]`, `keys` `[M, R]`, perhaps with gaps between rows;
+        `positions`, `cos_sin` `[max_len, R]` and `slots` as in `RopeAndStoreOp`. `kv_cache` `[num_blocks, num_layers,
+        1, 1, block_tokens, rank + R]`, float32 or bfloat16, perhaps other than q's dtype.
+        """
+
+
+class LatentAttentionOp(Protocol):
+    def __call__(
+        self,
+        q: torch.Tensor,
+        kv_cache: torch.Tensor,
+        layer: int,
+        block_tables: torch.Tensor,
+        query_starts: torch.Tensor,
+        starts: torch.Tensor,
+        prompt_ends: torch.Tensor,
+        up: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        """Causal attention of every query row over its own sequence's cached latents, its own position included.
+
+        `q` `[M, num_heads, nope + R]`, the last part rotated; `up` `[num_heads, nope + v, rank]` in q's dtype: how a
+        latent becomes a head's unrotated key and its value; the rotated key is the same for all heads. Rows at
+        positions below `prompt_ends[s]` (`[S]` int64) go the un-absorbed way, those from it on the absorbed one,
+        whatever else is in the step. `kv_cache` as in `StoreLatentsOp`; `block_tables`, `query_starts`, `starts` and
+        what may be read of the cache as in `PagedAttentionOp`. fp32 scores and softmax; returns `[M, num_heads, v]`
+        in q's dtype.
+        """
+
+
+class RouteOp(Protocol):
+    def __call__(
+        self, routing: RoutingSpec, logits: torch.Tensor, score_bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """From a router's `logits` `[M, num_experts]` float32 to the experts every token goes through.
+
+        `score_bias` `[num_experts]` float32. Returns the chosen experts `[M, top_k]` int64, best first, the lower index
+        first of two alike, and their weights `[M, top_k]` float32.
         """

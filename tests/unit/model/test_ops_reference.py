@@ -10,6 +10,7 @@ import torch
 
 from engine.ops import reference
 from engine.ops.candidate import Candidate
+from engine.ops.features import used_ops
 from engine.ops.names import OP_NAMES
 from engine.ops.registry import choose, select_ops
 from wire.errors import ErrorCode, SpliceError
@@ -106,9 +107,17 @@ def test_missing_native_kernels_are_logged(monkeypatch: pytest.MonkeyPatch, capl
     monkeypatch.setitem(sys.modules, "engine.ops.native", None)
     with caplog.at_level(logging.WARNING):
         table = select_ops(torch.float32)
-    assert set(table.names) == set(OP_NAMES)
+    assert set(table.names) == set(used_ops(frozenset()))
     assert set(table.names.values()) == {"torch"}
     assert "native kernels are not built" in caplog.text
+
+
+def test_operations_a_model_is_not_made_of_are_no_part_of_its_identity() -> None:
+    experts = choose(reference.CANDIDATES, torch.float32, frozenset({"experts"})).names
+    latent = choose(reference.CANDIDATES, torch.float32, frozenset({"latent_attention"})).names
+    assert set(experts) - set(used_ops(frozenset())) == {"route"}
+    assert set(latent) - set(used_ops(frozenset())) == {"store_latents", "latent_attention"}
+    assert set(experts) | set(latent) == set(OP_NAMES)
 
 
 def test_every_operation_has_a_reference() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,13 @@ def forward(model: CausalLM, batch: StepBatch, kv_cache: torch.Tensor) -> torch.
 class PagedRun:
     """Feeds a model step by step over one shared cache filled with NaN: nothing unwritten may be read."""
 
-    def __init__(self, model: CausalLM, num_blocks: int, kv_dtype: str = "auto") -> None:
+    def __init__(
+        self, model: CausalLM, num_blocks: int, kv_dtype: str = "auto", prompts: Mapping[int, int] | None = None
+    ) -> None:
+        """`prompts`: length of each sequence's prompt, by default without end."""
         layout = model.kv_layout(BLOCK_TOKENS, kv_dtype)
         self._model = model
+        self._prompts = prompts or {}
         self._free = list(torch.randperm(num_blocks, generator=torch.Generator().manual_seed(7)).tolist())
         self._tables: dict[int, list[int]] = {}
         self.kv_cache = torch.full((num_blocks, *layout.block_shape), torch.nan, dtype=getattr(torch, layout.dtype))
@@ -80,10 +84,11 @@ class PagedRun:
             table = self._tables.setdefault(sequence, [])
             while len(table) * BLOCK_TOKENS < start + len(tokens):
                 table.append(self._free.pop())
-            slices.append(SequenceSlice(list(tokens), start, tuple(table), wants_logits=True))
+            prompt = self._prompts.get(sequence, 1 << 40)
+            slices.append(SequenceSlice(list(tokens), start, tuple(table), True, prompt))
         return forward(self._model, StepBatch(tuple(slices)), self.kv_cache)
 
     def keys_and_values(self, sequence: int, length: int) -> torch.Tensor:
-        """`[layers, 2, kv_heads, length, head_dim]`."""
+        """`[layers, planes, kv_heads, length, head_dim]`."""
         blocks = self.kv_cache[self._tables[sequence]].permute(1, 2, 3, 0, 4, 5)
         return blocks.flatten(3, 4)[:, :, :, :length]

@@ -1,0 +1,73 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434) over a paged cache of latents."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.layers.linear import Linear
+from engine.layers.weights import Weights
+from engine.ops.registry import OpTable
+from engine.spec import LatentAttentionSpec, ModelSpec
+from engine.step_plan import StepPlan
+
+
+class LatentAttention:
+    """Down-projections, norms, rotation of the decoupled part, attention over latents and output projection."""
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        spec: LatentAttentionSpec,
+        layer: int,
+        ops: OpTable,
+        weights: Weights,
+        cos_sin: torch.Tensor,
+    ) -> None:
+        """`cos_sin` `[max_len, qk_rope_head_dim]` float32, shared by all layers."""
+        self._spec, self._layer, self._ops, self._cos_sin = spec, layer, ops, cos_sin
+        name, hidden = f"model.layers.{layer}.self_attn", model.hidden_size
+        q_rows = spec.num_heads * (spec.qk_nope_head_dim + spec.qk_rope_head_dim)
+        self._q_down: Linear | None = None
+        if spec.q_lora_rank is None:
+            self._q = Linear.load(ops, weights, [(f"{name}.q_proj", q_rows)], hidden, bias=False)
+        else:
+            rank = spec.q_lora_rank
+            self._q_down = Linear.load(ops, weights, [(f"{name}.q_a_proj", rank)], hidden, bias=spec.bias)
+            self._q_norm = weights.take(f"{name}.q_a_layernorm.weight", (rank,))
+            self._q = Linear.load(ops, weights, [(f"{name}.q_b_proj", q_rows)], rank, bias=False)
+        cached = [(f"{name}.kv_a_proj_with_mqa", spec.kv_lora_rank + spec.qk_rope_head_dim)]
+        self._kv_down = Linear.load(ops, weights, cached, hidden, bias=spec.bias)
+        self._kv_norm = weights.take(f"{name}.kv_a_layernorm.weight", (spec.kv_lora_rank,))
+        self._up = _take_up(spec, name, weights)
+        values = spec.num_heads * spec.v_head_dim
+        self._output = Linear.load(ops, weights, [(f"{name}.o_proj", hidden)], values, bias=spec.bias)
+
+    def __call__(self, x: torch.Tensor, plan: StepPlan, kv_cache: torch.Tensor) -> torch.Tensor:
+        """`x` `[M, hidden]`; writes the rows' latents and rotated keys at `plan.slots` before attending."""
+        spec, ops, layer = self._spec, self._ops, self._layer
+        q = self._queries(x)
+        down = self._kv_down(x)
+        latent = ops.rms_norm(down[:, : spec.kv_lora_rank].contiguous(), self._kv_norm, spec.norm_eps)
+        key = down[:, spec.kv_lora_rank :]
+        q = ops.store_latents(q, latent, key, plan.positions, self._cos_sin, kv_cache, layer, plan.slots)
+        tables, ends = plan.block_tables, plan.prompt_ends
+        attended = ops.latent_attention(
+            q, kv_cache, layer, tables, plan.query_starts, plan.starts, ends, self._up, spec.scale
+        )
+        return self._output(attended.view(len(x), -1))
+
+    def _queries(self, x: torch.Tensor) -> torch.Tensor:
+        """`[M, num_heads, nope + rope]`, not rotated yet."""
+        if self._q_down is not None:
+            x = self._ops.rms_norm(self._q_down(x), self._q_norm, self._spec.norm_eps)
+        return self._q(x).view(len(x), self._spec.num_heads, -1)
+
+
+def _take_up(spec: LatentAttentionSpec, name: str, weights: Weights) -> torch.Tensor:
+    """`[num_heads, nope + v, rank]`: how a latent becomes each head's unrotated key and its value."""
+    rank = spec.kv_lora_rank
+    heads = []
+    for head in range(spec.num_heads):
+        heads.append(weights.take(f"{name}.k_b_proj.{head}.weight", (spec.qk_nope_head_dim, rank)))
+        heads.append(weights.take(f"{name}.v_b_proj.{head}.weight", (spec.v_head_dim, rank)))
+    return torch.cat(heads).view(spec.num_heads, -1, rank)
