@@ -137,3 +137,23 @@ def test_blocks_of_a_prompt_have_the_names_a_router_gives_them(make_bench):
     at_border = Request((3, 1), tokens, 64, SamplingParams(max_tokens=1), answer_is_apart=True)
     assert at_border.hashes(3, 32)[:2] == plain[:2]
     assert at_border.hashes(3, 32)[2] != plain[2]
+
+
+def test_branches_go_on_with_the_bits_each_would_have_alone(make_bench):
+    bench = make_bench()
+    key = bench.submit(PROMPT, **RUN)
+    for _ in range(25):
+        bench.step()
+    head = bench.answer(key)
+    children = [
+        (PROMPT, [*head[:20], 7]),
+        # The same tokens, of which more were the prompt: of no use past the shorter prompt's end.
+        ([*PROMPT, *head[:4]], [*head[4:20], 9]),
+    ]
+    keys = [bench.fork(key, prompt, emitted=emitted, **RUN) for prompt, emitted in children]
+    bench.run()
+    for child, (prompt, emitted) in zip(keys, children, strict=True):
+        alone = make_bench()
+        assert bench.answer(child) == alone.generate(prompt, emitted=emitted, **RUN)
+        place = (len(prompt), 66)  # of its first row, where the parent had one of its own before
+        assert torch.equal(bench.model.logits[place][-1], alone.model.logits[place][0])
