@@ -77,6 +77,8 @@ class LatentAttentionSpec:
     """Of both down-projections and the output projection."""
     files_pair_neighbours: bool = True
     """Whether files have neighbouring dimensions of the turning part turn together; layers always have halves."""
+    files_split_up_projection: bool = False
+    """Whether files have the up-projections of keys and values apart, stacked by heads, that of keys transposed."""
 
     @property
     def kv_shape(self) -> tuple[int, int, int]:

@@ -13,7 +13,8 @@ from engine.formats.stored import RowPick, Stored, row_range
 from engine.rope_spec import YarnRopeScaling
 from engine.spec import LatentAttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, RoutingSpec
 
-_UP_PROJECTION = re.compile(r"(model\.layers\.\d+\.self_attn)\.([kv])_b_proj\.(\d+)\.weight")
+UP_PROJECTION = re.compile(r"model\.layers\.(\d+)\.self_attn\.([kv])_b_proj\.(\d+)\.weight")
+"""Layer, `k` or `v`, and head of the canonical name of one head's part of the up-projection."""
 _TURNED = (".q_proj.", ".q_b_proj.", ".kv_a_proj_with_mqa.")
 
 
@@ -59,9 +60,9 @@ def hf_tensor(spec: ModelSpec, name: str) -> Stored:
     attention = spec.layers[0].attention
     if not isinstance(attention, LatentAttentionSpec):
         return Stored(name)
-    up = _UP_PROJECTION.fullmatch(name)
+    up = UP_PROJECTION.fullmatch(name)
     if up is not None:
-        return up_projection(attention, f"{up[1]}.kv_b_proj.weight", up[2], int(up[3]))
+        return up_projection(attention, f"model.layers.{up[1]}.self_attn.kv_b_proj.weight", up[2], int(up[3]))
     return Stored(name, halves_of_turned_rows(attention, name))
 
 

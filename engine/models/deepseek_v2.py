@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.formats.fields import Fields
 from engine.formats.hf_config import model_from_config, refuse_quantised
+from engine.models import deepseek_gguf
 from engine.models.architecture import Architecture
 from engine.models.deepseek import hf_tensor, layers_from_config
 from engine.spec import ModelSpec, RoutingSpec
@@ -37,5 +38,11 @@ def spec_from_config(config: Fields) -> ModelSpec:
 
 
 DEEPSEEK_V2 = Architecture(
-    name=NAME, hf_model_types=("deepseek_v2",), spec_from_config=spec_from_config, hf_tensor=hf_tensor
+    name=NAME,
+    hf_model_types=("deepseek_v2",),
+    spec_from_config=spec_from_config,
+    hf_tensor=hf_tensor,
+    gguf_names=(deepseek_gguf.NAME,),
+    spec_from_gguf=deepseek_gguf.spec_from_gguf,
+    gguf_tensor=deepseek_gguf.gguf_tensor,
 )

@@ -17,6 +17,7 @@ from engine.formats.gguf_spec import attention_from_gguf, layers_in_gguf, model_
 from engine.formats.hf_config import attention_from_config, model_from_config, refuse_quantised, windowed_layers
 from engine.formats.stored import RowPick, Stored
 from engine.models.architecture import Architecture
+from engine.rope_spec import YarnRopeScaling
 from engine.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, RoutingSpec
 
 NAME = "gpt_oss"
@@ -58,7 +59,12 @@ def spec_from_gguf(file: GgufFile) -> ModelSpec:
         fields.integer(f"{GGUF_NAME}.expert_used_count"),
         fields.integer(f"{GGUF_NAME}.expert_feed_forward_length"),
     )
-    attention = replace(attention_from_gguf(file, GGUF_NAME), sinks=True)
+    attention = attention_from_gguf(file, GGUF_NAME)
+    if attention.rope is not None and isinstance(attention.rope.scaling, YarnRopeScaling):
+        # As the model was trained; the file has no field for it.
+        scaling = replace(attention.rope.scaling, truncate=False)
+        attention = replace(attention, rope=replace(attention.rope, scaling=scaling))
+    attention = replace(attention, sinks=True)
     windowed = [layer % 2 == 0 for layer in range(layers_in_gguf(file, GGUF_NAME))]
     layers = _layers(attention, experts, windowed, fields.integer(f"{GGUF_NAME}.attention.sliding_window"))
     return model_from_gguf(file, GGUF_NAME, NAME, layers)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from engine.formats.expert_names import moe_gguf_tensor
 from engine.formats.fields import Fields
 from engine.formats.gguf_file import GgufFile
-from engine.formats.gguf_names import gguf_name
 from engine.formats.gguf_spec import attention_from_gguf, layers_in_gguf, mlp_from_gguf, model_from_gguf
 from engine.formats.hf_config import (
     attention_from_config,
@@ -15,7 +15,7 @@ from engine.formats.hf_config import (
 )
 from engine.formats.stored import Stored, halves_from_pairs
 from engine.models.architecture import Architecture
-from engine.spec import AttentionSpec, LayerSpec, ModelSpec
+from engine.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, RoutingSpec
 
 NAME = "llama"
 
@@ -31,18 +31,28 @@ def spec_from_config(config: Fields) -> ModelSpec:
 
 def spec_from_gguf(file: GgufFile) -> ModelSpec:
     """See `Architecture.spec_from_gguf`."""
-    layer = LayerSpec(attention_from_gguf(file, NAME), mlp_from_gguf(file, NAME))
+    layer = LayerSpec(attention_from_gguf(file, NAME), _mlp_from_gguf(file))
     return model_from_gguf(file, NAME, NAME, (layer,) * layers_in_gguf(file, NAME))
 
 
 def gguf_tensor(spec: ModelSpec, name: str) -> Stored:
     """llama.cpp rotates neighbouring pairs for this architecture, and its converter reorders Q and K for that."""
-    stored, attention = gguf_name(name), spec.layers[0].attention
+    stored, attention = moe_gguf_tensor(spec, name), spec.layers[0].attention
     if isinstance(attention, AttentionSpec) and ".q_proj." in name:
-        return halves_from_pairs(stored, attention.num_heads, attention.head_dim)
+        return halves_from_pairs(stored.name, attention.num_heads, attention.head_dim)
     if isinstance(attention, AttentionSpec) and ".k_proj." in name:
-        return halves_from_pairs(stored, attention.num_kv_heads, attention.head_dim)
-    return Stored(stored)
+        return halves_from_pairs(stored.name, attention.num_kv_heads, attention.head_dim)
+    return stored
+
+
+def _mlp_from_gguf(file: GgufFile) -> MlpSpec | MoeSpec:
+    """Mixtral's files have this architecture's name."""
+    experts = file.fields.integer_or(f"{NAME}.expert_count", 0)
+    if not experts:
+        return mlp_from_gguf(file, NAME)
+    top_k = file.fields.integer(f"{NAME}.expert_used_count")
+    routing = RoutingSpec(experts, top_k, scores="softmax", normalise=True)
+    return MoeSpec(routing, MlpSpec(file.fields.integer(f"{NAME}.feed_forward_length")))
 
 
 LLAMA = Architecture(
