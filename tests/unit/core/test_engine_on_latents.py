@@ -156,4 +156,4 @@ def test_branches_go_on_with_the_bits_each_would_have_alone(make_bench):
         alone = make_bench()
         assert bench.answer(child) == alone.generate(prompt, emitted=emitted, **RUN)
         place = (len(prompt), 66)  # of its first row, where the parent had one of its own before
-        assert torch.equal(bench.model.logits[place][-1], alone.model.logits[place][0])
+        assert np.array_equal(bench.model.logits[place][-1], alone.model.logits[place][0])

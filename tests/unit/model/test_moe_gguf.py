@@ -19,7 +19,7 @@ from engine.formats.gguf_file import GgufFile
 from engine.formats.gguf_weights import GgufWeights
 from engine.loader import load_model
 from engine.models.qwen3_moe import QWEN3_MOE
-from engine.ops.weight_matrix import QuantizedMatrix
+from engine.weights import StoredMatrix
 from wire.errors import ErrorCode, SpliceError
 
 PROMPT = 40
@@ -178,13 +178,13 @@ def test_experts_stay_in_the_precision_of_their_file(tmp_path: Path) -> None:
     _write(tmp_path / "m.gguf", "qwen3moe", reference, Kind.Q8_0)
     file = GgufFile(tmp_path / "m.gguf")
     spec = QWEN3_MOE.read_gguf(file)
-    weights = GgufWeights(file, torch.float32, partial(QWEN3_MOE.gguf_tensor, spec))
+    weights = GgufWeights(file, partial(QWEN3_MOE.gguf_tensor, spec))
     name = "model.layers.1.mlp.experts.3.down_proj.weight"
     packed = weights.take_matrix(name, (64, 32), frozenset({"q8_0"}))
-    assert isinstance(packed, QuantizedMatrix)
-    assert (packed.kind, packed.shape, packed.blocks.shape) == ("q8_0", (64, 32), (64, 34))
-    values = gguf.quants.dequantize(packed.blocks, Kind.Q8_0)
-    assert np.array_equal(values, weights.take(name, (64, 32)).numpy())
+    assert isinstance(packed, StoredMatrix)
+    assert (packed.kind, packed.shape, packed.data.shape) == ("q8_0", (64, 32), (64, 34))
+    values = gguf.quants.dequantize(packed.data, Kind.Q8_0)
+    assert np.array_equal(values, weights.take(name, (64, 32)))
     assert np.array_equal(values, reference.model.layers[1].mlp.experts.down_proj[3].detach().numpy())
 
 
