@@ -2,8 +2,9 @@
 
 A library's matrix product may pick another kernel, hence another order of summation, for another number of rows. Here
 every product has the same number of rows whatever the batch: linears work in tiles of `TILE_ROWS` rows, attention in
-tiles of `TILE_ROWS` queries anchored at absolute positions, over keys 0 to the end of that tile. Missing rows are
-zeros. That buys results that are independent of the neighbours with up to `TILE_ROWS` times the arithmetic in decode.
+tiles of `TILE_ROWS` queries anchored at absolute positions, over keys from 0, or from the first that the tile's window
+shows, to the end of that tile. Missing rows are zeros. That buys results that are independent of the neighbours with
+up to `TILE_ROWS` times the arithmetic in decode.
 """
 
 from __future__ import annotations
@@ -105,15 +106,16 @@ def paged_attention(
     for sequence, start in enumerate(starts.tolist()):
         first, last = bounds[sequence], bounds[sequence + 1]
         end = start + last - first
-        tile_end = _padded(end)
-        keys, values = _gather(kv_cache, layer, block_tables[sequence], end, tile_end)
-        for tile in range(start - start % TILE_ROWS, end, TILE_ROWS):
+        first_tile = start - start % TILE_ROWS
+        origin = scores.first_key(first_tile)
+        keys, values = _gather(kv_cache, layer, block_tables[sequence], origin, end)
+        for tile in range(first_tile, end, TILE_ROWS):
             low, high = max(tile, start), min(tile + TILE_ROWS, end)
             rows = slice(first + low - start, first + high - start)
             queries = q.new_zeros(TILE_ROWS, *q.shape[1:], dtype=torch.float32)
             queries[low - tile : high - tile] = q[rows]
-            span = tile + TILE_ROWS
-            attended = _attend_tile(queries, keys[:, :span], values[:, :span], tile, scores)
+            seen = slice(scores.first_key(tile) - origin, tile + TILE_ROWS - origin)
+            attended = _attend_tile(queries, keys[:, seen], values[:, seen], tile, scores)
             out[rows] = attended[low - tile : high - tile].to(q.dtype)
     return out
 
@@ -184,14 +186,17 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 
 def _gather(
-    kv_cache: torch.Tensor, layer: int, block_table: torch.Tensor, end: int, padded_end: int
+    kv_cache: torch.Tensor, layer: int, block_table: torch.Tensor, origin: int, end: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of positions [0, padded_end) as fp32 `[num_kv_heads, padded_end, D]`, zero from `end` on."""
+    """Keys and values of positions `origin` to the end of the tile of `end - 1` as fp32 `[num_kv_heads, n, D]`, zero
+    from `end` on."""
     _, _, _, heads, block_tokens, head_dim = kv_cache.shape
-    blocks = kv_cache[block_table[: -(-end // block_tokens)].long(), layer].float()
+    first_block = origin // block_tokens
+    blocks = kv_cache[block_table[first_block : -(-end // block_tokens)].long(), layer].float()
     paged = blocks.permute(1, 2, 0, 3, 4).reshape(2, heads, -1, head_dim)
-    both = paged.new_zeros(2, heads, padded_end, head_dim)
-    both[:, :, :end] = paged[:, :, :end]
+    both = paged.new_zeros(2, heads, _padded(end) - origin, head_dim)
+    skipped = origin - first_block * block_tokens
+    both[:, :, : end - origin] = paged[:, :, skipped : skipped + end - origin]
     return both[0], both[1]
 
 
@@ -203,6 +208,11 @@ class _Scores:
     window: int | None
     softcap: float | None
     sinks: torch.Tensor | None
+
+    def first_key(self, tile: int) -> int:
+        """Where the keys begin that queries from `tile` on can see: a function of the position alone, so that a tile's
+        keys are the same in every step."""
+        return 0 if self.window is None else max(0, _padded(tile - self.window + 2) - TILE_ROWS)
 
     def weights(self, products: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
         """`products` `[num_kv_heads, group, queries, span]`, `distances` `[queries, span]` from key to query.
@@ -225,11 +235,13 @@ class _Scores:
 def _attend_tile(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tile: int, scores: _Scores
 ) -> torch.Tensor:
-    """`queries` fp32 `[TILE_ROWS, num_heads, D]` at positions `tile`...; keys and values `[num_kv_heads, span, D]`."""
+    """`queries` fp32 `[TILE_ROWS, num_heads, D]` at positions `tile`...; keys and values
+    `[num_kv_heads, span, D]`, up to the end of the tile."""
     kv_heads, span, head_dim = keys.shape
+    end = tile + TILE_ROWS
     grouped = queries.view(TILE_ROWS, kv_heads, -1, head_dim).permute(1, 2, 0, 3).reshape(kv_heads, -1, head_dim)
     products = torch.bmm(grouped, keys.contiguous().transpose(1, 2))
-    distances = torch.arange(tile, tile + TILE_ROWS).unsqueeze(1) - torch.arange(span)
+    distances = torch.arange(tile, end).unsqueeze(1) - torch.arange(end - span, end)
     weights = scores.weights(products.view(kv_heads, -1, TILE_ROWS, span), distances).reshape(products.shape)
     attended = torch.bmm(weights, values.contiguous())
     return attended.view(kv_heads, -1, TILE_ROWS, head_dim).permute(2, 0, 1, 3).reshape(queries.shape)

@@ -131,6 +131,16 @@ def _prefill(served: Any, sizes: list[int]) -> tuple[PagedRun, torch.Tensor]:
     return run, logits
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_stays_near(tmp_path: Path, name: str) -> None:
+    reference = MODELS[name]()
+    save_model(tmp_path, reference)
+    loaded = load_model(tmp_path, served_name=None, dtype="bfloat16", max_model_len=SERVED.get(name))
+    with torch.inference_mode():
+        expected = reference(torch.tensor([PROMPT])).logits[0, -1]
+    assert 1e-5 < relative_error(_prefill(loaded.model, [75])[1], expected) < 0.5
+
+
 def test_dynamic_scaling_is_that_of_the_served_length(tmp_path: Path) -> None:
     reference = model("Llama", max_position_embeddings=64, **rope(rope_type="dynamic", factor=4.0))()
     save_model(tmp_path, reference)
