@@ -157,8 +157,10 @@ def repeat_line(repeat: Repeat) -> str:
     if resources.pss_bytes:
         parts.append(f"PSS {resources.pss_bytes / 1e6:.0f} MB")
     parts.append(f"foreign CPU {100 * resources.foreign_share:.0f} %")
-    if summary.failed:
-        parts.append(f"{summary.failed} FAILED")
+    if repeat.beside:
+        parts.append(f"{len(repeat.beside)} requests beside it")
+    if failed := summary.failed + sum(sample.error is not None for sample in repeat.beside):
+        parts.append(f"{failed} FAILED")
     return ", ".join(parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ from wire.errors import ErrorCode, SpliceError
 Progress = Callable[[int, int, int], None]
 """(scripts ended, scripts in all, output tokens so far)."""
 
+_BESIDE = 5
+"""Keeps the prompts of a workload beside another apart from those of the same workload alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServerAccess:
@@ -39,6 +43,8 @@ class LoadResult:
 
     samples: tuple[RequestSample, ...]
     wall_s: float
+    beside: tuple[RequestSample, ...] = ()
+    """Of the workload beside it, those that ended before the last answer did."""
 
 
 def run_load(
@@ -57,7 +63,11 @@ def run_load(
     import uvloop  # noqa: PLC0415 (the other commands do without it)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_Run(workload, server, seed, timeout_s, text_of, progress).run())
+        run = _Run(workload, server, seed, timeout_s, text_of, progress)
+        if workload.beside is None:
+            return runner.run(run.run())
+        beside = _Run(workload.beside, server, (*seed, _BESIDE), timeout_s, text_of, lambda _ended, _all, _tokens: None)
+        return runner.run(run.run_beside(beside))
 
 
 class _Run:
@@ -101,6 +111,29 @@ class _Run:
         ends_us = max((sample.due_us + sample.end_us for sample in samples), default=0)
         return LoadResult(samples, (ends_us - samples[0].due_us) / 1e6 if samples else 0.0)
 
+    async def run_beside(self, other: _Run) -> LoadResult:
+        """`run` while `other` repeats its requests, each time with new prompts; what is still open then is dropped."""
+        noise = asyncio.create_task(other.go_on())
+        try:
+            result = await self.run()
+        finally:
+            noise.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await noise
+        return LoadResult(result.samples, result.wall_s, tuple(other._samples))
+
+    async def go_on(self) -> None:
+        """The closed loop without end."""
+        self._began_s = time.perf_counter()
+        self._deadline_s = self._began_s + self._timeout_s
+        indices = itertools.count()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(self._workload.streams or 0):
+                    tasks.create_task(self._stream(indices))
+        finally:
+            self._pool.close()
+
     async def _check_listening(self) -> None:
         """One GET before the clock starts: a wrong address is one clear error and not a thousand failed samples."""
         request = self._pool.encode("/v1/models", b"", method="GET")
@@ -115,7 +148,7 @@ class _Run:
         """Plays script `index` from `due_s` on; ends early when a request fails."""
         answers: list[str] = []
         for turn in range(self._writer.turns):
-            ask = self._writer.ask(index, answers) if turn else self._first[index]
+            ask = self._first[index] if not turn and index < len(self._first) else self._writer.ask(index, answers)
             if (pause_s := due_s - time.perf_counter()) > 0:
                 await asyncio.sleep(pause_s)
             answer, sample = await self._request(index, ask, due_s)

@@ -52,6 +52,7 @@ def measure(
         resources=meter.result,
         summary=summarise(load.samples, load.wall_s, workload.slo),
         samples=load.samples,
+        beside=load.beside,
     )
 
 
@@ -62,7 +63,7 @@ def warm_up(
     if not workload.warmup_requests:
         return None
     count = min(workload.warmup_requests, workload.requests)
-    fewer = msgspec.structs.replace(workload, requests=count, trace=workload.trace[:count])
+    fewer = msgspec.structs.replace(workload, requests=count, trace=workload.trace[:count], beside=None)
     result = run_load(fewer, server, seed=(seed, _WARMUP, number), timeout_s=timeout_s, text_of=text_of)
     for sample in result.samples:
         if sample.error is not None:

@@ -50,6 +50,8 @@ class Repeat(msgspec.Struct, frozen=True, kw_only=True):
     resources: Resources
     summary: Summary
     samples: tuple[RequestSample, ...]
+    beside: tuple[RequestSample, ...] = ()
+    """Of the workload that ran beside it."""
 
 
 class Series(msgspec.Struct, frozen=True, kw_only=True):

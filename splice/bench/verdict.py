@@ -114,7 +114,9 @@ def _obstacles(first: Series, second: Series, allow: frozenset[str]) -> list[str
         found.append(f"other weights: {first.server.name} and {second.server.name} were given different files")
     for series in (first, second):
         where = f"{series.server.name}, workload {series.workload.name}"
-        if failed := sum(repeat.summary.failed for repeat in series.repeats):
+        if failed := sum(
+            repeat.summary.failed + sum(s.error is not None for s in repeat.beside) for repeat in series.repeats
+        ):
             found.append(f"{where}: {failed} requests failed, so the work was not equal")
         if "repeats" not in allow and len(series.repeats) < MIN_REPEATS:
             found.append(f"{where}: {len(series.repeats)} repeats, expected at least {MIN_REPEATS}")

@@ -81,17 +81,24 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     slo: Slo = Slo()
     trace: tuple[TracedRequest, ...] = ()
     """The trace's own lines; a file names it by `trace_file`."""
+    beside: Workload | None = None
+    """A closed loop that goes on, over and over, while this one is measured: what do its prompts do to these streams?
+    A file names it as `splice bench run` would."""
 
     @property
     def digest(self) -> str:
         """32 hexadecimal digits over everything but the title and the limits: equal digests, equal work."""
-        content = msgspec.json.encode(msgspec.structs.replace(self, title="", slo=Slo()), order="sorted")
+        content = msgspec.json.encode((_bare(self), self.beside and _bare(self.beside)), order="sorted")
         return hashlib.blake2b(content, digest_size=16).hexdigest()
 
     @property
     def streams(self) -> int | None:
         """Concurrent clients of a closed loop; None for an open loop."""
         return self.arrivals.streams if isinstance(self.arrivals, Closed) else None
+
+
+def _bare(workload: Workload) -> Workload:
+    return msgspec.structs.replace(workload, title="", slo=Slo(), beside=None)
 
 
 def workload_names() -> tuple[str, ...]:
@@ -122,7 +129,7 @@ def parse_workload(text: str, origin: str, folder: Path) -> Workload:
     """`folder`: where a relative `trace_file` is looked for."""
     try:
         fields = msgspec.toml.decode(text)
-        trace_file = fields.pop("trace_file", None)
+        trace_file, beside = fields.pop("trace_file", None), fields.pop("beside", None)
         if "trace" in fields:
             raise msgspec.ValidationError("`trace` is filled from `trace_file`; give that")
         workload = msgspec.convert(fields, Workload)
@@ -131,8 +138,21 @@ def parse_workload(text: str, origin: str, folder: Path) -> Workload:
     if trace_file is not None:
         requests = read_trace(folder / str(trace_file))[: workload.requests]
         workload = msgspec.structs.replace(workload, trace=requests, requests=len(requests))
+    if beside is not None:
+        workload = msgspec.structs.replace(workload, beside=_load_beside(str(beside), origin, folder))
     check(workload)
     return workload
+
+
+def _load_beside(name: str, origin: str, folder: Path) -> Workload:
+    other = load_workload(name if name in workload_names() else str(folder / name))
+    if other.streams is None or other.beside is not None or isinstance(other.prompt, MultiTurn):
+        raise SpliceError(
+            ErrorCode.BAD_SETTING,
+            f"workload {origin}: beside: {name} must be a closed loop of single requests, with nothing beside it",
+            param="workload.beside",
+        )
+    return other
 
 
 def check(workload: Workload) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,7 @@ def command(
         text_of=chosen_text(settings),
     )
     pin_client(settings)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ctrl-C: servers end with the contest
     with teller() as progress:
         result = run_contest(plan, say=say, progress=progress.watch, save=lambda so_far: write_result(so_far, output))
     say(f"written to {output}; servers' logs in {plan.log_folder}")

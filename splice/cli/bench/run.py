@@ -101,7 +101,12 @@ def _identity(settings: BenchRunSettings, server: ServerAccess) -> ServerIdentit
 
 
 def _end_with_errors(result: Result) -> None:
-    errors = [sample.error for series in result.series for repeat in series.repeats for sample in repeat.samples]
+    errors = [
+        sample.error
+        for series in result.series
+        for repeat in series.repeats
+        for sample in (*repeat.samples, *repeat.beside)
+    ]
     failed = [error for error in errors if error is not None]
     if failed:
         err.print(

@@ -217,6 +217,22 @@ def test_a_conversation_carries_the_answers_it_got() -> None:
     assert [message["content"] for message in last] == [" w w", "answer 1", " w w", "answer 3", " w w"]  # type: ignore[attr-defined]
 
 
+def test_a_workload_beside_goes_on_with_new_prompts_until_the_measured_one_has_ended() -> None:
+    other = msgspec.structs.replace(WORKLOAD, name="other", requests=2, prompt=RandomPrompt(7), arrivals=Closed(2))
+    workload = msgspec.structs.replace(WORKLOAD, requests=3, beside=other)
+
+    def reply(body: dict[str, object]) -> list[Piece]:
+        return [0.2 if len(body["prompt"]) == 3 else 0.02, *answer(4)]  # type: ignore[arg-type]
+
+    with SseServer(reply).running() as server:
+        result = load(server, workload)
+        prompts = [tuple(body["prompt"]) for body in server.bodies]  # type: ignore[arg-type]
+    assert [sample.error for sample in result.samples] == [None] * 3
+    assert len(result.beside) > 2 * 2
+    assert {sample.error for sample in result.beside} == {None}
+    assert len(set(prompts)) == len(prompts)
+
+
 def test_the_served_models_are_asked_for() -> None:
     with SseServer(lambda _: answer(4)).running() as server:
         assert model_names(parse_target(server.url + "/v1", None)) == ["tiny"]

@@ -87,6 +87,15 @@ def test_a_workload_that_cannot_be_is_refused_by_field(change: tuple[str, str], 
     assert said in str(error.value)
 
 
+def test_what_runs_beside_is_part_of_the_work_and_must_be_a_closed_loop() -> None:
+    beside_c, alone = parse_workload(GOOD + 'beside = "C"', "x", Path()), parse_workload(GOOD, "x", Path())
+    assert beside_c.beside == load_workload("C")
+    assert beside_c.digest != alone.digest
+    for wrong in ("poisson", "chat", "running-beside-C"):
+        with pytest.raises(SpliceError, match="must be a closed loop"):
+            parse_workload(GOOD + f'beside = "{wrong}"', "x", Path())
+
+
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     with pytest.raises(SpliceError, match="known: A, B, C, D"):
         load_workload("E")
