@@ -15,8 +15,8 @@ from splice.bench.fingerprint import read_environment
 
 BASELINE = Path(__file__).parent / "baseline.json"
 COUNT_TOLERANCE = 0.03
-RATIO_TOLERANCE = 0.25
-"""Seen on a machine whose cores were four times overcommitted: up to 5 % between runs."""
+RATIO_TOLERANCE = 0.30
+"""Seen on two cores under a load of 8 to 12: single measurements between 0.93 and 1.18 of the baseline."""
 ATTEMPTS = 3
 """A ratio above its limit is measured again: neighbours come and go, a regression stays."""
 
