@@ -24,7 +24,7 @@ from engine.models.causal_lm import CausalLM
 from engine.models.registry import architecture_of_config, architecture_of_gguf
 from engine.numerics import numerics_id, supports_fast_bfloat16
 from engine.ops.features import features_of, used_ops
-from engine.ops.names import OpName
+from engine.ops.names import Activations, ActivationsChoice, OpName
 from engine.spec import ModelSpec
 from engine.weights import WeightSource
 from wire.errors import ErrorCode, SpliceError
@@ -67,13 +67,15 @@ def load_model(
     max_model_len: int | None,
     ops: OpsChoice = "auto",
     num_threads: int = 1,
+    activations: ActivationsChoice = "auto",
 ) -> LoadedModel:
     """Reads, checks and lays out a model.
 
     `served_name` defaults to the file's or directory's name. `dtype` `auto` is float32 for GGUF files, whose quantised
     weights are multiplied packed, and for others bfloat16 where the CPU multiplies it. `max_model_len` defaults to the
-    model's context length. `num_threads` share each step; in this process, it holds for all models. torch is loaded
-    only for what the native kernels do not compute. Raises SpliceError: bad_model_file for anything wrong with the
+    model's context length. `num_threads` share each step; in this process, it holds for all models. `activations` are
+    what quantised weights meet, see `engine.ops.names`; another choice is another `numerics_id`. torch is loaded only
+    for what the native kernels do not compute. Raises SpliceError: bad_model_file for anything wrong with the
     files, bad_setting for the arguments.
     """
     description = _describe(path)
@@ -83,7 +85,8 @@ def load_model(
     kind = _dtype(dtype, is_gguf=path.is_file())
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as digests:
         digest = digests.submit(_digest, spec, description.weight_files)  # hashing and packing both leave the GIL
-        model, implementations = _build(spec, description.open_weights(), length, kind, ops, num_threads)
+        build = _Build(spec, description.open_weights(), length, kind, ops, num_threads, _activations(activations, ops))
+        model, implementations = _build(build)
     card = ModelCard(
         name=served_name or path.resolve().name.removesuffix(".gguf"),
         architecture=spec.architecture,
@@ -110,17 +113,30 @@ _Built = tuple[CausalLM, Mapping[OpName, str]]
 """A model, and whose each of its operations is."""
 
 
-def _build(
-    spec: ModelSpec, weights: WeightSource, length: int, dtype: Dtype, ops: OpsChoice, num_threads: int
-) -> _Built:
-    native = _native_decoder() if ops == "auto" and dtype == "float32" else None
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """What a model is built of."""
+
+    spec: ModelSpec
+    weights: WeightSource
+    length: int
+    dtype: Dtype
+    ops: OpsChoice
+    num_threads: int
+    activations: Activations
+
+
+def _build(this: _Build) -> _Built:
+    native = _native_decoder() if this.ops == "auto" and this.dtype == "float32" else None
     if native is not None:
-        obstacle = native.obstacle(spec)
+        obstacle = native.obstacle(this.spec)
         if obstacle is None:
-            importlib.import_module("engine.ops.native_kernels").set_num_threads(num_threads)
-            return native.NativeDecoder(spec, weights, length), dict.fromkeys(used_ops(features_of(spec)), "native")
-        _log.info("%s is computed operation by operation, because %s", spec.architecture, obstacle)
-    return _build_with_torch(spec, weights, length, dtype, ops, num_threads)
+            kernels = importlib.import_module("engine.ops.native_kernels")
+            kernels.set_num_threads(this.num_threads)
+            model = native.NativeDecoder(this.spec, this.weights, this.length, this.activations)
+            return model, kernels.implementations(this.activations, used_ops(features_of(this.spec)))
+        _log.info("%s is computed operation by operation, because %s", this.spec.architecture, obstacle)
+    return _build_with_torch(this)
 
 
 def _native_decoder() -> Any:  # Any: a module
@@ -131,19 +147,27 @@ def _native_decoder() -> Any:  # Any: a module
         return None
 
 
-def _build_with_torch(
-    spec: ModelSpec, weights: WeightSource, length: int, dtype: Dtype, ops: OpsChoice, num_threads: int
-) -> _Built:
+def _build_with_torch(this: _Build) -> _Built:
     import torch  # noqa: PLC0415 (seconds and hundreds of megabytes that most models do not need)
 
     from engine.layers.torch_weights import TorchWeights  # noqa: PLC0415
     from engine.models.decoder import Decoder  # noqa: PLC0415
     from engine.ops.registry import select_ops, set_num_threads  # noqa: PLC0415
 
-    set_num_threads(num_threads)
-    torch_dtype = getattr(torch, dtype)
-    table = select_ops(torch_dtype, ops, features_of(spec))
-    return Decoder(spec, table, TorchWeights(weights, torch_dtype), length), table.names
+    set_num_threads(this.num_threads)
+    dtype = getattr(torch, this.dtype)
+    table = select_ops(dtype, this.ops, features_of(this.spec), this.activations)
+    return Decoder(this.spec, table, TorchWeights(this.weights, dtype), this.length), table.names
+
+
+def _activations(choice: ActivationsChoice, ops: OpsChoice) -> Activations:
+    if ops == "reference" and choice == "int8":
+        raise SpliceError(
+            ErrorCode.BAD_SETTING,
+            "activations are int8, but the reference operations multiply in the model's dtype: use auto or float32",
+            param="activations",
+        )
+    return "float32" if ops == "reference" or choice == "float32" else "int8"
 
 
 def _describe(path: Path) -> _Description:

@@ -18,43 +18,37 @@ using splice::cpu::Team;
 
 namespace {
 
+// The table of an instruction set that was built and that this machine has, or null.
 const Kernels* kernels_for(int isa) {
+  if (isa == SPLICE_CPU_ISA_PORTABLE) return &splice::cpu::portable_kernels();
 #if defined(__x86_64__)
-  if (isa == SPLICE_CPU_ISA_AVX512_VNNI) return &splice::cpu::avx512vnni_kernels();
-  if (isa == SPLICE_CPU_ISA_AVX512) return &splice::cpu::avx512_kernels();
-  if (isa == SPLICE_CPU_ISA_AVX_VNNI) return &splice::cpu::avxvnni_kernels();
-  if (isa == SPLICE_CPU_ISA_AVX2) return &splice::cpu::avx2_kernels();
+  [[maybe_unused]] const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  [[maybe_unused]] const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#if defined(SPLICE_HAS_avx2)
+  if (isa == SPLICE_CPU_ISA_AVX2 && avx2) return &splice::cpu::avx2_kernels();
 #endif
-  return &splice::cpu::portable_kernels();
-}
-
-#if defined(__x86_64__)
-bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-}
-bool has_avx512() {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
-// CPUID leaf 7.1, EAX bit 4; gcc 12 has no name for it.
-bool has_avx_vnni() {
+#if defined(SPLICE_HAS_avxvnni)
+  // CPUID leaf 7.1, EAX bit 4: gcc 12 has no name for it.
   unsigned a = 0, b = 0, c = 0, d = 0;
-  return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1u);
-}
+  if (isa == SPLICE_CPU_ISA_AVX_VNNI && avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1u))
+    return &splice::cpu::avxvnni_kernels();
 #endif
+#if defined(SPLICE_HAS_avx512)
+  if (isa == SPLICE_CPU_ISA_AVX512 && avx512) return &splice::cpu::avx512_kernels();
+#endif
+#if defined(SPLICE_HAS_avx512vnni)
+  if (isa == SPLICE_CPU_ISA_AVX512_VNNI && avx512 && __builtin_cpu_supports("avx512vnni"))
+    return &splice::cpu::avx512vnni_kernels();
+#endif
+#endif
+  return nullptr;
+}
 
 }  // namespace
 
-int splice_cpu_isa_supported(int isa) {
-  if (isa == SPLICE_CPU_ISA_PORTABLE) return 1;
-#if defined(__x86_64__)
-  if (isa == SPLICE_CPU_ISA_AVX2) return has_avx2();
-  if (isa == SPLICE_CPU_ISA_AVX_VNNI) return has_avx_vnni();
-  if (isa == SPLICE_CPU_ISA_AVX512) return has_avx512();
-  if (isa == SPLICE_CPU_ISA_AVX512_VNNI) return has_avx512() && __builtin_cpu_supports("avx512vnni");
-#endif
-  return 0;
-}
+int splice_cpu_isa_supported(int isa) { return kernels_for(isa) != nullptr; }
 
 int splice_cpu_create(int isa, int num_threads, splice_cpu** out) {
   if (isa == SPLICE_CPU_ISA_BEST) {

@@ -98,12 +98,12 @@ SPLICE_INLINE void block_panels(const LinearArgs& args, const float* x, int64_t 
 SPLICE_INLINE void float_product(const LinearArgs& args, int64_t panel, int64_t panels, int64_t first_row, int64_t rows,
                                  float* c, float* slab) {
   const float* x = args.x + first_row * args.x_stride;
-  if (splice::cpu::is_quantized(args.dtype) && rows <= QUANT_ROWS) {
-    with_rows<QUANT_ROWS>(rows, [&]<int ROWS>() {
-      with_quant(args.dtype, [&]<int DTYPE>() {
-        const int64_t rest = quant_panels<DTYPE, ROWS, quant_panels_for(ROWS)>(args, x, panel, 0, panels, c);
-        quant_panels<DTYPE, ROWS, 1>(args, x, panel, rest, panels, c);
-      });
+  if (rows == 1 && splice::cpu::is_quantized(args.dtype) && quant_direct(args.dtype)) {
+    with_quant(args.dtype, [&]<int DTYPE>() {
+      if constexpr (quant_direct(DTYPE)) {
+        const int64_t rest = quant_panels<DTYPE, 1, QUANT_PANELS>(args, x, panel, 0, panels, c);
+        quant_panels<DTYPE, 1, 1>(args, x, panel, rest, panels, c);
+      }
     });
     return;
   }

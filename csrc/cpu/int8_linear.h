@@ -27,13 +27,16 @@ constexpr int INT8_DIRECT_ROWS = 4;
 constexpr int int8_panels_for(int rows) { return rows == 1 ? 2 : 1; }
 #elif defined(SPLICE_AVX2)
 constexpr int INT8_ROWS = 4;  // 8 of 16 registers sum, and what comes after a block has room
-constexpr int INT8_DIRECT_ROWS = 4;  // more rows than this share a slab
+constexpr int INT8_DIRECT_ROWS = 4;
 constexpr int int8_panels_for(int rows) { return rows == 1 ? 2 : 1; }
 #else
 constexpr int INT8_ROWS = 2;
 constexpr int INT8_DIRECT_ROWS = 1;
 constexpr int int8_panels_for(int) { return 1; }
 #endif
+
+// Up to how many rows unpack the weights in registers; more share a slab, as do two rows of types that are long to unpack.
+constexpr int direct_rows(int dtype) { return quant_bits(dtype) % 4 == 0 ? INT8_DIRECT_ROWS : 1; }
 
 SPLICE_INLINE uint32_t activations_of(const Int8Block& block, int group) {
   uint32_t four;
@@ -141,8 +144,9 @@ SPLICE_INLINE void int8_product(const splice::cpu::LinearArgs& args, int64_t pan
   const uint8_t* weights = static_cast<const uint8_t*>(args.packed) + panel * stride;
   const int64_t c_panel = rows * LANES;
   with_quant(args.dtype, [&]<int DTYPE>() {
-    if (rows <= INT8_DIRECT_ROWS) {
-      with_rows<INT8_DIRECT_ROWS>(rows, [&]<int ROWS>() {
+    constexpr int DIRECT = direct_rows(DTYPE);
+    if (rows <= DIRECT) {
+      with_rows<DIRECT>(rows, [&]<int ROWS>() {
         constexpr int WIDE = int8_panels_for(ROWS);
         int64_t p = 0;
         for (; p + WIDE <= panels; p += WIDE)

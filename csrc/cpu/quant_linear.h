@@ -4,8 +4,8 @@
 // one FMA gives the dequantised value with its one rounding, and the chain over depth is that of tile.h. Q6_K, 19 bits by 6,
 // rounds its one product.
 //
-// Few rows dequantise in registers: for one row a weight costs a mask, a conversion and two FMAs, so AVX2 is bound at one cycle
-// for 8 weights while 5 bytes of Q4_1 (9 of Q8_0) come from memory. More rows share a slab of fp32 in the first-level cache.
+// One row dequantises in registers: a weight costs a mask, a conversion and two FMAs, so AVX2 is bound at one cycle for 8 weights
+// while 5 bytes of Q4_1 (9 of Q8_0) come from memory. More rows share a slab of fp32 in the first-level cache.
 #pragma once
 
 #include "int8_blocks.h"
@@ -18,15 +18,14 @@ using splice::cpu::LinearArgs;
 using splice::cpu::QUANT_DEPTH;
 
 #if defined(SPLICE_AVX512)
-constexpr int quant_panels_for(int rows) { return rows <= 2 ? 4 : 2; }
-constexpr int QUANT_ROWS = 4;  // more rows than this share a slab
+constexpr int QUANT_PANELS = 4;  // that one row of x meets at a time
 #elif defined(SPLICE_AVX2)
-constexpr int quant_panels_for(int rows) { return rows == 1 ? 2 : 1; }
-constexpr int QUANT_ROWS = 4;
+constexpr int QUANT_PANELS = 2;
 #else
-constexpr int quant_panels_for(int) { return 1; }
-constexpr int QUANT_ROWS = 1;
+constexpr int QUANT_PANELS = 1;
 #endif
+// Whether one row of x dequantises in registers; more rows, and types that are long to unpack, share a slab of fp32.
+constexpr bool quant_direct(int dtype) { return quant_bits(dtype) % 4 == 0; }
 
 // What scales the quants of nibble j, whose words are masked but not shifted: scale · 16^-j, exact.
 constexpr float SIXTEENTH = 0.0625f;

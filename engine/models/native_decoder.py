@@ -11,6 +11,7 @@ from engine.batch import StepBatch
 from engine.kv_cache import KVCache
 from engine.models.kv_layouts import decoder_kv_layout
 from engine.ops.decoder import DecoderWeights, LayerWeights, Projection
+from engine.ops.names import Activations
 from engine.ops.native_decoder import NativeDecoderCompiler
 from engine.ops.native_kernels import KERNELS, KINDS, pack
 from engine.rope_table import cos_sin_table
@@ -20,22 +21,26 @@ from engine.weights import WeightSource
 from wire.kv_layout import KVLayout
 
 Floats = npt.NDArray[np.float32]
-_COMPILER = NativeDecoderCompiler(KERNELS)
+_COMPILERS: dict[Activations, NativeDecoderCompiler] = {
+    "int8": NativeDecoderCompiler(KERNELS, "int8"),
+    "float32": NativeDecoderCompiler(KERNELS, "float32"),
+}
 
 
 def obstacle(spec: ModelSpec) -> str | None:
     """Why no native step computes this model, in words; None when one does."""
-    return _COMPILER.obstacle(spec)
+    return _COMPILERS["float32"].obstacle(spec)
 
 
 class NativeDecoder:
-    """See `CausalLM`. Activations are float32; weights stay in the precision they came in."""
+    """See `CausalLM`. Weights stay in the precision they came in; activations are float32, on their way into quantised
+    weights perhaps int8."""
 
-    def __init__(self, spec: ModelSpec, weights: WeightSource, max_len: int) -> None:
+    def __init__(self, spec: ModelSpec, weights: WeightSource, max_len: int, activations: Activations) -> None:
         """For specs without an `obstacle`. `max_len`: positions the rotary table covers, at least the longest sequence
         ever served. Raises SpliceError for weights that are not the spec's."""
         self.spec = spec
-        self._step = _COMPILER.compile(spec, _Assembly(spec, weights, max_len).all())
+        self._step = _COMPILERS[activations].compile(spec, _Assembly(spec, weights, max_len).all())
         self._block_tokens = 0
         self._kv_cache: npt.NDArray[Any] | None = None
 

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+Activations = Literal["int8", "float32"]
+"""What quantised weights are multiplied with: rows quantised to 8 bits in blocks of 32, exactly (the arithmetic is in
+`csrc/cpu/int8_linear.h`), or rows as they are, the weights counting as their float32 values."""
+ActivationsChoice = Literal["auto", "int8", "float32"]
+"""`auto` is `int8` on native kernels. Weights that are not quantised do not heed it."""
+
 OpName = Literal[
     "linear",
     "lm_head",

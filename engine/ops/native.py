@@ -2,8 +2,8 @@
 
 Every output element is one fixed chain of float32 operations, equal for any number of rows, threads and any
 instruction set (see `csrc/cpu/splice_cpu.h`). Weights stay in the precision they came in: bfloat16 is widened in
-registers, 4 and 8 bit types are dequantised there. Activations are float32 inside; bfloat16 ones are widened on the
-way in and rounded once on the way out.
+registers, and types of 4 to 8 bits are multiplied with activations quantised for them, or dequantised in registers.
+Activations are float32 inside; bfloat16 ones are widened on the way in and rounded once on the way out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch
 
 from engine._native import Kernels, PackedLinear
 from engine.ops.candidate import Candidate
-from engine.ops.native_kernels import KERNELS, QUANTISED_KINDS
+from engine.ops.names import Activations
+from engine.ops.native_kernels import KERNELS, QUANTISED_KINDS, product_name
 from engine.ops.weight_matrix import QuantizedMatrix, WeightMatrix
 from engine.spec import Activation
 
@@ -22,8 +23,9 @@ _RANK = 10
 class NativeOps:
     """The operations of `signatures`, bound to one instruction set and one pool of threads."""
 
-    def __init__(self, kernels: Kernels) -> None:
+    def __init__(self, kernels: Kernels, activations: Activations = "float32") -> None:
         self._kernels = kernels
+        self._int8 = activations == "int8"
 
     def set_num_threads(self, num_threads: int) -> None:
         """Threads that share each operation, the caller included. Results do not depend on it."""
@@ -125,7 +127,7 @@ class NativeOps:
 
     def _product(self, x: torch.Tensor, weight: PackedLinear, bias: torch.Tensor | None) -> torch.Tensor:
         out = torch.empty(x.shape[0], weight.n)
-        self._kernels.linear(out, x.float(), weight, bias)
+        self._kernels.linear(out, x.float(), weight, bias, int8=self._int8)
         return out
 
 
@@ -137,37 +139,39 @@ def _supports(dtype: torch.dtype) -> bool:
     return dtype in (torch.float32, torch.bfloat16)
 
 
-_OPS = NativeOps(KERNELS)
-CANDIDATES: tuple[Candidate, ...] = (
-    Candidate(
-        op="linear",
-        name="native",
-        fn=_OPS.linear,
-        supports=_supports,
-        rank=_RANK,
-        pack=NativeOps.pack,
-        kinds=QUANTISED_KINDS,
-    ),
-    Candidate(
-        op="lm_head",
-        name="native",
-        fn=_OPS.lm_head,
-        supports=_supports,
-        rank=_RANK,
-        pack=NativeOps.pack,
-        rows=NativeOps.rows,
-        kinds=QUANTISED_KINDS,
-    ),
-    Candidate(op="rms_norm", name="native", fn=_OPS.rms_norm, supports=_supports, rank=_RANK),
-    Candidate(op="add_rms_norm", name="native", fn=_OPS.add_rms_norm, supports=_supports, rank=_RANK),
-    Candidate(
-        op="rope_and_store",
-        name="native",
-        fn=_OPS.rope_and_store,
-        supports=_supports,
-        rank=_RANK,
-        features=frozenset({"partial_rotary"}),
-    ),
-    Candidate(op="paged_attention", name="native", fn=_OPS.paged_attention, supports=_supports, rank=_RANK),
-    Candidate(op="gated_mul", name="native", fn=_OPS.gated_mul, supports=_supports, rank=_RANK),
-)
+def candidates(activations: Activations) -> tuple[Candidate, ...]:
+    """On this process's kernels, quantised weights being multiplied with these activations."""
+    ops, product = NativeOps(KERNELS, activations), product_name(activations)
+    return (
+        Candidate(
+            op="linear",
+            name=product,
+            fn=ops.linear,
+            supports=_supports,
+            rank=_RANK,
+            pack=NativeOps.pack,
+            kinds=QUANTISED_KINDS,
+        ),
+        Candidate(
+            op="lm_head",
+            name=product,
+            fn=ops.lm_head,
+            supports=_supports,
+            rank=_RANK,
+            pack=NativeOps.pack,
+            rows=NativeOps.rows,
+            kinds=QUANTISED_KINDS,
+        ),
+        Candidate(op="rms_norm", name="native", fn=ops.rms_norm, supports=_supports, rank=_RANK),
+        Candidate(op="add_rms_norm", name="native", fn=ops.add_rms_norm, supports=_supports, rank=_RANK),
+        Candidate(
+            op="rope_and_store",
+            name="native",
+            fn=ops.rope_and_store,
+            supports=_supports,
+            rank=_RANK,
+            features=frozenset({"partial_rotary"}),
+        ),
+        Candidate(op="paged_attention", name="native", fn=ops.paged_attention, supports=_supports, rank=_RANK),
+        Candidate(op="gated_mul", name="native", fn=ops.gated_mul, supports=_supports, rank=_RANK),
+    )

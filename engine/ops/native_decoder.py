@@ -10,6 +10,7 @@ import numpy.typing as npt
 from engine._native import Decoder, Kernels
 from engine.ops.decoder import DecoderStep, DecoderWeights, Floats
 from engine.ops.features import features_of
+from engine.ops.names import Activations
 from engine.spec import AttentionSpec, MlpSpec, ModelSpec
 from engine.step_arrays import StepArrays
 
@@ -17,8 +18,9 @@ from engine.step_arrays import StepArrays
 class NativeDecoderCompiler:
     """See `DecoderCompiler`."""
 
-    def __init__(self, kernels: Kernels) -> None:
+    def __init__(self, kernels: Kernels, activations: Activations) -> None:
         self._kernels = kernels
+        self._activations = activations
 
     def obstacle(self, spec: ModelSpec) -> str | None:
         """See `DecoderCompiler.obstacle`: layers are equal and plain, with nothing around them."""
@@ -43,13 +45,15 @@ class NativeDecoderCompiler:
         attention = spec.layers[0].attention
         if not isinstance(attention, AttentionSpec):
             raise TypeError(f"{spec.architecture} cannot be compiled: {self.obstacle(spec)}")
-        return NativeDecoder(self._kernels, spec, attention, weights)
+        return NativeDecoder(self._kernels, spec, attention, weights, int8=self._activations == "int8")
 
 
 class NativeDecoder:
     """See `DecoderStep`. Between operations no Python runs; the GIL is free for the length of the step."""
 
-    def __init__(self, kernels: Kernels, spec: ModelSpec, attention: AttentionSpec, weights: DecoderWeights) -> None:
+    def __init__(
+        self, kernels: Kernels, spec: ModelSpec, attention: AttentionSpec, weights: DecoderWeights, *, int8: bool
+    ) -> None:
         self._vocab_size = spec.vocab_size
         self._decoder = Decoder(
             kernels,
@@ -62,6 +66,7 @@ class NativeDecoder:
             num_heads=attention.num_heads,
             num_kv_heads=attention.num_kv_heads,
             head_dim=attention.head_dim,
+            int8=int8,
         )
         for layer in weights.layers:
             self._decoder.add_layer(

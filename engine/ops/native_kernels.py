@@ -5,10 +5,13 @@ Importing this loads no torch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from engine._native import Kernels, PackedLinear
+from engine.ops.names import Activations, OpName
 from engine.weights import FLOAT_KINDS, StoredMatrix
 
-QUANTISED_KINDS = frozenset({"q4_0", "q4_1", "q8_0"})
+QUANTISED_KINDS = frozenset({"q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k"})
 """Types that are multiplied as files have them."""
 KINDS = QUANTISED_KINDS | FLOAT_KINDS
 KERNELS = Kernels("auto", 1)
@@ -23,8 +26,18 @@ def set_num_threads(num_threads: int) -> None:
 
 
 def isa() -> str:
-    """The instruction set in use: `avx512`, `avx2` or `portable`. Results are the same on all of them."""
+    """The instruction set in use, for example `avx2`. Results are the same on all of them."""
     return str(KERNELS.isa)
+
+
+def product_name(activations: Activations) -> str:
+    """Of the implementation of `linear` and `lm_head`: the activations are part of its arithmetic."""
+    return "native" if activations == "float32" else f"native_{activations}"
+
+
+def implementations(activations: Activations, operations: Iterable[OpName]) -> dict[OpName, str]:
+    """Whose each of a native step's operations is."""
+    return {name: product_name(activations) if name in ("linear", "lm_head") else "native" for name in operations}
 
 
 def pack(*parts: StoredMatrix) -> PackedLinear:

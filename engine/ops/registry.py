@@ -14,7 +14,7 @@ import torch
 from engine.ops import reference
 from engine.ops.candidate import Candidate
 from engine.ops.features import Feature, used_ops
-from engine.ops.names import OP_NAMES, OpName
+from engine.ops.names import OP_NAMES, Activations, OpName
 from engine.ops.signatures import (
     AddRmsNormOp,
     GatedMulOp,
@@ -63,15 +63,22 @@ class OpTable:
     """Operation to candidate name, of those the model is made of: part of the numerics identity."""
 
 
-def select_ops(dtype: torch.dtype, choice: OpsChoice = "auto", features: frozenset[Feature] = frozenset()) -> OpTable:
+def select_ops(
+    dtype: torch.dtype,
+    choice: OpsChoice = "auto",
+    features: frozenset[Feature] = frozenset(),
+    activations: Activations = "float32",
+) -> OpTable:
     """The candidates this process uses for models of `dtype` that need `features` (`features_of` a spec).
+
+    `activations` are those that native kernels multiply quantised weights with.
 
     The choice depends on the machine, the build, the model and the dtype alone, so two workers of one build agree,
     and no batch shape ever changes it. A missing native module is logged as a warning: everything works, slower.
     """
     candidates = list(reference.CANDIDATES)
     if choice == "auto":
-        candidates.extend(_native_candidates())
+        candidates.extend(_native_candidates(activations))
     return choose(candidates, dtype, features)
 
 
@@ -125,10 +132,10 @@ def set_num_threads(num_threads: int) -> None:
         return  # not built: `select_ops` says so
 
 
-def _native_candidates() -> list[Candidate]:
+def _native_candidates(activations: Activations) -> list[Candidate]:
     try:
         native = importlib.import_module("engine.ops.native")
     except ImportError as error:
         _log.warning("native kernels are not built (%s): using the slower torch operations", error)
         return []
-    return list(native.CANDIDATES)
+    return list(native.candidates(activations))

@@ -30,7 +30,7 @@ PROMPTS = (
 
 @pytest.fixture(scope="module")
 def loaded(smollm2_gguf: Path) -> LoadedModel:
-    return load_model(smollm2_gguf, served_name=None, dtype="float32", max_model_len=512)
+    return load_model(smollm2_gguf, served_name=None, dtype="float32", max_model_len=512, activations="float32")
 
 
 @pytest.fixture(scope="module")

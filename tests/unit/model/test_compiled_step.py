@@ -41,7 +41,7 @@ def both(directory: Path, **changes: object) -> tuple[NativeDecoder, Decoder]:
     spec = spec_from_config(read_json_object(directory / "config.json"))
     ops = select_ops(torch.float32)
     weights = SafetensorsWeights(directory, Stored)
-    return NativeDecoder(spec, weights, 200), Decoder(spec, ops, TorchWeights(weights, torch.float32), 200)
+    return NativeDecoder(spec, weights, 200, "float32"), Decoder(spec, ops, TorchWeights(weights, torch.float32), 200)
 
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])

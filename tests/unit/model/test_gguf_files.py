@@ -79,7 +79,9 @@ def sound(tmp_path: Path) -> Path:
 def test_logits_equal_those_of_the_same_weights(tmp_path: Path, kind: Kind | None) -> None:
     reference = save_llama(tmp_path, **SIZES)
     _write(tmp_path / "m.gguf", tmp_path, reference, kind)
-    loaded = load_model(tmp_path / "m.gguf", served_name="tiny", dtype="float32", max_model_len=100)
+    loaded = load_model(
+        tmp_path / "m.gguf", served_name="tiny", dtype="float32", max_model_len=100, activations="float32"
+    )
     tokens = list(range(40, 90))
     with torch.inference_mode():
         expected = reference(torch.tensor([tokens])).logits[0, -1]
@@ -96,7 +98,8 @@ def test_quantised_weights_give_the_bits_of_their_float32_values(tmp_path: Path,
     reference.save_pretrained(tmp_path)  # with the rounded values
     logits = []
     for path in (tmp_path / "m.gguf", tmp_path):
-        run = PagedRun(load_model(path, served_name=None, dtype="float32", max_model_len=None).model, 8)
+        loaded = load_model(path, served_name=None, dtype="float32", max_model_len=None, activations="float32")
+        run = PagedRun(loaded.model, 8)
         logits += [run.step([(0, 0, list(range(40, 90))), (1, 0, [3])]), run.step([(0, 50, [7])])]
     assert torch.equal(logits[0], logits[2])
     assert torch.equal(logits[1], logits[3])
