@@ -17,7 +17,7 @@ from engine.formats.fields import read_json_object
 from engine.formats.gguf_file import GgufFile
 from engine.formats.gguf_tokenizer import tokenizer_from_gguf
 from engine.formats.gguf_weights import GgufWeights
-from engine.formats.hf_tokenizer import tokenizer_from_directory
+from engine.formats.hf_tokenizer import expect_tokenizer, tokenizer_from_directory
 from engine.formats.hf_weights import SafetensorsWeights, weight_files
 from engine.formats.tokenizer_data import TokenizerData
 from engine.models.causal_lm import CausalLM
@@ -54,9 +54,11 @@ class _Description:
     """What a file format must say before weights are read."""
 
     spec: ModelSpec
-    text: TokenizerData
+    read_text: Callable[[], TokenizerData]
     weight_files: Sequence[Path]
     open_weights: Callable[[], WeightSource]
+    check_weights: Callable[[], object]
+    """Raises SpliceError for what the files' headers show."""
 
 
 def load_model(
@@ -79,7 +81,7 @@ def load_model(
     files, bad_setting for the arguments.
     """
     description = _describe(path)
-    text = description.text
+    text = description.read_text()
     length = _checked_length(max_model_len, description.spec)
     spec = description.spec.served(length)
     kind = _dtype(dtype, is_gguf=path.is_file())
@@ -107,6 +109,18 @@ def load_model(
         numerics_id=numerics_id(kind, implementations),
         dtype=kind,
     )
+
+
+def check_model(path: Path, max_model_len: int | None = None) -> ModelSpec:
+    """What can be said of a model from its headers alone, in a fraction of a second.
+
+    Raises SpliceError as `load_model` does: for an unknown architecture, a field that cannot be, a damaged header, a
+    file that ends before its tensors do, a tensor type nobody multiplies, a context length the model does not have.
+    """
+    description = _describe(path)
+    _checked_length(max_model_len, description.spec)
+    description.check_weights()
+    return description.spec
 
 
 _Built = tuple[CausalLM, Mapping[OpName, str]]
@@ -186,9 +200,10 @@ def _describe_directory(path: Path) -> _Description:
     spec = architecture.read_config(config)
     return _Description(
         spec=spec,
-        text=tokenizer_from_directory(path, config, spec.vocab_size),
+        read_text=lambda: tokenizer_from_directory(path, config, spec.vocab_size),
         weight_files=weight_files(path),
         open_weights=lambda: SafetensorsWeights(path, partial(architecture.hf_tensor, spec)),
+        check_weights=lambda: (expect_tokenizer(path), SafetensorsWeights(path, partial(architecture.hf_tensor, spec))),
     )
 
 
@@ -198,9 +213,10 @@ def _describe_gguf(path: Path) -> _Description:
     spec = architecture.read_gguf(file)
     return _Description(
         spec=spec,
-        text=tokenizer_from_gguf(file.fields, spec.vocab_size),
+        read_text=lambda: tokenizer_from_gguf(file.fields, spec.vocab_size),
         weight_files=(path,),
         open_weights=lambda: GgufWeights(file, partial(architecture.gguf_tensor, spec)),
+        check_weights=file.check_tensors,
     )
 
 

@@ -155,7 +155,7 @@ def _build_body(settings: WorkerSettings) -> _Body:
         served_name=settings.served_model_name,
         dtype=settings.dtype,
         max_model_len=settings.max_model_len,
-        num_threads=settings.threads,
+        num_threads=settings.num_threads,
     )
     kv_dtype = loaded.dtype if settings.kv_cache_dtype == "auto" else settings.kv_cache_dtype
     layout = loaded.model.kv_layout(settings.block_size, kv_dtype)

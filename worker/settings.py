@@ -38,8 +38,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     cluster: str = "default"
     worker_id: str | None = None
     """None draws one from the role and the incarnation."""
-    threads: int = 1
-    """Threads of one engine step."""
+    num_threads: int = 1
+    """Threads that share one engine step."""
     kv_transports: tuple[str, ...] = ("shm", "ucx", "tcp")
     """Best first; a prefill worker offers them, a decode worker accepts them."""
     lease_ttl_s: float = 10.0

@@ -14,7 +14,7 @@ from engine.formats.tokenizer_data import TokenizerData
 
 def tokenizer_from_directory(directory: Path, config: Fields, vocab_size: int) -> TokenizerData:
     """`config` is config.json. Raises SpliceError (bad_model_file) when a file is missing or damaged."""
-    tokenizer, text = _tokenizer(directory / "tokenizer.json", vocab_size)
+    tokenizer, text = _tokenizer(expect_tokenizer(directory), vocab_size)
     settings = _optional(directory / "tokenizer_config.json")
     generation = _optional(directory / "generation_config.json")
     bos, eos = _token(settings, "bos_token"), _token(settings, "eos_token")
@@ -41,9 +41,15 @@ def tokenizer_from_directory(directory: Path, config: Fields, vocab_size: int) -
     )
 
 
-def _tokenizer(path: Path, vocab_size: int) -> tuple[Tokenizer, str]:
+def expect_tokenizer(directory: Path) -> Path:
+    """Its tokenizer.json; raises SpliceError (bad_model_file) when there is none."""
+    path = directory / "tokenizer.json"
     if not path.is_file():
         raise bad_file(path, "file is missing", "save the model's fast tokenizer (tokenizer.json) beside its weights")
+    return path
+
+
+def _tokenizer(path: Path, vocab_size: int) -> tuple[Tokenizer, str]:
     try:
         text = path.read_text(encoding="utf-8")
         tokenizer = Tokenizer.from_str(text)

@@ -25,7 +25,8 @@ def receipt_panel(last: Delta) -> Panel:
         speed = f" at {size / copy_s / 1e9:.2f} GB/s" if copy_s > 0 else ""
         rows.add_row("KV moved", f"{size / 1e6:.2f} MB in {receipt.get('kv_blocks', 0)} blocks{speed}")
     rows.add_row("TTFT", f"{_ms(receipt, 'ttft_s')}")
-    rows.add_row("cost of hand-off", f"{_ms(receipt, 'exposed_s')} (from the end of prefill to decode being ready)")
+    if receipt.get("transport"):
+        rows.add_row("cost of hand-off", f"{_ms(receipt, 'exposed_s')} (from the end of prefill to decode being ready)")
     rows.add_row("ITL", f"p50 {_ms(receipt, 'itl_p50_s')}, p95 {_ms(receipt, 'itl_p95_s')}")
     if receipt.get("attempts", 1) > 1:
         rows.add_row("attempts", str(receipt["attempts"]))

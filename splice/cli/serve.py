@@ -14,7 +14,7 @@ import typer
 
 from splice.cli.console import err, say
 from splice.cli.flags import with_settings
-from splice.cluster.checks import check_serve
+from splice.cluster.checks import check_model_files, check_serve
 from splice.cluster.launcher import Launcher
 from splice.cluster.run_dir import ClusterState, RunDirectory
 from splice.settings.commands import ServeSettings
@@ -36,7 +36,7 @@ def command(
     [bold]splice serve ... --etcd-endpoints H:P --ray-address H:P[/bold] · on machines you run already
     """
     if dry_run:
-        for line in check_serve(settings):
+        for line in (*check_serve(settings), check_model_files(settings)):
             say(line)
         say("all checks passed; nothing was started")
         return

@@ -46,6 +46,14 @@ def check_model(model: str) -> str:
     return f"model      {find_model(model).path}"
 
 
+def check_model_files(settings: ServeSettings) -> str:
+    """Whether the model's headers are sound and describe something that can be computed: see `engine.loader`."""
+    from engine.loader import check_model as check_headers  # noqa: PLC0415 (numpy, which other commands do not need)
+
+    spec = check_headers(find_model(settings.model).path, settings.max_model_len)
+    return f"layers     {spec.num_layers} of {spec.architecture}, {spec.max_positions} tokens of context"
+
+
 def check_port(name: str, host: str, port: int) -> str:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:

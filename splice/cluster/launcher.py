@@ -20,7 +20,7 @@ import msgspec
 import splice
 from kvtransfer.host import host_id
 from membership.server import EtcdServer
-from splice.cluster.checks import check_serve
+from splice.cluster.checks import check_model_files, check_serve
 from splice.cluster.placement_job import NODE_HOST, Job, PlacedReport, Pool
 from splice.cluster.placement_process import PlacementProcess
 from splice.cluster.processes import ProcessId, bearing, end, identify
@@ -54,6 +54,8 @@ class Launcher:
         self._ray: RayHead | None = None
         self._router: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
+        self._begun = False
+        """Whether anything has been started that could have something to say."""
         own = identify("launcher", os.getpid())
         assert own is not None  # noqa: S101 (this process runs)
         self.state = ClusterState(cluster=settings.cluster, launcher=own, host=settings.host)
@@ -74,7 +76,7 @@ class Launcher:
             failed = False
             raise
         finally:
-            self.stop(keep_logs=failed)
+            self.stop(keep_logs=failed and self._begun)
 
     def ended(self) -> list[str]:
         """Names of children that should run and do not."""
@@ -112,9 +114,12 @@ class Launcher:
             self._run_dir.remove()
 
     def _start(self) -> None:
-        """Everything at once. Ray takes longest: its process starts first and loads while etcd and router come up."""
+        """Everything at once. Ray takes longest: its process starts first and loads while the model is looked at, and
+        while etcd and router come up."""
         self._prepare_ray()
         with ThreadPoolExecutor(1) as beside, self._placement_process() as placement:
+            check_model_files(self._settings)
+            self._begun = True
             ray = beside.submit(self._start_ray, placement)
             endpoints = self._start_etcd()
             ready_file, log = self._run_dir.path / "router.json", self._run_dir.logs / "router.log"
@@ -180,7 +185,7 @@ class Launcher:
             host = NODE_HOST if settings.worker_host == "auto" else settings.worker_host
             resource = settings.prefill_resource if role == "prefill" else settings.decode_resource
         worker = pool_settings(settings, role, host, self.state.etcd_endpoints)
-        return Pool(settings=worker, count=count, resource=resource, cpus=settings.threads)
+        return Pool(settings=worker, count=count, resource=resource, cpus=worker.num_threads)
 
     def _counts(self) -> dict[Role, int]:
         return {"prefill": self._settings.prefill, "decode": self._settings.decode}

@@ -61,8 +61,12 @@ class EngineSettings:
     enable_prefix_caching: bool = setting(
         True, parse.switch, "Reuse KV blocks of equal prompt beginnings.", group="Engine", is_switch=True
     )
-    threads: int = setting(
-        1, parse.integer(1, 1024), "CPU threads of one worker's step. Workers on one machine share it.", group="Engine"
+    num_threads: int | None = setting(
+        None,
+        parse.integer(1, 1024),
+        "CPU threads of one worker's step. Default: the cores, divided by the workers that `splice serve` starts here; "
+        "1 on an existing Ray cluster.",
+        group="Engine",
     )
     kv_transport: tuple[str, ...] = setting(
         TRANSPORTS,

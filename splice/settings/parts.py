@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal, cast
 
 from router.settings import RouterSettings
@@ -19,6 +20,7 @@ def worker_settings(settings: WorkerCommandSettings) -> WorkerSettings:
     return _worker(
         settings,
         settings,
+        num_threads=settings.num_threads or usable_cores(),
         role=cast(Role, settings.role),
         host=settings.host,
         port=settings.port,
@@ -33,7 +35,30 @@ def worker_settings(settings: WorkerCommandSettings) -> WorkerSettings:
 
 def pool_settings(settings: ServeSettings, role: Role, host: str, etcd_endpoints: tuple[str, ...]) -> WorkerSettings:
     """For every worker of one pool; each draws its own name and port."""
-    return _worker(settings, settings, role=role, host=host, etcd_endpoints=etcd_endpoints, cluster=settings.cluster)
+    return _worker(
+        settings,
+        settings,
+        num_threads=num_threads(settings),
+        role=role,
+        host=host,
+        etcd_endpoints=etcd_endpoints,
+        cluster=settings.cluster,
+    )
+
+
+def num_threads(settings: ServeSettings) -> int:
+    """Of each worker: what was asked for, else an even share of this machine, where its workers all stand. On an
+    existing Ray cluster nobody knows yet who stands where: one each, as Ray is told."""
+    if settings.num_threads is not None:
+        return settings.num_threads
+    if settings.ray_address is not None:
+        return 1
+    return max(1, usable_cores() // (settings.prefill + settings.decode))
+
+
+def usable_cores() -> int:
+    """Those this process may run on."""
+    return len(os.sched_getaffinity(0))
 
 
 def router_settings(settings: RouterCommandSettings) -> RouterSettings:
@@ -66,7 +91,6 @@ def _worker(model: ModelSettings, engine: EngineSettings, **rest: object) -> Wor
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
         enable_prefix_caching=engine.enable_prefix_caching,
-        threads=engine.threads,
         kv_transports=engine.kv_transport,
         lease_ttl_s=engine.lease_ttl,
         **rest,  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from engine.models.decoder import Decoder
 from engine.models.llama import spec_from_config
 from engine.models.native_decoder import NativeDecoder
 from engine.ops.native import NativeOps
+from engine.ops.native_kernels import KERNELS
 from engine.ops.registry import select_ops
 
 VARIANTS = {
@@ -98,6 +99,21 @@ def test_a_model_without_a_native_step_says_why_and_runs_op_by_op(
     ]
     assert isinstance(model, Decoder)
     assert PagedRun(model, 2).step([(0, 0, [5, 6])]).isfinite().all()
+
+
+def test_a_step_is_shared_by_as_many_threads_as_asked_for(tmp_path: Path) -> None:
+    save_llama(tmp_path)
+    logits = []
+    try:
+        for num_threads in (3, 1):
+            model = load_model(
+                tmp_path, served_name=None, dtype="float32", max_model_len=None, num_threads=num_threads
+            ).model
+            assert KERNELS.num_threads == num_threads
+            logits.append(PagedRun(model, 4).step([(0, 0, list(range(60)))]))
+    finally:
+        KERNELS.num_threads = 1
+    assert torch.equal(*logits)
 
 
 def test_a_step_outside_its_bounds_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from splice.cli.main import app
+from tests.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = ("serve", "chat", "complete", "status", "down", "pull", "doctor", "router", "worker", "demo", "bench")
@@ -27,11 +29,9 @@ def splice(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "model.gguf"
-    path.touch()
-    return path
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -65,6 +65,16 @@ def test_a_dry_run_checks_and_starts_nothing(model: Path, tmp_path: Path) -> Non
     assert result.returncode == 0, result.stderr
     assert "nothing was started" in result.stderr
     assert not run_dir.exists()
+
+
+def test_a_dry_run_names_what_is_wrong_with_a_model(model: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(model, tmp_path / "model"))
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    result = splice("serve", str(damaged), "--dry-run", "--port", "0", "--grpc-port", "0", "--kv-cache-memory", "1M")
+    assert result.returncode == 2
+    assert "bad_model_file" in result.stderr
+    assert "model.safetensors" in result.stderr
 
 
 def test_a_port_in_use_is_one_message_and_exit_code_2(model: Path) -> None:
