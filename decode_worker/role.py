@@ -66,6 +66,7 @@ class DecodeRole(Role):
             self._reserved(reservation)
         super().on_output(output)
         ended = [row.key for row in output.rows if row.finish is not FinishReason.NONE]
+        ended += [found.key for found in output.beams]
         for key in (*ended, *(key for key, _ in output.failed)):
             self._forget(key)
 
@@ -140,7 +141,7 @@ class DecodeRole(Role):
             self.table.remove(key)
             return
         with self._only(key):
-            self.engine.activate(key, list(final.first_tokens))
+            self.engine.activate(key, list(final.first_tokens), final.logprobs)
 
     def _fetch_failed(self, key: RequestKey, error: SpliceError, blamed: str | None) -> None:
         if self._intake.pop(key, None) is None:

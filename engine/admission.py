@@ -59,6 +59,8 @@ def _check_branches(request: Request, config: EngineConfig) -> None:
             f"{config.num_blocks}: ask for fewer branches or tokens",
             "num_branches",
         )
+    if request.sampling.beam is not None and request.kind is RequestKind.PREFILL:
+        raise _invalid("beam search begins where it goes on; prefill is asked for the likeliest first tokens", "beam")
 
 
 def _invalid(message: str, param: str) -> SpliceError:

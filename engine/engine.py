@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.batch import SequenceSlice, StepBatch
+from engine.beam_groups import BeamGroups
 from engine.block_mover import BlockMover
 from engine.block_pool import BlockPool
 from engine.config import EngineConfig
@@ -55,30 +57,43 @@ class Engine:
         model.bind_kv_cache(kv_cache)
         self._mover = BlockMover(kv_cache, config.num_host_blocks)
         self._scheduler = Scheduler(config, pool, model.spec.vocab_size)
+        self._beams = BeamGroups(self._scheduler, config)
 
     def submit(self, request: Request) -> None:
         """Takes a request in. Raises SpliceError (context_length_exceeded, invalid_request) if it can never run."""
         request.answer_is_apart = self._model.spec.answer_is_apart
+        beam = request.sampling.beam
+        if beam is not None:
+            request.num_branches = beam.width
         self._scheduler.submit(request)
+        if beam is not None:
+            self._beams.open(request)
 
     def fork(self, parent_key: RequestKey, child: Request) -> None:
         """Takes in a request that goes on from the KV of another: see `Scheduler.fork`."""
         child.answer_is_apart = self._model.spec.answer_is_apart
         self._scheduler.fork(parent_key, child)
 
-    def activate(self, key: RequestKey, first_tokens: list[int]) -> None:
+    def activate(self, key: RequestKey, first_tokens: list[int], logprobs: Sequence[TokenLogprobs] = ()) -> None:
         """A reserved request starts to decode: the KV of all its tokens has been written to its blocks.
 
-        `first_tokens`, drawn elsewhere and emitted there, follow them. Raises SpliceError (invalid_request) if `key`
-        is not reserved.
+        `first_tokens`, drawn elsewhere and emitted there, follow them. A beam search chooses its own from the
+        alternatives in `logprobs`, and nobody saw another. Raises SpliceError (invalid_request) if `key` is not
+        reserved.
         """
-        self._scheduler.activate(key, first_tokens)
+        if key in self._beams:
+            self._beams.activate(key, logprobs[0] if logprobs else None)
+        else:
+            self._scheduler.activate(key, first_tokens)
 
     def abort(self, key: RequestKey, *, draining: bool = False) -> bool:
         """Ends a request in whatever state and frees its blocks; False if it is not here.
 
         `draining`: a copy from outside may still write to them, so they stay until `drained`.
         """
+        if key in self._beams:
+            self._beams.abort(key, draining=draining)
+            return True
         return self._scheduler.abort(key, draining=draining)
 
     def drained(self, key: RequestKey) -> None:
@@ -91,7 +106,7 @@ class Engine:
 
     def has_work(self) -> bool:
         """Whether `step` has something to compute, admit or report right now."""
-        return self._scheduler.has_work()
+        return self._scheduler.has_work() or self._beams.has_news
 
     def step(self) -> StepOutput:
         """receive → schedule → run → sample → update → emit.
@@ -107,6 +122,7 @@ class Engine:
         if plan.scheduled:
             self._count(plan)
             self._compute(plan, output)
+        self._beams.report(output)
         return output
 
     def load(self) -> EngineLoad:
@@ -120,6 +136,7 @@ class Engine:
     def check(self) -> None:
         """Raises AssertionError where the books do not balance."""
         self._scheduler.check()
+        self._beams.check()
 
     def _report(self, plan: SchedulePlan, output: StepOutput) -> None:
         self.stats.preemptions += plan.num_preempted
@@ -146,17 +163,22 @@ class Engine:
         Alone or batched gives the same bits, and what the failed run wrote is written again.
         """
         try:
-            readouts = read_logits(plan.scheduled, self._run(plan), self._sampling_row)
+            readouts = read_logits(plan.scheduled, self._run(plan), self._sampling_row, self._beams.num_options)
         except Exception as error:  # the boundary of one batch: the engine goes on
             if len(plan.scheduled) == 1:
                 self._fail(plan.scheduled[0].request, error, output)
                 return
             _log.exception("a batch of %d failed; its requests are computed one by one", len(plan.scheduled))
             for part in plan.scheduled:
-                self._compute(SchedulePlan(scheduled=[part]), output)
+                if self._is_here(part.request):
+                    self._compute(SchedulePlan(scheduled=[part]), output)
         else:
+            caught_up = []
             for readout in readouts:
                 self._update(readout, output)
+                if readout.options is not None and self._is_here(readout.part.request):
+                    caught_up.append((readout.part.request, readout.options))
+            self._beams.offer(caught_up)
 
     def _run(self, plan: SchedulePlan) -> npt.NDArray[np.float32]:
         """Logits, `num_logits` rows of each part."""
@@ -187,6 +209,8 @@ class Engine:
 
     def _update(self, readout: Readout, output: StepOutput) -> None:
         part, request = readout.part, readout.part.request
+        if not self._is_here(request):
+            return
         if readout.error is not None:
             self._fail(request, readout.error, output)
             return
@@ -195,9 +219,15 @@ class Engine:
             output.scored.append(ScoredPrompt(request.key, first, readout.prompt_logprobs))
             request.num_scored_tokens += len(readout.prompt_logprobs)
         self._scheduler.advance(request, part.num_new_tokens)
+        if readout.options is not None:
+            self.stats.generated_tokens += 1
         self._emit_computed(request, readout.drawn is not None, output)
         if readout.drawn is not None:
             self._emit_token(request, readout.drawn, output)
+
+    def _is_here(self, request: Request) -> bool:
+        """False where a beam of the same search failed meanwhile, in the same step, and took it along."""
+        return self._scheduler.requests.get(request.key) is request
 
     def _emit_computed(self, request: Request, is_last: bool, output: StepOutput) -> None:
         if request.kind is not RequestKind.PREFILL:
@@ -228,11 +258,15 @@ class Engine:
     def _fail(self, request: Request, error: Exception, output: StepOutput) -> None:
         """Ends one request over `error`; what it computed is not offered to others."""
         _log.error("request %s failed", request.key, exc_info=error)
-        self._scheduler.fail(request)
-        name = f"request {request.key[0]:016x} attempt {request.key[1]}"
+        key = request.key
+        if request.sampling.beam is not None:
+            key = self._beams.fail(request)
+        else:
+            self._scheduler.fail(request)
+        name = f"request {key[0]:016x} attempt {key[1]}"
         if isinstance(error, SpliceError):
             named = SpliceError(error.code, f"{name}: {error.message}", param=error.param)
         else:
             what = f"{name} failed in the engine, which goes on: {type(error).__name__}: {error}"
             named = SpliceError(ErrorCode.INTERNAL_ERROR, what)
-        output.failed.append((request.key, named))
+        output.failed.append((key, named))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +21,8 @@ class Readout:
     part: ScheduledRequest
     drawn: DrawnToken | None = None
     """The next token, where the part completes."""
+    options: TokenLogprobs | None = None
+    """The likeliest next tokens, where the part completes and belongs to a beam search."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     """Of the prompt tokens behind the positions `part.scored`."""
     error: Exception | None = None
@@ -28,33 +30,52 @@ class Readout:
 
 
 def read_logits(
-    parts: Sequence[ScheduledRequest], logits: ArrayLike, row_of: Callable[[Request], SamplingRow]
+    parts: Sequence[ScheduledRequest],
+    logits: ArrayLike,
+    row_of: Callable[[Request], SamplingRow],
+    num_options: Callable[[Request], int],
 ) -> list[Readout]:
-    """`logits` float32 `[sum of num_logits, vocab]`, the parts' rows one after another. One `Readout` per part."""
+    """`logits` float32 `[sum of num_logits, vocab]`, the parts' rows one after another. One `Readout` per part.
+
+    `num_options`: how many likeliest tokens a beam search wants to see.
+    """
     array: NDArray[np.float32] = np.asarray(logits)
-    ends = np.cumsum([part.num_logits for part in parts]).tolist()
-    lasts = [end - 1 for part, end in zip(parts, ends, strict=True) if part.completes]
-    rows = [row_of(part.request) for part in parts if part.completes]
-    drawn = iter(sample(array if len(lasts) == len(array) else array[lasts], rows) if rows else ())
+    ends: list[int] = np.cumsum([part.num_logits for part in parts]).tolist()
+    draws = [(end - 1, part) for part, end in zip(parts, ends, strict=True) if part.completes and not _is_beam(part)]
+    own = array if len(draws) == len(array) else array[[row for row, _ in draws]]
+    drawn = iter(sample(own, [row_of(part.request) for _, part in draws]) if draws else ())
     readouts = []
     for part, end in zip(parts, ends, strict=True):
-        token = next(drawn) if part.completes else None
-        if isinstance(token, Exception):
-            readouts.append(Readout(part, error=token))
-        elif not part.scored:
-            readouts.append(Readout(part, token))
-        else:
-            readouts.append(_with_scores(part, array[end - part.num_logits : end], token))
+        readout = Readout(part)
+        if part.completes and _is_beam(part):
+            readout = _with_options(readout, array[end - 1 : end], num_options(part.request))
+        elif part.completes:
+            token = next(drawn)
+            readout = Readout(part, error=token) if isinstance(token, Exception) else Readout(part, token)
+        if part.scored and readout.error is None:
+            readout = _with_scores(readout, array[end - part.num_logits : end])
+        readouts.append(readout)
     return readouts
 
 
-def _with_scores(part: ScheduledRequest, logits: NDArray[np.float32], token: DrawnToken | None) -> Readout:
-    request, scored = part.request, part.scored
+def _is_beam(part: ScheduledRequest) -> bool:
+    return part.request.sampling.beam is not None
+
+
+def _with_options(readout: Readout, last: NDArray[np.float32], count: int) -> Readout:
+    [options] = token_logprobs(last, [0], count)
+    if options is None:
+        return replace(readout, error=not_finite(readout.part.request.num_tokens))
+    return replace(readout, options=options)
+
+
+def _with_scores(readout: Readout, logits: NDArray[np.float32]) -> Readout:
+    request, scored = readout.part.request, readout.part.scored
     first = scored.start - request.num_computed_tokens
     own = logits[first : first + len(scored)]
     behind = request.tokens[scored.start + 1 : scored.stop + 1]
     found = token_logprobs(own, behind, request.sampling.prompt_logprobs or 0)
     for position, one in zip(scored, found, strict=True):
         if one is None:
-            return Readout(part, error=not_finite(position))
-    return Readout(part, token, tuple(one for one in found if one is not None))
+            return replace(readout, error=not_finite(position))
+    return replace(readout, prompt_logprobs=tuple(one for one in found if one is not None))

@@ -178,6 +178,8 @@ class Scheduler:
         if not plan.num_preempted:
             self._admit(budget, plan)
         plan.copies = self._memory.take_copies()
+        if not (plan.scheduled or plan.admitted or plan.num_preempted):
+            plan.num_preempted = self._step_back()
         self._stuck = not (plan.scheduled or plan.admitted or plan.num_preempted)
         return plan
 
@@ -278,6 +280,19 @@ class Scheduler:
         self._memory.preempt(request)
         request.status = RequestStatus.WAITING
         insort(self.waiting, request, key=_seniority)
+
+    def _step_back(self) -> int:
+        """Nothing moves: whoever only waits for others to catch up, as beams do, makes room for the head of the line.
+
+        A more senior one stays. What it waits for is in the line too, and is or becomes its head.
+        """
+        if not self.waiting:
+            return 0
+        idle = [r for r in self.running if r.num_computed_tokens == r.num_tokens]
+        if not idle or idle[-1].seniority < self.waiting[0].seniority:
+            return 0
+        self._preempt(idle[-1])
+        return 1
 
     def _schedule_one(self, request: Request, budget: int, plan: SchedulePlan) -> int:
         if request.scores_prompt:

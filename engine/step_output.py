@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from engine.block_copy import BlockCopy, CopyKind
 from engine.request import RequestKey
 from wire.errors import SpliceError
-from wire.sampling import FinishReason, TokenLogprobs
+from wire.sampling import Beam, FinishReason, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,16 @@ class ScoredPrompt:
     logprobs: tuple[TokenLogprobs, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class BeamsFound:
+    """A beam search is over; nothing of it was reported before."""
+
+    key: RequestKey
+    beams: tuple[Beam, ...]
+    """Best first."""
+    cached_tokens: int
+
+
 @dataclass(slots=True)
 class StepOutput:
     """Everything that became true in one step, each list in the order it happened."""
@@ -70,6 +80,7 @@ class StepOutput:
     rows: list[TokenRow] = field(default_factory=list)
     scored: list[ScoredPrompt] = field(default_factory=list)
     """All of a request's come before, or with, its first row."""
+    beams: list[BeamsFound] = field(default_factory=list)
     reserved: list[Reservation] = field(default_factory=list)
     computed: list[ComputedBlocks] = field(default_factory=list)
     failed: list[tuple[RequestKey, SpliceError]] = field(default_factory=list)

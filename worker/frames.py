@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engine.step_output import ScoredPrompt, TokenRow
-from wire.convert import logprobs_to_proto
+from engine.step_output import BeamsFound, ScoredPrompt, TokenRow
+from wire.convert import beams_to_proto, logprobs_to_proto
 from wire.v1 import sampling_pb2, worker_pb2
+
+
+def beam_answer(found: BeamsFound) -> worker_pb2.BeamAnswer:
+    request, attempt = found.key
+    return worker_pb2.BeamAnswer(
+        request=request, attempt=attempt, beams=beams_to_proto(found.beams), cached_tokens=found.cached_tokens
+    )
 
 
 def step_frame(step: int, rows: Iterable[TokenRow], scored: Iterable[ScoredPrompt] = ()) -> worker_pb2.StepFrame:

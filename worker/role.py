@@ -22,7 +22,7 @@ from wire.convert import sampling_from_proto
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import FinishReason
 from wire.v1 import worker_pb2
-from worker.frames import step_frame
+from worker.frames import beam_answer, step_frame
 from worker.request_table import RequestTable, Tracked
 from worker.session import RouterSession
 from worker.settings import WorkerSettings
@@ -142,6 +142,10 @@ class Role(ABC):
 
     def on_output(self, output: StepOutput) -> None:
         self._send_rows(output.rows, output.scored)
+        for found in output.beams:
+            tracked = self.table.remove(found.key)
+            if tracked is not None:
+                tracked.session.send(beams=beam_answer(found))
         for key, error in output.failed:
             self.fail(key, error, retryable=error.code in _RETRYABLE or error.code is ErrorCode.INTERNAL_ERROR)
 

@@ -16,7 +16,7 @@ from engine.kv_cache import KVCache
 from engine.request import Request, RequestKey, RequestKind
 from engine.step_output import ComputedBlocks, Reservation, StepOutput, TokenRow
 from wire.errors import SpliceError
-from wire.sampling import FinishReason, SamplingParams, TokenLogprobs
+from wire.sampling import Beam, FinishReason, SamplingParams, TokenLogprobs
 
 EOS = 60
 torch.set_num_threads(1)
@@ -32,6 +32,7 @@ class Bench:
     reserved: dict[RequestKey, Reservation] = field(default_factory=dict)
     computed: dict[RequestKey, list[ComputedBlocks]] = field(default_factory=dict)
     failed: dict[RequestKey, SpliceError] = field(default_factory=dict)
+    beams: dict[RequestKey, tuple[Beam, ...]] = field(default_factory=dict)
     scored: dict[RequestKey, list[TokenLogprobs]] = field(default_factory=dict)
     _keys: int = 0
 
@@ -86,6 +87,9 @@ class Bench:
         self.engine.check()
         for row in output.rows:
             self.rows.setdefault(row.key, []).append(row)
+        for answer in output.beams:
+            assert answer.key not in self.beams, "a search answers once"
+            self.beams[answer.key] = answer.beams
         for piece in output.scored:
             known = self.scored.setdefault(piece.key, [])
             assert piece.first == len(known) + 1, "pieces follow each other"
