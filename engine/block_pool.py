@@ -102,24 +102,22 @@ class BlockPool:
 
     def can_open(self, known: Sequence[bytes], num_new: int, lead: bytes | None = None) -> bool:
         """Whether `open` with the same arguments would succeed."""
-        entries = [self._entry(name) for name in known]
-        num_taken = num_new + sum(1 for entry in entries if entry.tier is Tier.HOST)
-        if lead is not None:
-            entries.append(self._entry(lead))
-        num_idle = sum(1 for entry in entries if entry.tier is Tier.POOL and self.cache.is_idle(entry.block))
-        return self.num_free - num_idle >= num_taken
+        return self._fits([self._entry(name) for name in known], num_new, lead)
 
-    def open(self, owner: Hashable, known: Sequence[bytes], num_new: int, lead: bytes | None = None) -> Sequence[int]:
+    def open(
+        self, owner: Hashable, known: Sequence[bytes], num_new: int, lead: bytes | None = None
+    ) -> Sequence[int] | None:
         """Starts the owner's table: the blocks that hold the contents `known`, then `num_new` fresh ones.
 
         Contents that are in host blocks are copied back. With `lead`, the first fresh block begins as a copy of the
-        block of that name, for the sake of some of its leading tokens.
+        block of that name, for the sake of some of its leading tokens. None, and nothing changed, while it does not
+        fit.
         """
         if owner in self._tables:
             raise ValueError(f"owner {owner!r} already has blocks")
-        if not self.can_open(known, num_new, lead):
-            raise ValueError(f"{num_new} blocks asked for, {self.num_free} can be taken: ask can_open first")
         entries = [self._entry(name) for name in known]
+        if not self._fits(entries, num_new, lead):
+            return None
         for entry in entries:
             self._claim(entry)
         first = [self._copy_of(lead)] if lead is not None else []
@@ -243,6 +241,16 @@ class BlockPool:
             self._copies.append(BlockCopy(CopyKind.OUT, block, host_block))
         return block
 
+    def _fits(self, entries: list[CachedBlock], num_new: int, lead: bytes | None) -> bool:
+        if lead is not None:
+            entries = [*entries, self._entry(lead)]
+        is_idle = self.cache.is_idle
+        num_idle = sum([entry.tier is Tier.POOL and is_idle(entry.block) for entry in entries])
+        num_restored = sum([entry.tier is Tier.HOST for entry in entries])
+        if lead is not None and entries[-1].tier is Tier.HOST:
+            num_restored -= 1  # it is copied into one of the new blocks
+        return self.num_free - num_idle >= num_new + num_restored
+
     def _entry(self, name: bytes) -> CachedBlock:
         entry = self.cache.find(name)
         if entry is None:
@@ -278,13 +286,10 @@ class BlockPool:
         return block
 
     def _drop(self, blocks: Sequence[int]) -> None:
+        refs = self._refs
         for block in reversed(blocks):
-            self._refs[block] -= 1
-            if self._refs[block]:
-                continue
-            if block in self.cache:
-                self.cache.mark_idle(block)
-            else:
+            refs[block] -= 1
+            if not refs[block] and not self.cache.mark_idle(block):
                 self._free.append(block)
 
     def _owned_states(self) -> dict[int, BlockState]:

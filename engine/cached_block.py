@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
+
 
 class Tier(Enum):
     """Which memory a block is in."""
@@ -15,8 +17,7 @@ class Tier(Enum):
     """Where blocks wait to be copied back."""
 
 
-@dataclass(frozen=True, slots=True)
-class BlockContent:
+class BlockContent(msgspec.Struct, frozen=True):
     """What the KV in a block stands for."""
 
     name: bytes

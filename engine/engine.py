@@ -71,7 +71,6 @@ class Engine:
 
     def fork(self, parent_key: RequestKey, child: Request) -> None:
         """Takes in a request that goes on from the KV of another: see `Scheduler.fork`."""
-        child.answer_is_apart = self._model.spec.answer_is_apart
         self._scheduler.fork(parent_key, child)
 
     def activate(self, key: RequestKey, first_tokens: list[int], logprobs: Sequence[TokenLogprobs] = ()) -> None:

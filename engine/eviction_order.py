@@ -25,7 +25,10 @@ class EvictionOrder:
     def add(self, block: int, level: int) -> None:
         """Puts a block behind all others of its level."""
         self._level_of[block] = level
-        self._levels.setdefault(level, OrderedDict())[block] = None
+        blocks = self._levels.get(level)
+        if blocks is None:
+            blocks = self._levels[level] = OrderedDict()
+        blocks[block] = None
 
     def remove(self, block: int) -> None:
         """The block is in use, or gone. Raises KeyError if it is not here."""
@@ -38,6 +41,16 @@ class EvictionOrder:
     def first(self) -> int:
         """The block that goes first. Raises ValueError where there is none."""
         return next(iter(self._levels[min(self._levels)]))
+
+    def pop_first(self) -> int:
+        """Removes the block that goes first and returns it. Raises ValueError where there is none."""
+        level = min(self._levels)
+        blocks = self._levels[level]
+        block, _ = blocks.popitem(last=False)
+        if not blocks:
+            del self._levels[level]
+        del self._level_of[block]
+        return block
 
     def num_below(self, level: int) -> int:
         """Blocks of lower levels."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from engine.cached_block import CachedBlock, Tier
 
@@ -15,8 +16,7 @@ class KvEventKind(Enum):
     REMOVED = "removed"
 
 
-@dataclass(frozen=True, slots=True)
-class KvEvent:
+class KvEvent(msgspec.Struct, frozen=True):
     """One change. A reader that has applied all up to `seq` knows exactly what can be found."""
 
     seq: int
@@ -28,8 +28,7 @@ class KvEvent:
     tier: Tier
 
 
-@dataclass(frozen=True, slots=True)
-class KvSnapshot:
+class KvSnapshot(msgspec.Struct, frozen=True):
     """Everything that can be found after event `seq`: where a reader begins, or begins again."""
 
     seq: int
@@ -47,9 +46,10 @@ class KvEventLog:
 
     def add(self, kind: KvEventKind, entry: CachedBlock) -> None:
         """Records a change to a full block; changes to others concern nobody else."""
-        if entry.content.is_full:
+        content = entry.content
+        if content.is_full:
             self.seq += 1
-            self._events.append(KvEvent(self.seq, kind, entry.content.name, entry.content.parent, entry.tier))
+            self._events.append(KvEvent(self.seq, kind, content.name, content.parent, entry.tier))
 
     def since(self, seq: int) -> list[KvEvent] | None:
         """The events after `seq`, in order; None if some of them are forgotten and a snapshot is needed."""

@@ -49,14 +49,10 @@ class PrefixCache:
     def find(self, name: bytes) -> CachedBlock | None:
         return self._entries.get(name)
 
-    def num_known(self, names: Iterable[bytes]) -> int:
+    def num_known(self, names: Sequence[bytes]) -> int:
         """Length of the longest known prefix of a chain of names."""
-        count = 0
-        for name in names:
-            if name not in self._entries:
-                break
-            count += 1
-        return count
+        entries = self._entries
+        return next((count for count, name in enumerate(names) if name not in entries), len(names))
 
     def nearest(self, parent: bytes, tokens: Sequence[int]) -> tuple[bytes, int] | None:
         """Name of the content after `parent` that shares the most leading `tokens`, and how many; None for none."""
@@ -78,11 +74,16 @@ class PrefixCache:
         if entry is not None:
             self._drop(entry)
 
-    def mark_idle(self, block: int) -> None:
-        """The named block is used by nobody; of its level it is evicted after those marked before it."""
-        self._idle.add(block, self._in_pool[block].level)
+    def mark_idle(self, block: int) -> bool:
+        """Nobody uses the block: of its level it is evicted after those marked before it. False if it is unnamed."""
+        entry = self._in_pool.get(block)
+        if entry is None:
+            return False
+        self._idle.add(block, entry.level)
+        return True
 
     def mark_busy(self, block: int) -> None:
+        """An idle block is used again."""
         self._idle.remove(block)
 
     def is_idle(self, block: int) -> bool:
@@ -102,10 +103,9 @@ class PrefixCache:
 
     def evict(self) -> tuple[int, int | None]:
         """Takes the first idle block of the pool: its number, and the host block its content moves to, if it does."""
-        block = self._idle.first()
-        self._idle.remove(block)
+        block = self._idle.pop_first()
         entry = self._in_pool.pop(block)
-        host_block = self._take_host_block(entry)
+        host_block = self._take_host_block(entry) if self.num_host_blocks else None
         if host_block is None:
             self._drop(entry)
         else:

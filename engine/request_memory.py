@@ -67,15 +67,14 @@ class RequestMemory:
         Sets `num_computed_tokens` to what is known already. False, and nothing changed, while that does not fit.
         """
         num_new = self._blocks_to_open(request) - len(known.names)
-        lead = known.lead
-        if lead is not None and not self._pool.can_open(known.names, num_new, lead):
-            lead = None  # its source might be the very block that is needed
-        if not self._pool.can_open(known.names, num_new, lead):
+        block_ids = self._pool.open(request.key, known.names, num_new, known.lead)
+        num_computed = known.num_tokens
+        if block_ids is None and known.lead is not None:  # its source may be the very block that is needed
+            block_ids = self._pool.open(request.key, known.names, num_new)
+            num_computed = len(known.names) * self._config.block_tokens
+        if block_ids is None:
             return False
-        request.block_ids = self._pool.open(request.key, known.names, num_new, lead)
-        request.num_computed_tokens = (
-            known.num_tokens if lead is not None else len(known.names) * self._config.block_tokens
-        )
+        request.block_ids, request.num_computed_tokens = block_ids, num_computed
         self.unkeep(request)
         return True
 
@@ -107,9 +106,11 @@ class RequestMemory:
         request.num_computed_tokens += num_new_tokens
         full = request.num_computed_tokens // size
         if self._config.enable_prefix_caching and full > sealed:
-            request.hashes(full, size)
+            names = [request.root, *request.hashes(full, size)]
             for index in range(sealed, full):
-                self._pool.seal(request.key, index, self._content(request, index, size))
+                tokens = tuple(request.tokens[index * size : (index + 1) * size])
+                content = BlockContent(names[index + 1], names[index], tokens, is_full=True)
+                self._pool.seal(request.key, index, content)
 
     def release(self, request: Request) -> None:
         """Takes all blocks of a request back; what they hold can be found until they are needed."""
@@ -136,8 +137,9 @@ class RequestMemory:
 
     def unkeep(self, request: Request) -> None:
         """What was kept for a request is worth no more than anything else."""
-        self._pool.cache.set_level(request.kept, ORDINARY)
-        request.kept = ()
+        if request.kept:
+            self._pool.cache.set_level(request.kept, ORDINARY)
+            request.kept = ()
 
     def take_copies(self) -> list[BlockCopy]:
         """The block copies decided since the last call, in order."""
@@ -165,27 +167,29 @@ class RequestMemory:
 
     def _seal_tail(self, request: Request) -> None:
         """Lets others find the tokens in the last, partial block: whoever goes on from there copies them."""
-        size = self._config.block_tokens
-        index, num_tokens = divmod(request.num_computed_tokens, size)
-        is_worth_it = self._config.enable_prefix_caching and num_tokens > self._config.block_copy_cost
-        if is_worth_it and self._pool.is_writable(request.key, index):
-            self._pool.seal(request.key, index, self._content(request, index, num_tokens))
+        index, num_tokens = divmod(request.num_computed_tokens, self._config.block_tokens)
+        if num_tokens <= self._config.block_copy_cost or not self._config.enable_prefix_caching:
+            return
+        tail = self._tail(request)
+        if tail is not None and self._pool.is_writable(request.key, index):
+            self._pool.seal(request.key, index, tail)
 
     def _names(self, request: Request) -> list[bytes]:
         """Names of all contents of a request, its partial block's included."""
         size = self._config.block_tokens
-        full, rest = divmod(request.num_computed_tokens, size)
-        names = request.hashes(full, size)
-        return [*names, self._content(request, full, rest).name] if rest else names
+        names = request.hashes(request.num_computed_tokens // size, size)
+        tail = self._tail(request)
+        return [*names, tail.name] if tail is not None else names
 
-    def _content(self, request: Request, index: int, num_tokens: int) -> BlockContent:
-        """The first `num_tokens` tokens of block `index`."""
+    def _tail(self, request: Request) -> BlockContent | None:
+        """What the last, partial block of a request holds; None where its tokens end with a block."""
         size = self._config.block_tokens
-        tokens = tuple(request.tokens[index * size : index * size + num_tokens])
-        parent = request.hashes(index, size)[-1] if index else request.root
-        is_full = num_tokens == size
-        name = request.hashes(index + 1, size)[-1] if is_full else block_hash(parent, tokens)
-        return BlockContent(name, parent, tokens, is_full)
+        full = request.num_computed_tokens // size
+        tokens = tuple(request.tokens[full * size : request.num_computed_tokens])
+        if not tokens:
+            return None
+        parent = request.hashes(full, size)[-1] if full else request.root
+        return BlockContent(block_hash(parent, tokens), parent, tokens, is_full=False)
 
 
 def _num_shared_tokens(parent: Request, child: Request) -> int:

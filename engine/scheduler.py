@@ -80,6 +80,7 @@ class Scheduler:
                 f"cannot fork request {parent_key} into {child.key} ({child.kind.value}): expected a parent that is "
                 "here and a child to be generated",
             )
+        child.answer_is_apart = parent.answer_is_apart
         self._take_in(child)
         child.rank = parent.rank
         child.num_cached_tokens, child.was_admitted = parent.num_cached_tokens, parent.was_admitted

@@ -47,7 +47,7 @@ def pool_churn(num_blocks: int = 4096) -> Work:
         owner = next(serial)
         pool.open(owner, (), 32)
         for index in range(32):
-            pool.seal(owner, index, _content(owner * 32 + index))
+            pool.seal(owner, index, content(owner * 32 + index))
         pool.release(owner)
 
     for _ in range(num_blocks // 32 + 1):
@@ -58,11 +58,11 @@ def pool_churn(num_blocks: int = 4096) -> Work:
 def pool_reuse(num_blocks: int = 4096) -> Work:
     """A prompt of 32 blocks found in the prefix cache, opened with one block to grow into, and released."""
     pool = BlockPool(num_blocks, ListGenerations(num_blocks))
-    contents = [_content(index) for index in range(32)]
-    names = [content.name for content in contents]
+    contents = [content(index) for index in range(32)]
+    names = [each.name for each in contents]
     pool.open("first", (), 32)
-    for index, content in enumerate(contents):
-        pool.seal("first", index, content)
+    for index, each in enumerate(contents):
+        pool.seal("first", index, each)
     pool.release("first")
 
     def reuse() -> None:
@@ -72,19 +72,20 @@ def pool_reuse(num_blocks: int = 4096) -> Work:
     return reuse
 
 
-def _content(number: int) -> BlockContent:
-    """One of many different full blocks of 32 tokens."""
-    return BlockContent(
-        number.to_bytes(16, "big"), (number - 1).to_bytes(16, "big", signed=True), _TOKENS, is_full=True
-    )
+def content(number: int) -> BlockContent:
+    """What a full block holds that follows block `number - 1`."""
+    name, parent = number.to_bytes(16, "big"), (number - 1).to_bytes(16, "big", signed=True)
+    return BlockContent(name, parent, (number,) * BLOCK_TOKENS, is_full=True)
 
 
-def scheduler_with(running: int, waiting: int, prompt_tokens: int = 256, num_blocks: int = 16_384) -> Scheduler:
-    """`running` requests that decode, and `waiting` more that find no seat."""
+def scheduler_with(
+    running: int, waiting: int, prompt_tokens: int = 256, num_blocks: int = 16_384, seats: int | None = None
+) -> Scheduler:
+    """`running` requests that decode, and `waiting` more that find no seat where there are only as many."""
     config = EngineConfig(
         num_blocks=num_blocks,
         max_model_len=65_536,
-        max_num_seqs=running,
+        max_num_seqs=seats or running,
         max_num_batched_tokens=running * prompt_tokens,
     )
     scheduler = Scheduler(config, BlockPool(num_blocks, ListGenerations(num_blocks)), VOCAB)
@@ -106,6 +107,44 @@ def step(scheduler: Scheduler) -> None:
         scheduler.advance(part.request, part.num_new_tokens)
         if completes:
             part.request.tokens.append(5)
+
+
+def forking(branches: int = 8) -> Work:
+    """A request of 256 tokens forked into 8 branches, one step of all, which copies a block for each, and their end."""
+    scheduler = scheduler_with(1, 0, seats=1 + branches)
+    parent = scheduler.running[0]
+    serial = iter(range(1, 1 << 62))
+
+    def fork() -> None:
+        for branch in range(branches):
+            tokens = [*parent.tokens, branch]
+            sampling = SamplingParams(max_tokens=60_000, ignore_eos=True)
+            scheduler.fork(parent.key, Request((next(serial), 2), tokens, parent.num_prompt_tokens, sampling))
+        step(scheduler)
+        for request in scheduler.running[1:]:
+            scheduler.end(request)
+
+    return fork
+
+
+def swapping(num_host_blocks: int = 2048) -> Work:
+    """Two prompts of 3072 tokens take turns in a pool that holds one: each drives the other out, and finds itself."""
+    config = EngineConfig(
+        num_blocks=100, max_model_len=3200, max_num_batched_tokens=4096, num_host_blocks=num_host_blocks
+    )
+    pool = BlockPool(100, ListGenerations(100), num_host_blocks, config.host_min_tokens)
+    scheduler = Scheduler(config, pool, VOCAB)
+    serial = iter(range(1 << 62))
+
+    def swap() -> None:
+        for number in range(2):
+            request = make_request(number, 3072)
+            request.key = (next(serial), 1)
+            scheduler.submit(request)
+            step(scheduler)
+            scheduler.end(request)
+
+    return swap
 
 
 def decode_steps(running: int = 64, waiting: int = 0) -> Work:
@@ -170,6 +209,9 @@ COUNTED = (
     Counted("scheduler: 32 decode steps of 64", decode_steps),
     Counted("scheduler: 32 decode steps of 64 while 1000 wait", lambda: decode_steps(waiting=1000)),
     Counted("scheduler: 16 prompts of 512 admitted and ended", admission),
+    Counted("scheduler: 32 decode steps of 256", lambda: decode_steps(256)),
+    Counted("scheduler: 8 branches forked, stepped and ended", forking),
+    Counted("scheduler: 192 blocks swapped out and in", swapping),
     Counted("sampler: 16 greedy rows", lambda: drawing(temperature=0.0)),
     Counted("sampler: 16 rows by top-p", lambda: drawing(temperature=0.8, top_p=0.9)),
 )
@@ -177,6 +219,7 @@ COUNTED = (
 RELATED = (
     Related("pool: eviction in 65536 blocks against 1024", lambda: pool_churn(65_536), lambda: pool_churn(1024)),
     Related("scheduler: 1000 waiting against none", lambda: decode_steps(waiting=1000), decode_steps),
+    Related("scheduler: decode steps of 256 against 64", lambda: decode_steps(256), decode_steps),
     Related("scheduler: decode steps against plain Python", decode_steps, python_yardstick),
     Related("scheduler: admission against plain Python", admission, python_yardstick),
     Related("sampler: greedy against exp of the logits", lambda: drawing(temperature=0.0), array_yardstick),

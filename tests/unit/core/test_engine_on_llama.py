@@ -107,15 +107,17 @@ class Recorded:
         return logits
 
 
+def recorded(bench):
+    return Bench(bench.config, model=Recorded(bench.model))
+
+
 @pytest.mark.parametrize("host_blocks", [0, 20], ids=["recompute", "swap"])
 def test_a_llama_preempted_gives_the_same_logits_as_one_that_runs_through(make_llama_bench, host_blocks):
-    alone = make_llama_bench(num_blocks=12)
-    alone = Bench(alone.config, model=Recorded(alone.model))
+    alone = recorded(make_llama_bench(num_blocks=12))
     whole = alone.generate(PROMPT, **{**RUN, "max_tokens": 80})
     assert all(len(rows) == 1 for rows in alone.model.logits.values())
 
-    tight = make_llama_bench(num_blocks=8, num_host_blocks=host_blocks)
-    tight = Bench(tight.config, model=Recorded(tight.model))
+    tight = recorded(make_llama_bench(num_blocks=8, num_host_blocks=host_blocks))
     keys = [tight.submit(PROMPT, **{**RUN, "max_tokens": 80}, root=bytes([i] * 16)) for i in range(3)]
     tight.run()
     stats = tight.engine.stats
