@@ -17,7 +17,6 @@ from engine.scheduler import Scheduler
 from wire.sampling import SamplingParams
 
 VOCAB = 49_152
-_TOKENS = tuple(range(32))
 BLOCK_TOKENS = 32
 ROWS = 16
 
