@@ -85,7 +85,7 @@ def test_a_ratio_above_its_limit_is_measured_again_before_it_counts() -> None:
 
     assert judged(1.2, 9.9, 9.9) == (False, 2)
     assert judged(1.4, 1.1, 9.9) == (False, 1)
-    assert judged(1.4, 1.3, 1.5) == (True, 0)
+    assert judged(1.5, 1.4, 1.6) == (True, 0)
 
 
 def test_what_has_no_baseline_is_not_judged() -> None:
