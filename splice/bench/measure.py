@@ -7,8 +7,9 @@ import datetime
 import msgspec
 
 from splice.bench.load import LoadResult, Progress, ServerAccess, run_load
-from splice.bench.process_tree import ResourceMeter, ServerTree
+from splice.bench.process_tree import ServerTree
 from splice.bench.prompts import TextOf
+from splice.bench.resources import ResourceMeter
 from splice.bench.result import Repeat
 from splice.bench.summary import summarise
 from splice.bench.workload import Workload

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from splice.bench.fingerprint import Environment
-from splice.bench.process_tree import Resources
+from splice.bench.resources import Resources
 from splice.bench.sample import RequestSample
 from splice.bench.summary import Summary
 from splice.bench.workload import Workload

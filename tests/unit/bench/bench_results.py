@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from splice.bench.arrivals import Closed
 from splice.bench.fingerprint import Environment
-from splice.bench.process_tree import Resources
+from splice.bench.resources import Resources
 from splice.bench.result import Repeat, Result, Series, ServerIdentity
 from splice.bench.sample import RequestSample
 from splice.bench.summary import summarise

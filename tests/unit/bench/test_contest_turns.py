@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from splice.bench.contest_file import load_contest
-from splice.bench.process_tree import MARK, ResourceMeter, ServerTree
+from splice.bench.process_tree import MARK, ServerTree
+from splice.bench.resources import ResourceMeter
 from splice.bench.result import read_result
 from splice.cli.main import app
 from wire.errors import SpliceError
