@@ -1,7 +1,8 @@
 """A lean HTTP/1.1 client for streamed answers: httptools parses, one protocol object per connection, no layers between.
 
-The client shares the machine with the server it measures, so its cost per token is part of the result: a general client
-spends 50 to 100 µs on an event, this one a few. Times are taken once per read, before anything is parsed.
+The client shares the machine with the server it measures, so its cost per token is part of the result: about 30 µs of
+CPU with 8 streams, waking up and reading included (Zen 3 core, others busy). Times are taken once per read, before
+anything is parsed.
 """
 
 from __future__ import annotations
