@@ -67,13 +67,13 @@ def test_work_that_grows_with_the_pool_inside_native_code_is_noticed_by_its_rati
 ) -> None:
     case = Related("pool", lambda: pool_reuse(65_536), lambda: pool_reuse(1024))
     assert not judge_ratio(case, 1.0).is_worse
-    matched = BlockPool.match
+    release = BlockPool.release
 
-    def scanning(self: BlockPool, hashes: list[bytes]) -> list[int]:
+    def scanning(self: BlockPool, owner: object) -> None:
         sum(self._refs)
-        return matched(self, hashes)
+        release(self, owner)
 
-    monkeypatch.setattr(BlockPool, "match", scanning)
+    monkeypatch.setattr(BlockPool, "release", scanning)
     assert judge_ratio(case, 1.0).is_worse
 
 
