@@ -33,6 +33,7 @@ class ContestPlan:
     timeout_s: float
     log_folder: Path
     text_of: TextOf | None = None
+    client_cpus: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -141,6 +142,7 @@ def _measure_all(
             timeout_s=plan.timeout_s,
             text_of=plan.text_of,
             progress=progress(f"{entry.name} · {workload.name}"),
+            client_cpus=plan.client_cpus,
         )
         record.repeats.setdefault(workload.name, []).append(repeat)
         say(f"  {workload.name}: {repeat_line(repeat)}")

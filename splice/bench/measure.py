@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import os
+from collections.abc import Iterator
 
 import msgspec
 
@@ -29,6 +32,7 @@ def measure(
     timeout_s: float,
     text_of: TextOf | None,
     progress: Progress,
+    client_cpus: frozenset[int] = frozenset(),
 ) -> Repeat:
     """Repeat `number`. Its prompts depend on (workload, seed, number) alone: every server gets the same.
 
@@ -37,7 +41,7 @@ def measure(
     warm_up(workload, server, seed=seed, number=number, timeout_s=timeout_s, text_of=text_of)
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     meter = ResourceMeter(tree)
-    with meter.running():
+    with _pinned(client_cpus), meter.running():
         load = run_load(
             workload,
             server,
@@ -55,6 +59,17 @@ def measure(
         samples=load.samples,
         beside=load.beside,
     )
+
+
+@contextlib.contextmanager
+def _pinned(cpus: frozenset[int]) -> Iterator[None]:
+    """Only while the client measures: servers started by this process would inherit it."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def warm_up(

@@ -1,4 +1,4 @@
-"""From settings to workloads, and the client's own place on the machine."""
+"""From settings to workloads, and to the client's own place on the machine."""
 
 from __future__ import annotations
 
@@ -43,16 +43,14 @@ def chosen_text(settings: LoadSettings) -> TextOf | None:
     return None if settings.tokenizer is None else text_maker(open_tokenizer(Path(settings.tokenizer)))
 
 
-def pin_client(settings: LoadSettings) -> None:
-    """Raises SpliceError(bad_setting) for CPUs this machine does not have."""
-    if not settings.client_cpus:
-        return
-    try:
-        os.sched_setaffinity(0, {int(word) for word in settings.client_cpus})
-    except (ValueError, OSError) as error:
+def chosen_cpus(settings: LoadSettings) -> frozenset[int]:
+    """Where the client is to run; empty for anywhere. Raises SpliceError(bad_setting) for CPUs that are not there."""
+    allowed = os.sched_getaffinity(0)
+    wrong = [word for word in settings.client_cpus if not word.isdecimal() or int(word) not in allowed]
+    if wrong:
         raise SpliceError(
             ErrorCode.BAD_SETTING,
-            f"cannot run on CPUs {','.join(settings.client_cpus)} ({error}); this machine has "
-            f"{sorted(os.sched_getaffinity(0))}",
+            f"--client-cpus: {wrong[0]!r} is none of the CPUs here: {sorted(allowed)}",
             param="client_cpus",
-        ) from None
+        )
+    return frozenset(int(word) for word in settings.client_cpus)

@@ -11,7 +11,7 @@ import typer
 from splice.bench.contest import ContestPlan, run_contest
 from splice.bench.contest_file import load_contest
 from splice.bench.result import write_result
-from splice.cli.bench.chosen import chosen_text, chosen_workloads, pin_client
+from splice.cli.bench.chosen import chosen_cpus, chosen_text, chosen_workloads
 from splice.cli.bench.progress import teller
 from splice.cli.bench.table import show_table
 from splice.cli.console import say
@@ -38,8 +38,8 @@ def command(
         timeout_s=settings.run_timeout,
         log_folder=output.with_suffix("").with_suffix("") / "logs",
         text_of=chosen_text(settings),
+        client_cpus=chosen_cpus(settings),
     )
-    pin_client(settings)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ctrl-C: servers end with the contest
     with teller() as progress:
         result = run_contest(plan, say=say, progress=progress.watch, save=lambda so_far: write_result(so_far, output))

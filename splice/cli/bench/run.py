@@ -17,7 +17,7 @@ from splice.bench.load import ServerAccess, model_names
 from splice.bench.measure import measure
 from splice.bench.process_tree import ServerTree
 from splice.bench.result import Repeat, Result, Series, ServerIdentity, write_result
-from splice.cli.bench.chosen import chosen_text, chosen_workloads, pin_client
+from splice.cli.bench.chosen import chosen_cpus, chosen_text, chosen_workloads
 from splice.cli.bench.progress import teller
 from splice.cli.bench.table import show_table
 from splice.cli.console import err, say
@@ -44,7 +44,7 @@ def command(
     server = ServerAccess(target, settings.model or _only_model(model_names(target)), DIALECTS[settings.dialect])
     tree = None if settings.server_pid is None else _tree(settings.server_pid)
     identity = _identity(settings, server)
-    pin_client(settings)
+    cpus = chosen_cpus(settings)
     began, environment = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), read_environment()
     measured: dict[str, list[Repeat]] = {workload.name: [] for workload in workloads}
     with teller() as progress:
@@ -59,6 +59,7 @@ def command(
                     timeout_s=settings.run_timeout,
                     text_of=text_of,
                     progress=progress.watch(f"{workload.name} {number + 1}/{settings.repeats}"),
+                    client_cpus=cpus,
                 )
                 measured[workload.name].append(repeat)
                 say(f"{workload.name} {number + 1}/{settings.repeats}: {repeat_line(repeat)}")
