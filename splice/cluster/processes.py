@@ -39,18 +39,21 @@ def identify(name: str, pid: int) -> ProcessId | None:
 def bearing(marks: Sequence[str]) -> list[psutil.Process]:
     """All processes that name one of `marks` (paths of ours) in their command line or environment, and their children.
 
+    Whoever started this process is left out, and so is who is told of a mark by `--run-dir`: `splice down` and the
+    shell it was typed into name the path too.
+
     Some processes overwrite both with a title; those are found as descendants of one that did not, so this is asked
     *before* anything is ended.
     """
     found: dict[int, psutil.Process] = {}
-    own = psutil.Process().pid
+    own = psutil.Process()
+    spared = {own.pid, *(parent.pid for parent in own.parents())}
     for process in psutil.process_iter():
-        if process.pid != own and _bears(process, marks):
+        if process.pid not in spared and _bears(process, marks):
             found[process.pid] = process
             with contextlib.suppress(psutil.Error):
                 found.update({child.pid: child for child in process.children(recursive=True)})
-    found.pop(own, None)
-    return list(found.values())
+    return [process for pid, process in found.items() if pid not in spared]
 
 
 def end(processes: Iterable[psutil.Process], *, grace_s: float, kill_s: float = 5.0) -> list[psutil.Process]:
@@ -78,7 +81,10 @@ def _is_alive(process: psutil.Process) -> bool:
 
 def _bears(process: psutil.Process, marks: Sequence[str]) -> bool:
     try:
-        if any(mark in part for part in process.cmdline() for mark in marks):
+        words = process.cmdline()
+        told = {index + 1 for index, word in enumerate(words) if word == "--run-dir"}
+        named = [word for index, word in enumerate(words) if index not in told and not word.startswith("--run-dir=")]
+        if any(mark in word for word in named for mark in marks):
             return True
         return any(mark in value for value in process.environ().values() for mark in marks)
     except (psutil.Error, OSError):

@@ -17,6 +17,8 @@ from splice.cluster.run_dir import ClusterState, RunDirectory
 from splice.doctor import examine
 from wire.errors import SpliceError
 
+ROOT = Path(__file__).resolve().parents[3]
+
 
 @pytest.fixture
 def child(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
@@ -82,6 +84,22 @@ def test_ending_a_cluster_ends_what_bears_its_mark_and_nothing_else(
         assert child.wait(5) is not None
         assert bystander.poll() is None
         bystander.kill()
+
+
+def test_whoever_started_this_process_is_not_ended_with_the_cluster(tmp_path: Path) -> None:
+    mark = str(tmp_path / "run")
+    inner = f"from splice.cluster.processes import bearing; print([each.pid for each in bearing([{mark!r}])])"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)  # {mark}"
+    done = subprocess.run([sys.executable, "-c", outer, inner], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_who_is_only_told_of_the_directory_is_not_ended_with_it(tmp_path: Path) -> None:
+    sleep = "import time; time.sleep(60)"
+    mark = str(tmp_path / "run")
+    with subprocess.Popen([sys.executable, "-c", sleep, "down", "--run-dir", mark]) as asking:
+        assert bearing([mark]) == []
+        asking.kill()
 
 
 def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
