@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from router.requested import Requested
 from router.run import Run
 from router.text.stop import StopMatcher
@@ -12,8 +14,7 @@ from router.text.tokenizer import ModelText
 from wire.sampling import Beam, FinishReason, TokenLogprobs
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
+class TextDelta(msgspec.Struct, frozen=True):
     """What one choice grew by. `text` may lag behind `tokens` while a character or a stop string is incomplete."""
 
     choice: int

@@ -101,7 +101,12 @@ class Dispatcher:
     def feed(self, run: Run, event: Event) -> None:
         """One request's fault stays its own: whatever goes wrong here ends this request only."""
         try:
-            self._carry_out(run, run.lifecycle.handle(event, self._now_s()))
+            now_s = self._now_s()
+            actions = run.lifecycle.handle(event, now_s)
+            if len(actions) == 1 and isinstance(actions[0], Release):
+                self._release(run, actions[0], now_s)  # nothing else changed: neither a message nor a timer is due
+            else:
+                self._carry_out(run, actions)
         except Exception as error:
             log.exception("request %016x failed on %s", run.request, type(event).__name__)
             self._carry_out(run, run.lifecycle.abandon(internal_error(error)))
@@ -114,7 +119,8 @@ class Dispatcher:
             if run is None:
                 continue  # ended here already: the cancel is on its way
             if isinstance(event, TokenRow):
-                self._settle(run, session)
+                if run.submitted_to.get(session.key):
+                    self._settle(run, session)
             elif isinstance(event, HandedOff) and event.attempt == run.lifecycle.attempt:
                 self._let_go(run.lifecycle.prefill, run)
             self.feed(run, event)
@@ -140,9 +146,8 @@ class Dispatcher:
             match action:
                 case ChoosePair(excluded):
                     todo.extend(run.lifecycle.handle(self._choose(run, excluded), self._now_s()))
-                case Release(tokens):
-                    self._metrics.on_tokens(run.model, run.timings, len(tokens), self._now_s())
-                    run.deliver(action)
+                case Release():
+                    self._release(run, action, self._now_s())
                 case Migrated(_, _, error):
                     self._metrics.migrations.labels(run.model, error.code.value).inc()
                 case Finish() | Fail():
@@ -152,6 +157,10 @@ class Dispatcher:
                         lost = WorkerLost(target_of(action), "it has no open session")
                         todo.extend(run.lifecycle.handle(lost, self._now_s()))
         self._schedule(run)
+
+    def _release(self, run: Run, action: Release, now_s: float) -> None:
+        self._metrics.on_tokens(run.model, run.timings, len(action.tokens), now_s)
+        run.deliver(action)
 
     def _limits_beside_leader(self) -> LifecycleLimits:
         """A prompt that decode holds but for less than a block is finished there."""

@@ -1,8 +1,13 @@
-"""What happens to a request and what is to be done about it, as plain data."""
+"""What happens to a request and what is to be done about it, as plain data.
+
+There is one `TokenRow` and one `Release` a token: structs, because making a frozen dataclass takes ten times as long.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import msgspec
 
 from wire.errors import SpliceError
 from wire.sampling import Beam, FinishReason, TokenLogprobs
@@ -52,8 +57,7 @@ class Reserved:
     queue_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRow:
+class TokenRow(msgspec.Struct, frozen=True):
     """Tokens `seq`, `seq + 1`, … of the answer; `logprobs` has one entry per token or is empty."""
 
     worker: WorkerKey
@@ -198,8 +202,7 @@ class SendCancel:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(msgspec.Struct, frozen=True):
     """Give these tokens to the client, in this order; they follow all tokens released before."""
 
     tokens: tuple[int, ...]

@@ -132,6 +132,11 @@ class RequestLifecycle:
     def handle(self, event: Event, now_s: float) -> list[Action]:  # noqa: PLR0912 - one case per event
         if self.phase is Phase.END:
             return []
+        if isinstance(event, TokenRow):  # one a token: not behind everything that may happen once
+            if self._is_current(event.worker, event.attempt):
+                return self._on_row(event)
+            self.dropped_tokens += len(event.tokens)
+            return []
         match event:
             case Picked():
                 return self._on_picked(event)
@@ -150,14 +155,11 @@ class RequestLifecycle:
                 return self._on_tick(now_s)
             case _:
                 pass
-        if event.attempt != self.attempt or event.worker not in (self.decode, self.prefill):
-            self.dropped_tokens += len(event.tokens) if isinstance(event, TokenRow) else 0
+        if not self._is_current(event.worker, event.attempt):
             return []
         match event:
             case Reserved():
                 return self._on_reserved(event)
-            case TokenRow():
-                return self._on_row(event)
             case PromptScored():
                 return self._on_scored(event)
             case BeamsFound():
@@ -168,6 +170,9 @@ class RequestLifecycle:
                 return []
             case Failed():
                 return self._on_failed(event)
+
+    def _is_current(self, worker: WorkerKey, attempt: int) -> bool:
+        return attempt == self.attempt and worker in (self.decode, self.prefill)
 
     def abandon(self, error: SpliceError) -> list[Action]:
         """Ends the request with an error that came from outside its life cycle."""
@@ -273,6 +278,9 @@ class RequestLifecycle:
             self.cached_tokens = min(max(self.cached_tokens, row.cached_tokens), len(self.prompt))
         if self.wanted.beams:
             return []
+        if row.finish is FinishReason.NONE and row.seq == len(self.emitted) and not self._ahead and not self._finish:
+            self.emitted.extend(row.tokens)  # what nearly every row is: the next tokens, in order
+            return [Release(row.tokens, row.logprobs)] if row.tokens else []
         for index, token in enumerate(row.tokens):
             seq = row.seq + index
             if seq < len(self.emitted) or seq in self._ahead:

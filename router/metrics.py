@@ -7,9 +7,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from router.events import Fail, Finish
 from router.lifecycle import RequestLifecycle
 from router.receipt import Timings
+from router.token_pace import TokenPace
 
 _LATENCY_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0, 120.0, 300.0)
-_GAP_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _LENGTH = (1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 
 
@@ -19,8 +19,6 @@ class RouterMetrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         model = ("model_name",)
-        self._per_token: dict[str, tuple[Histogram, Counter]] = {}
-        """Looked up once per model: finding a labelled child costs more than counting in it."""
         self.running = Gauge("splice:num_requests_running", "Requests in hand", model, registry=registry)
         self.success = Counter(
             "splice:request_success", "Requests answered", (*model, "finished_reason"), registry=registry
@@ -30,7 +28,6 @@ class RouterMetrics:
         self.cached_tokens = Counter(
             "splice:prompt_tokens_cached", "Prompt tokens found in a prefix cache", model, registry=registry
         )
-        self.generation_tokens = Counter("splice:generation_tokens", "Tokens released", model, registry=registry)
         self.ttft = Histogram(
             "splice:time_to_first_token_seconds",
             "Receipt to first token released",
@@ -38,9 +35,8 @@ class RouterMetrics:
             buckets=_LATENCY_S,
             registry=registry,
         )
-        self.itl = Histogram(
-            "splice:inter_token_latency_seconds", "Between tokens released", model, buckets=_GAP_S, registry=registry
-        )
+        self._pace = TokenPace()
+        registry.register(self._pace)
         self.e2e = Histogram(
             "splice:e2e_request_latency_seconds", "Receipt to end", model, buckets=_LATENCY_S, registry=registry
         )
@@ -96,17 +92,10 @@ class RouterMetrics:
         self.loop_lag = Gauge("splice:event_loop_lag_seconds", "How late the event loop wakes up", registry=registry)
 
     def on_tokens(self, model: str, timings: Timings, count: int, now_s: float) -> None:
-        first = timings.first_token_s is None
-        gaps = timings.on_tokens(count, now_s)
-        if first:
+        gap_s = timings.on_tokens(count, now_s)
+        if gap_s is None:
             self.ttft.labels(model).observe(timings.ttft_s)
-        per_token = self._per_token.get(model)
-        if per_token is None:
-            per_token = self._per_token[model] = (self.itl.labels(model), self.generation_tokens.labels(model))
-        itl, generated = per_token
-        for gap_s in gaps:
-            itl.observe(gap_s)
-        generated.inc(count)
+        self._pace.on_tokens(model, count, gap_s)
 
     def on_end(
         self, model: str, lifecycle: RequestLifecycle, timings: Timings, terminal: Finish | Fail, now_s: float

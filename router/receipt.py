@@ -19,16 +19,20 @@ class Timings:
     last_token_s: float | None = None
     gaps_s: list[float] = field(default_factory=list)
 
-    def on_tokens(self, count: int, now_s: float) -> list[float]:
-        """Records `count` tokens released together; returns the gaps that ended with them (none before the first)."""
-        if self.first_token_s is None or self.last_token_s is None:
-            self.first_token_s = self.last_token_s = now_s
-            gaps = [0.0] * (count - 1)
+    def on_tokens(self, count: int, now_s: float) -> float | None:
+        """Records `count` tokens released together; returns the gap before the first of them, None for the very first.
+
+        There is no gap between tokens of one release.
+        """
+        gap_s = None if self.last_token_s is None else now_s - self.last_token_s
+        if gap_s is None:
+            self.first_token_s = now_s
         else:
-            gaps = [now_s - self.last_token_s, *([0.0] * (count - 1))]
-            self.last_token_s = now_s
-        self.gaps_s.extend(gaps)
-        return gaps
+            self.gaps_s.append(gap_s)
+        self.last_token_s = now_s
+        if count > 1:
+            self.gaps_s.extend([0.0] * (count - 1))
+        return gap_s
 
     @property
     def ttft_s(self) -> float:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from router.events import ClientGone, Fail, Finish, Release, StopFound, WorkerKey
 from router.lifecycle import RequestLifecycle
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from router.dispatch import Dispatcher
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True):
     """Tokens that came since the last look. After a `finish` or an `error` nothing more comes."""
 
     tokens: tuple[int, ...]

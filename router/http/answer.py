@@ -57,6 +57,7 @@ class Answer:
         finally:
             self._generation.cancel()
             watcher.cancel()
+            self._exchange.close()
 
     async def _whole(self) -> None:
         choices = await self._generation.whole()

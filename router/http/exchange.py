@@ -32,6 +32,9 @@ class Exchange:
         """Whether the response's first byte is out: from there on errors travel in the stream."""
         self._receive = receive
         self._send = send
+        self._write_began_s: float | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._is_stuck = False
 
     def header(self, name: bytes) -> bytes | None:
         for key, value in self.scope["headers"]:
@@ -101,11 +104,38 @@ class Exchange:
 
     async def start_events(self) -> None:
         await self._start(200, b"text/event-stream; charset=utf-8", [(b"cache-control", b"no-cache")])
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine runs in a task
+        self._watch_writes(task)
 
     async def send_events(self, payloads: list[bytes], *, last: bool = False) -> None:
         """Server-sent events, all in one write."""
-        body = b"".join(b"data: " + payload + b"\n\n" for payload in payloads)
-        await self._write({"type": "http.response.body", "body": body, "more_body": not last})
+        body = b"data: " + b"\n\ndata: ".join(payloads) + b"\n\n"
+        self._write_began_s = asyncio.get_running_loop().time()
+        try:
+            await self._send({"type": "http.response.body", "body": body, "more_body": not last})
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._is_stuck and task is not None:
+                task.uncancel()  # the cancellation ends here
+                raise ClientLeft from None
+            raise
+        finally:
+            self._write_began_s = None
+
+    def close(self) -> None:
+        """The response is over, whole or not."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+
+    def _watch_writes(self, task: asyncio.Task[Any]) -> None:
+        """Looks now and then whether an event is stuck: a timer for each of them would cost as much as the write."""
+        loop = asyncio.get_running_loop()
+        if self._write_began_s is not None and loop.time() - self._write_began_s > _WRITE_TIMEOUT_S:
+            self._is_stuck = True
+            task.cancel()
+            return
+        self._watchdog = loop.call_later(_WRITE_TIMEOUT_S / 4, self._watch_writes, task)
 
     async def _write(self, message: Message) -> None:
         try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 
+import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -376,7 +377,7 @@ class AnySchedule(RuleBasedStateMachine):
             self.net.flying.remove(event)
         if isinstance(event, TokenRow) and event.attempt != self.lifecycle.attempt:
             # Must be dropped unread, so it may as well be wrong.
-            event = replace(event, tokens=tuple(-1 for _ in event.tokens))
+            event = msgspec.structs.replace(event, tokens=tuple(-1 for _ in event.tokens))
         self.feed(event)
 
     @precondition(lambda self: self.net.live)
