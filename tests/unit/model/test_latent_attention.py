@@ -24,9 +24,11 @@ STILL = torch.cat((torch.ones(LENGTH, ROPE // 2), torch.zeros(LENGTH, ROPE // 2)
 """A rotary table that turns nothing."""
 
 
-def _attend(cuts: list[int], prompt_end: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def _attend(
+    cuts: list[int], prompt_end: int, dtype: torch.dtype = torch.float32, cached: torch.dtype | None = None
+) -> torch.Tensor:
     """The sequence cut at `cuts`, each part stored and attended in a step of its own, over a cache of NaN."""
-    cache = torch.full((8, 3, 1, 1, BLOCK_TOKENS, RANK + ROPE), torch.nan, dtype=dtype)
+    cache = torch.full((8, 3, 1, 1, BLOCK_TOKENS, RANK + ROPE), torch.nan, dtype=cached or dtype)
     parts = []
     for first, last in zip([0, *cuts], [*cuts, LENGTH], strict=True):
         positions = torch.arange(first, last)
@@ -53,10 +55,13 @@ def test_both_ways_compute_the_same_attention(prompt_end: int) -> None:
     assert torch.allclose(_attend([], prompt_end).double(), _expected(), atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "cached"),
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float32, torch.bfloat16)],
+)
 @pytest.mark.parametrize("cuts", [[33], [1, 2, 31, 64], [20, 50, 70, 71], list(range(1, LENGTH))])
-def test_no_cut_changes_a_bit(cuts: list[int], dtype: torch.dtype) -> None:
-    assert torch.equal(_attend(cuts, 50, dtype), _attend([], 50, dtype))
+def test_no_cut_changes_a_bit(cuts: list[int], dtype: torch.dtype, cached: torch.dtype) -> None:
+    assert torch.equal(_attend(cuts, 50, dtype, cached), _attend([], 50, dtype, cached))
 
 
 def test_rows_of_a_prompt_and_rows_after_it_round_differently() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from engine.models.causal_lm import CausalLM
 from engine.ops.registry import OpsChoice
 
 KINDS = ("mixtral", "qwen3-moe", "gpt-oss", "deepseek-v2-groups", "deepseek-v3")
-ARITHMETICS = tuple((dtype, ops) for dtype in ("float32", "bfloat16") for ops in get_args(OpsChoice))
+ARITHMETICS = (("float32", "auto"), ("float32", "reference"), ("bfloat16", "reference"))
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,8 @@ def model(request: pytest.FixtureRequest, directory: Path) -> CausalLM:
 
 
 def _sequences(rng: random.Random) -> list[Sequence]:
-    lengths = [rng.randint(1, 80) for _ in range(rng.randint(2, 5))]
-    return [Sequence([rng.randrange(320) for _ in range(length)], rng.randint(1, length)) for length in lengths]
+    prompts = [rng.randint(1, 60) for _ in range(rng.randint(2, 4))]
+    return [Sequence([rng.randrange(320) for _ in range(prompt + rng.randint(0, 15))], prompt) for prompt in prompts]
 
 
 def _undisturbed(model: CausalLM, sequence: Sequence) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,7 +58,7 @@ def _undisturbed(model: CausalLM, sequence: Sequence) -> tuple[torch.Tensor, tor
     return logits, run.keys_and_values(0, len(sequence.tokens))
 
 
-@settings(max_examples=3, deadline=None, derandomize=True)
+@settings(max_examples=2, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32))
 def test_any_cut_and_any_company_give_the_bits_of_the_request_alone(model: CausalLM, seed: int) -> None:
     """Cuts go across the end of the prompt too: that is how a preempted request is computed again."""
