@@ -88,7 +88,7 @@ class Request:
     """How its tokens are drawn, prepared by the engine when the first of them is."""
     answer_is_apart: bool = False
     """The model computes what follows a prompt another way (`ModelSpec.answer_is_apart`): blocks that reach past the
-    prompt are found only by requests whose prompt is as long. Given by the engine, before the first hash."""
+    prompt are found only by requests whose prompt is as long. Given before the first hash, by engine or parent."""
     _hashes: list[bytes] = field(default_factory=list, repr=False)
 
     @property
@@ -118,9 +118,16 @@ class Request:
     def hashes(self, num_blocks: int, block_tokens: int) -> list[bytes]:
         """Chained hashes of the first `num_blocks` full blocks of `tokens`; computed once each."""
         while len(self._hashes) < num_blocks:
-            start = len(self._hashes) * block_tokens
-            parent = self._hashes[-1] if self._hashes else self.root
-            if self.answer_is_apart and start <= self.num_prompt_tokens < start + block_tokens:
-                parent = prompt_end_hash(parent, self.num_prompt_tokens)
-            self._hashes.append(block_hash(parent, self.tokens[start : start + block_tokens]))
+            index = len(self._hashes)
+            tokens = self.tokens[index * block_tokens : (index + 1) * block_tokens]
+            self._hashes.append(block_hash(self.parent_hash(index, block_tokens), tokens))
         return self._hashes[:num_blocks]
+
+    def parent_hash(self, index: int, block_tokens: int) -> bytes:
+        """What the name of block `index`, full or not, is chained on: what its content depends on beside its tokens."""
+        if len(self._hashes) < index:
+            self.hashes(index, block_tokens)
+        parent = self._hashes[index - 1] if index else self.root
+        if self.answer_is_apart and index == self.num_prompt_tokens // block_tokens:
+            return prompt_end_hash(parent, self.num_prompt_tokens)
+        return parent

@@ -54,7 +54,7 @@ class RequestMemory:
         start = len(names) * size
         if request.is_computed_elsewhere:  # blocks that a peer fills are filled whole
             return KnownPrefix(names, None, start)
-        parent = names[-1] if names else request.root
+        parent = request.parent_hash(len(names), size)
         rest = request.tokens[start : min(start + size, most)]
         nearest = self._pool.cache.nearest(parent, rest)
         if nearest is None or nearest[1] <= self._config.block_copy_cost:
@@ -106,10 +106,10 @@ class RequestMemory:
         request.num_computed_tokens += num_new_tokens
         full = request.num_computed_tokens // size
         if self._config.enable_prefix_caching and full > sealed:
-            names = [request.root, *request.hashes(full, size)]
+            names = request.hashes(full, size)
             for index in range(sealed, full):
                 tokens = tuple(request.tokens[index * size : (index + 1) * size])
-                content = BlockContent(names[index + 1], names[index], tokens, is_full=True)
+                content = BlockContent(names[index], request.parent_hash(index, size), tokens, is_full=True)
                 self._pool.seal(request.key, index, content)
 
     def release(self, request: Request) -> None:
@@ -188,7 +188,7 @@ class RequestMemory:
         tokens = tuple(request.tokens[full * size : request.num_computed_tokens])
         if not tokens:
             return None
-        parent = request.hashes(full, size)[-1] if full else request.root
+        parent = request.parent_hash(full, size)
         return BlockContent(block_hash(parent, tokens), parent, tokens, is_full=False)
 
 

@@ -82,7 +82,7 @@ class Scheduler:
             )
         child.answer_is_apart = parent.answer_is_apart
         self._take_in(child)
-        child.rank = parent.rank
+        child.rank, child.answer_is_apart = parent.rank, parent.answer_is_apart
         child.num_cached_tokens, child.was_admitted = parent.num_cached_tokens, parent.was_admitted
         if self._ended_already(child):
             return

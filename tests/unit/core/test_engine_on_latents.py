@@ -17,7 +17,7 @@ from engine.request import Request
 from engine.rope_spec import RopeSpec
 from engine.spec import LatentAttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, RoutingSpec
 from wire.block_hash import chain
-from wire.sampling import SamplingParams
+from wire.sampling import BeamSearch, SamplingParams
 
 ATTENTION = LatentAttentionSpec(4, 24, 20, 10, 6, 12, RopeSpec(10000.0), 0.25)
 ROUTING = RoutingSpec(6, 2, "sigmoid", normalise=True, num_groups=3, top_groups=2, score_bias=True)
@@ -157,3 +157,18 @@ def test_branches_go_on_with_the_bits_each_would_have_alone(make_bench):
         assert bench.answer(child) == alone.generate(prompt, emitted=emitted, **RUN)
         place = (len(prompt), 66)  # of its first row, where the parent had one of its own before
         assert np.array_equal(bench.model.logits[place][-1], alone.model.logits[place][0])
+
+
+def test_no_hypothesis_of_a_beam_search_leaves_blocks_that_a_longer_prompt_finds(make_bench):
+    search = BeamSearch(width=3, num_answers=3)
+    first = make_bench()
+    key = first.submit(PROMPT[:40], **{**RUN, "max_tokens": 50, "temperature": 0.0}, beam=search)
+    first.run()
+    conversations = [[*PROMPT[:40], *beam.tokens] for beam in first.beams[key]]
+    assert all(len(conversation) == 90 for conversation in conversations)
+    for conversation in conversations:
+        fresh = make_bench()
+        for bench in (first, fresh):
+            bench.model.logits.clear()
+            bench.generate(conversation, **{**RUN, "max_tokens": 3})
+        assert same_logits(fresh, first, 90, range(90, 93))
