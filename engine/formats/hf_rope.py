@@ -24,6 +24,8 @@ def rope_from_config(config: Fields, head_dim: int) -> RopeSpec:
     Raises SpliceError (bad_model_file) for a kind of scaling that nobody computes, naming the field.
     """
     parameters = config.section("rope_parameters")
+    if any(isinstance(value, dict) for value in parameters.values.values()):
+        raise config.wrong("rope_parameters", "one rope for all layers")
     if not parameters.values:
         parameters = config.section("rope_scaling")
     return rope_from_parameters(config, parameters, head_dim, theta=config.number_or("rope_theta", 10000.0))

@@ -45,6 +45,7 @@ def _edit_config(directory: Path, **changes: Any) -> None:
         ({"model_type": "mistral", "sliding_window": 0}, ["window is 0"]),
         ({"rope_parameters": {"rope_type": "proportional"}}, ["'proportional'", "longrope"]),
         ({"rope_parameters": {"rope_type": "linear"}}, ["'factor' is missing"]),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, ["rope_parameters", "one rope"]),
         ({"rope_parameters": {"rope_type": "yarn", "factor": -1}}, ["rope factor is -1.0"]),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 0.5}}, ["rope factor is 0.5"]),
         (
