@@ -94,6 +94,20 @@ def test_a_kv_pool_larger_than_the_machine_is_refused(tiny_model: Path) -> None:
     assert "available" in worker(tiny_model, "--kv-cache-memory", "900T")
 
 
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (("--swap-space", "900T"), "available"),
+        (("--swap-space", "1"), "no KV block"),
+        (("--num-host-blocks", "4", "--no-enable-prefix-caching"), "prefix cache"),
+    ],
+)
+def test_swap_space_that_cannot_be_is_refused(tiny_model: Path, flags: tuple[str, ...], word: str) -> None:
+    said = worker(tiny_model, *flags)
+    assert "bad_setting" in said
+    assert word in said
+
+
 def test_faults_are_refused_on_an_open_address(tiny_model: Path) -> None:
     said = worker(tiny_model, "--host", "192.0.2.1", "--fault", "kv.flip_byte")
     assert "loopback" in said

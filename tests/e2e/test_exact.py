@@ -58,6 +58,20 @@ def test_text_is_the_same_alone_and_beside_fifteen_others(sampling: str, local: 
     assert beside.result().text == local[sampling]
 
 
+@pytest.mark.parametrize("host_blocks", [0, 64], ids=["recomputed", "swapped"])
+def test_text_is_the_same_when_memory_is_scarce(
+    host_blocks: int, local: dict[str, str], tiny_model: Path, tmp_path: Path
+) -> None:
+    scarce = ("--max-model-len", "320", "--num-kv-blocks", "14", "--num-host-blocks", str(host_blocks))
+    prompts = [[7 + i, *range(20 + i, 60 + 3 * i)] for i in range(5)]
+    with cluster(tiny_model, tmp_path, worker_flags=scarce) as running, ThreadPoolExecutor(6) as pool:
+        crowd = [pool.submit(ask, running, "sampled", prompt) for prompt in prompts]
+        beside = pool.submit(ask, running, "sampled")
+        assert all(answer.result().finish == "length" for answer in crowd)
+        assert beside.result().text == local["sampled"]
+        assert sum(stats.preemptions for stats in running.all_stats("decode")) > 0
+
+
 def test_a_cached_prompt_gives_the_same_text(pair: Cluster, local: dict[str, str]) -> None:
     first, second = ask(pair, "greedy"), ask(pair, "greedy")
     assert second.usage["prompt_tokens_details"]["cached_tokens"] > 0
