@@ -187,8 +187,8 @@ def test_a_beam_that_cannot_be_computed_ends_its_search_alone(make_bench, raisin
     bench = make_bench()
     forward, calls = bench.model.forward, []
 
-    def damaged(batch, kv_cache):
-        logits = forward(batch, kv_cache)
+    def damaged(batch):
+        logits = forward(batch)
         for index, part in enumerate(batch.slices):
             if part.start == 24 and len(part.token_ids) == 1:
                 calls.append(index)
