@@ -74,7 +74,7 @@ class Request:
     """Live view of the block table; the block pool owns it."""
 
     arrival: int = -1
-    """Position in the order of submission, given by the scheduler."""
+    """Position in the order of submission, given by the scheduler; a fork has its parent's."""
     rank: int = 0
     """Step of arrival, put off by the priority; given by the scheduler, kept through preemption, a fork has its
     parent's."""

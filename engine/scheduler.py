@@ -82,7 +82,7 @@ class Scheduler:
             )
         child.answer_is_apart = parent.answer_is_apart
         self._take_in(child)
-        child.rank, child.answer_is_apart = parent.rank, parent.answer_is_apart
+        child.rank, child.arrival = parent.rank, parent.arrival
         child.num_cached_tokens, child.was_admitted = parent.num_cached_tokens, parent.was_admitted
         if self._ended_already(child):
             return
@@ -285,12 +285,13 @@ class Scheduler:
     def _step_back(self) -> int:
         """Nothing moves: whoever only waits for others to catch up, as beams do, makes room for the head of the line.
 
-        A more senior one stays. What it waits for is in the line too, and is or becomes its head.
+        A more senior one stays, and so does a sibling. What they wait for is in the line too, as senior as they are, so
+        that the most senior of those who wait for each other always get together.
         """
         if not self.waiting:
             return 0
         idle = [r for r in self.running if r.num_computed_tokens == r.num_tokens]
-        if not idle or idle[-1].seniority < self.waiting[0].seniority:
+        if not idle or idle[-1].seniority <= self.waiting[0].seniority:
             return 0
         self._preempt(idle[-1])
         return 1
