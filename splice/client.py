@@ -24,6 +24,17 @@ class Delta:
     receipt: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """One of several complete answers."""
+
+    index: int
+    text: str
+    finish: str
+    score: float | None = None
+    """Of a beam search."""
+
+
 class Client:
     """Use as a context manager. Every failure is a SpliceError, one in the middle of a stream too."""
 
@@ -60,6 +71,18 @@ class Client:
 
     def complete(self, model: str, prompt: str, **sampling: object) -> Iterator[Delta]:
         return self._stream("/v1/completions", {"model": model, "prompt": prompt, **sampling})
+
+    def complete_whole(self, model: str, prompt: str, **sampling: object) -> list[Whole]:
+        """All answers at once, in the server's order."""
+        body = {"model": model, "prompt": prompt, **sampling}
+        body = {name: value for name, value in body.items() if value is not None}
+        with self._errors():
+            response = self._http.post(f"{self._url}/v1/completions", json=body)
+        _check(response)
+        return [
+            Whole(int(each["index"]), str(each["text"]), str(each["finish_reason"]), each.get("score"))
+            for each in response.json()["choices"]
+        ]
 
     def _stream(self, path: str, body: dict[str, object]) -> Iterator[Delta]:
         body = {name: value for name, value in body.items() if value is not None}

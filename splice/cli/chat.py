@@ -34,10 +34,7 @@ def command(
             deltas = client.chat(
                 model,
                 messages,
-                max_tokens=settings.max_tokens,
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                seed=settings.seed,
+                **settings.sampling(),
             )
             messages.append({"role": "assistant", "content": show_answer(deltas, receipt=receipt)})
             if message is not None:

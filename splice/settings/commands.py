@@ -82,10 +82,45 @@ class ClientSettings:
     max_tokens: int = setting(256, parse.integer(1), "Longest answer, in tokens.", group="Sampling")
     temperature: float = setting(0.0, parse.number(0, 100), "0 is greedy.", group="Sampling")
     top_p: float = setting(1.0, parse.number(0, 1), "Nucleus of the distribution to draw from.", group="Sampling")
+    top_k: int = setting(0, parse.integer(0), "Draw from this many likeliest tokens; 0 from all.", group="Sampling")
+    min_p: float = setting(0.0, parse.number(0, 1), "Least share of the likeliest token.", group="Sampling")
+    typical_p: float = setting(1.0, parse.number(0, 1), "Mass of the most typical tokens to keep.", group="Sampling")
+    repetition_penalty: float = setting(1.0, parse.number(0, 2), "Above 1: repeat less.", group="Sampling")
+    frequency_penalty: float = setting(0.0, parse.number(-2, 2), "Per repetition in the answer.", group="Sampling")
+    presence_penalty: float = setting(0.0, parse.number(-2, 2), "Once it is in the answer.", group="Sampling")
+    stop: tuple[str, ...] = setting((), parse.words(), "Texts that end the answer.", group="Sampling", metavar="LIST")
+    bad_words: tuple[str, ...] = setting((), parse.words(), "Texts to keep out.", group="Sampling", metavar="LIST")
     seed: int | None = setting(
         None, parse.integer(0, (1 << 63) - 1), "Equal seeds give equal answers.", group="Sampling"
     )
     timeout: float = setting(300.0, parse.seconds(0.1), "Seconds an answer may take.", group="Server")
+
+    def sampling(self) -> dict[str, object]:
+        """The fields of a request, those left as they are not among them where the server has the same default."""
+        asked: dict[str, object] = {
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "seed": self.seed,
+        }
+        defaults = ClientSettings()
+        for name in _LEFT_OUT:
+            value = getattr(self, name)
+            if value != getattr(defaults, name):
+                asked[name] = list(value) if isinstance(value, tuple) else value
+        return asked
+
+
+_LEFT_OUT = (
+    "top_k",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "stop",
+    "bad_words",
+)
 
 
 ALL: tuple[type, ...] = (

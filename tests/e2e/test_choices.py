@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.cluster import Cluster, cluster, wait_for
+from tests.e2e.cluster import ROOT, Cluster, cluster, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -102,3 +104,13 @@ def test_a_beam_search_whose_worker_is_killed_gives_the_same_answers(
         thread.join(60)
     assert answers
     assert answers[0]["choices"] == expected
+
+
+def test_the_terminal_shows_several_answers(pair: Cluster) -> None:
+    words = ["complete", "abc", "--url", pair.base_url, "--max-tokens", "5"]
+    for more, shown in ((["--n", "2", "--temperature", "1"], "2 of 2"), (["--n", "2", "--beam-width", "3"], "score -")):
+        done = subprocess.run(
+            [sys.executable, "-m", "splice", *words, *more], capture_output=True, text=True, cwd=ROOT, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert shown in done.stdout
