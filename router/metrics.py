@@ -103,12 +103,15 @@ class RouterMetrics:
         self.running.labels(model).dec()
         self.dropped_tokens.labels(model).inc(lifecycle.dropped_tokens)
         self.e2e.labels(model).observe(now_s - timings.received_s)
-        if lifecycle.emitted:
+        of_beams = sum(len(beam.tokens) for beam in lifecycle.beams)
+        if of_beams:
+            self.generation_tokens.labels(model).inc(of_beams)
+        if lifecycle.emitted or of_beams:
             self.prompt_tokens.labels(model).inc(len(lifecycle.prompt))
             self.cached_tokens.labels(model).inc(lifecycle.cached_tokens)
             self.queue.labels(model).observe(lifecycle.queue_s)
             self.request_prompt.labels(model).observe(len(lifecycle.prompt))
-            self.request_generation.labels(model).observe(len(lifecycle.emitted))
+            self.request_generation.labels(model).observe(len(lifecycle.emitted) + of_beams)
         handoff = lifecycle.handoff
         if handoff.transport:
             self.kv_bytes.labels(handoff.transport).inc(handoff.kv_bytes)
