@@ -1,21 +1,23 @@
 // Causal attention over the paged KV cache, one (sequence, KV head, tile of queries) at a time.
 //
 // Softmax is online (Milakov & Gimelshein 2018; Dao et al. 2022) and anchored at absolute position 0: a query meets the spans
-// of 32 positions in ascending order, and each span updates (maximum, 16 partial sums, accumulator) once. A score is one FMA
-// chain over head_dim; an output element is one FMA chain over positions, rescaled at span borders. A query's arithmetic
-// depends on its own position and nothing else: chunking, neighbours, threads and the cache's block size cannot change it.
+// of 32 positions in ascending order, and each span that it sees any of updates (maximum, 16 partial sums, accumulator) once. A
+// score is one FMA chain over head_dim; an output element is one FMA chain over positions, rescaled at span borders. A query's
+// arithmetic depends on its own position and nothing else: chunking, neighbours, threads and the cache's block size cannot
+// change it. With a window, spans and positions before it take no part at all. A cap turns a score into cap·tanh(score / cap).
+// A sink is one more score, of no position and no value, that joins at the end.
+//
+// An int8 cache has one fp32 scale a token and head: keys are multiplied as integers in fp32 and the score by its scale, and a
+// value's scale goes into the weight that meets it.
 //
 // Reads 2·32·head_dim cache elements a span, once per 16 queries and for the whole group of query heads that shares them, and
 // does 4·head_dim operations per (query, head, position).
-//
-// Measured on one AVX2 core (Zen 3; FMA chains in registers reach 103.7 GFLOP/s) with 9 heads on 3 KV heads of 64: a prompt of
-// 512 does 51 GFLOP/s of useful (causal) work, 0.49 of that; decoding at position 1024 reads 9.8 GB/s of fp32 cache and 4.8 of
-// bf16, the same time for half the bytes: it is bound by computation (the keys' transposition is the likely part), not by memory.
 #pragma once
 
 #include "int8_rows.h"
 #include "kernels.h"
 #include "tile.h"
+#include "transpose.h"
 
 namespace {
 
@@ -47,40 +49,48 @@ SPLICE_INLINE AttentionTile cut_tile(float* scratch, int64_t rows, int64_t dim) 
   return t;
 }
 
-// Where the keys (plane 0) or values (plane 1) of one head and position lie, in elements.
-SPLICE_INLINE int64_t kv_row(const AttentionArgs& args, const int32_t* table, int64_t head, int64_t plane, int64_t position) {
-  const splice_cpu_kv& kv = args.kv;
-  const int64_t block = table[position / kv.block_tokens];
-  const int64_t head_row = ((block * kv.layers + args.layer) * 2 + plane) * kv.kv_heads + head;
-  return (head_row * kv.block_tokens + position % kv.block_tokens) * kv.head_dim;
-}
-
-SPLICE_INLINE float element(const float* row, int64_t i) { return row[i]; }
-SPLICE_INLINE float element(const uint16_t* row, int64_t i) { return from_bf16(row[i]); }
-SPLICE_INLINE F16 elements(const float* row) { return load(row); }
-SPLICE_INLINE F16 elements(const uint16_t* row) { return load_bf16(row); }
-
-// Keys of `count` positions, transposed to two panels [2][dim][16]: positions in lanes. Lanes past `count` stay what they were.
+// Where a span's keys and values are. Places past `count` repeat the last one: they may be read and count for nothing.
 template <class Element>
-SPLICE_INLINE void transpose_keys(const AttentionArgs& args, const int32_t* table, int64_t head, int64_t start,
-                                  int64_t count, float* dst, int64_t dim) {
-  for (int64_t j = 0; j < count; ++j) {
-    const Element* row = static_cast<const Element*>(args.kv.data) + kv_row(args, table, head, 0, start + j);
-    float* lane = dst + j / LANES * LANES * dim + j % LANES;
-    for (int64_t d = 0; d < args.kv.head_dim; ++d) lane[d * LANES] = element(row, d);
+struct SpanRows {
+  const Element *keys[SPAN], *values[SPAN];
+  float key_scales[SPAN], value_scales[SPAN];  // int8 only
+  bool contiguous;                             // whether values follow one another in the cache
+
+  SPLICE_MEMBER void find(const AttentionArgs& args, const int32_t* table, int64_t head, int64_t start, int64_t count) {
+    const splice_cpu_kv& kv = args.kv;
+    const int64_t plane = kv_plane_bytes(kv);
+    contiguous = kv.block_tokens % SPAN == 0;
+    int64_t block = start / kv.block_tokens, offset = start % kv.block_tokens;
+    const uint8_t* base = nullptr;
+    for (int64_t j = 0; j < count; ++j, ++offset) {
+      if (offset == kv.block_tokens) {
+        ++block;
+        offset = 0;
+      }
+      if (j == 0 || offset == 0) base = kv_head(kv, args.layer, table[block], head);
+      keys[j] = reinterpret_cast<const Element*>(base) + offset * kv.head_dim;
+      values[j] = reinterpret_cast<const Element*>(base + kv.kv_heads * plane) + offset * kv.head_dim;
+      if constexpr (sizeof(Element) == 1) {
+        const int64_t scales = kv.block_tokens * kv.head_dim;
+        key_scales[j] = reinterpret_cast<const float*>(base + scales)[offset];
+        value_scales[j] = reinterpret_cast<const float*>(base + kv.kv_heads * plane + scales)[offset];
+      }
+    }
+    for (int64_t j = count; j < SPAN; ++j) {
+      keys[j] = keys[count - 1];
+      values[j] = values[count - 1];
+      key_scales[j] = value_scales[j] = 0.0f;
+    }
   }
-}
+};
 
 // Values of `count` positions as fp32 rows of `dim`; the cache itself where it already is that.
 template <class Element>
-SPLICE_INLINE const float* gather_values(const AttentionArgs& args, const int32_t* table, int64_t head, int64_t start,
-                                         int64_t count, float* dst, int64_t dim) {
-  const Element* data = static_cast<const Element*>(args.kv.data);
-  const int64_t head_dim = args.kv.head_dim;
+SPLICE_INLINE const float* gather_values(const SpanRows<Element>& span, int64_t head_dim, int64_t count, float* dst, int64_t dim) {
   if constexpr (sizeof(Element) == sizeof(float))
-    if (head_dim == dim && args.kv.block_tokens % SPAN == 0) return data + kv_row(args, table, head, 1, start);
+    if (head_dim == dim && span.contiguous) return span.values[0];
   for (int64_t j = 0; j < count; ++j) {
-    const Element* row = data + kv_row(args, table, head, 1, start + j);
+    const Element* row = span.values[j];
     float* out = dst + j * dim;
     int64_t d = 0;
     for (; d + LANES <= head_dim; d += LANES) store(out + d, elements(row + d));
@@ -89,52 +99,112 @@ SPLICE_INLINE const float* gather_values(const AttentionArgs& args, const int32_
   return dst;
 }
 
-SPLICE_INLINE float largest(const float* scores, int64_t valid) {
-  float best = scores[0];
-  for (int64_t j = 1; j < valid; ++j) best = scores[j] > best ? scores[j] : best;
-  return best;
-}
-
-// Scores of one row become weights; the row's sums and accumulator are brought to the new maximum.
-SPLICE_INLINE void soften_row(const AttentionTile& t, int64_t row, int64_t valid) {
+// Scores of one row become weights, zero outside [low, high); the row's sums and accumulator are brought to the new maximum.
+template <class Element>
+SPLICE_INLINE void soften_row(const AttentionTile& t, const SpanRows<Element>& span, int64_t row, int64_t low, int64_t high) {
   float* scores = t.scores + row * SPAN;
   float* acc = t.acc + row * t.dim;
+  // What a query does not see may be anything, NaN too.
+  for (int64_t j = 0; j < low; ++j) scores[j] = -__builtin_inff();
+  for (int64_t j = high; j < SPAN; ++j) scores[j] = -__builtin_inff();
   const float before = t.maxima[row];
-  const float span_maximum = largest(scores, valid);
+  const float span_maximum = largest(max(load(scores), load(scores + LANES)));
   const float maximum = span_maximum > before ? span_maximum : before;
-  for (int64_t j = valid; j < SPAN; ++j) scores[j] = maximum;  // what lies past the query may be anything, NaN too
-  F16 low = exp(sub(load(scores), splat(maximum)));
-  F16 high = exp(sub(load(scores + LANES), splat(maximum)));
-  store(scores, low);
-  store(scores + LANES, high);
-  for (int64_t j = valid; j < SPAN; ++j) scores[j] = 0.0f;
+  F16 first = exp(sub(load(scores), splat(maximum)));
+  F16 second = exp(sub(load(scores + LANES), splat(maximum)));
+  if (low > 0 || high < SPAN) {
+    store(scores, first);
+    store(scores + LANES, second);
+    for (int64_t j = 0; j < low; ++j) scores[j] = 0.0f;
+    for (int64_t j = high; j < SPAN; ++j) scores[j] = 0.0f;
+    first = load(scores);
+    second = load(scores + LANES);
+  }
   const F16 scale = exp(splat(before - maximum));
-  F16 partial = add(load(scores), load(scores + LANES));
-  store(t.sums + row * LANES, fma(load(t.sums + row * LANES), scale, partial));
+  store(t.sums + row * LANES, fma(load(t.sums + row * LANES), scale, add(first, second)));
+  if constexpr (sizeof(Element) == 1) {
+    first = mul(first, load(span.value_scales));
+    second = mul(second, load(span.value_scales + LANES));
+  }
+  store(scores, first);
+  store(scores + LANES, second);
   for (int64_t d = 0; d < t.dim; d += LANES) store(acc + d, mul(load(acc + d), scale));
   t.maxima[row] = maximum;
+}
+
+// What becomes of a raw score before the softmax.
+template <class Element>
+SPLICE_INLINE void finish_scores(const AttentionArgs& args, const SpanRows<Element>& span, float* scores, int64_t rows) {
+  if (sizeof(Element) != 1 && args.softcap == 0.0f) return;
+  for (int64_t i = 0; i < rows * SPAN; i += LANES) {
+    F16 score = load(scores + i);
+    if constexpr (sizeof(Element) == 1) score = mul(score, load(span.key_scales + i % SPAN));
+    if (args.softcap != 0.0f) score = mul(splat(args.softcap), tanh(div(score, splat(args.softcap))));
+    store(scores + i, score);
+  }
 }
 
 template <class Element>
 SPLICE_INLINE void attend_span(const AttentionArgs& args, const AttentionTile& t, const int32_t* table, int64_t head,
                                int64_t group, int64_t start, int64_t count, int64_t first_position) {
-  transpose_keys<Element>(args, table, head, start, count, t.keys, t.dim);
-  const float* values = gather_values<Element>(args, table, head, start, count, t.values, t.dim);
-  const PanelsF32 keys{t.keys, LANES * t.dim, LANES}, columns{values, LANES, t.dim};
-  const int64_t panels = t.dim / LANES;
+  // Queries that see any of the span: those not before it, and whose window has not left it behind.
+  const int64_t queries = t.rows / group;
+  const int64_t first = first_position < start ? start - first_position : 0;
+  int64_t last = queries;
+  if (args.window > 0 && start + SPAN + args.window - 1 - first_position < last)
+    last = start + SPAN + args.window - 1 - first_position;
+  if (first >= last) return;
 
-  multiply_rows(t.queries, t.dim, keys, SPAN / LANES, args.kv.head_dim, t.scores, SPAN, LANES, t.rows, false);
-  // Queries before the span have nothing here; those inside it see a part of it, each its own; all later ones share a product.
-  int64_t row = first_position < start ? (start - first_position) * group : 0;
-  for (; row < t.rows; row += group) {
-    const int64_t valid = first_position + row / group - start + 1;
-    if (valid >= SPAN) break;
-    for (int64_t g = 0; g < group; ++g) soften_row(t, row + g, valid);
-    multiply_rows(t.scores + row * SPAN, SPAN, columns, panels, valid, t.acc + row * t.dim, t.dim, LANES, group, true);
+  SpanRows<Element> span;
+  span.find(args, table, head, start, count);
+  transpose_keys(span.keys, args.kv.head_dim, t.keys, t.dim);
+  const float* values = gather_values(span, args.kv.head_dim, count, t.values, t.dim);
+  const PanelsF32 keys{t.keys, LANES * t.dim, LANES};
+  const int64_t panels = t.dim / LANES, row = first * group, rows = (last - first) * group;
+  multiply_rows(t.queries + row * t.dim, t.dim, keys, SPAN / LANES, args.kv.head_dim, t.scores + row * SPAN, SPAN, LANES, rows,
+                false);
+  finish_scores(args, span, t.scores + row * SPAN, rows);
+
+  const auto add_values = [&](int64_t query, int64_t count_of_queries, int64_t low, int64_t high) {
+    for (int64_t r = query * group; r < (query + count_of_queries) * group; ++r) soften_row(t, span, r, low, high);
+    multiply_rows(t.scores + query * group * SPAN + low, SPAN, {values + low * t.dim, LANES, t.dim}, panels, high - low,
+                  t.acc + query * group * t.dim, t.dim, LANES, count_of_queries * group, true);
+  };
+  // Those that see a part of the span, each its own, go one by one; all others share a product.
+  for (int64_t query = first, run; query < last; query += run) {
+    const int64_t position = first_position + query;
+    const int64_t beyond = args.window > 0 ? position - args.window + 1 - start : 0, low = beyond > 0 ? beyond : 0;
+    const int64_t high = position - start + 1 < SPAN ? position - start + 1 : SPAN;
+    run = 1;
+    if (low == 0 && high == SPAN) run = args.window > 0 && -beyond + 1 < last - query ? -beyond + 1 : last - query;
+    add_values(query, run, low, high);
   }
-  if (row >= t.rows) return;
-  for (int64_t r = row; r < t.rows; ++r) soften_row(t, r, SPAN);
-  multiply_rows(t.scores + row * SPAN, SPAN, columns, panels, SPAN, t.acc + row * t.dim, t.dim, LANES, t.rows - row, true);
+}
+
+// Divides by the sum of the weights; a sink has its share of it.
+SPLICE_INLINE void finish_row(const AttentionTile& t, int64_t row, const float* sink) {
+  F16 total = splat(sum(load(t.sums + row * LANES))), scale = splat(1.0f);
+  if (sink) {
+    const float maximum = *sink > t.maxima[row] ? *sink : t.maxima[row];
+    scale = exp(splat(t.maxima[row] - maximum));
+    total = fma(total, scale, exp(splat(*sink - maximum)));
+  }
+  float* value = t.acc + row * t.dim;
+  for (int64_t d = 0; d < t.dim; d += LANES) {
+    const F16 weighted = sink ? mul(load(value + d), scale) : load(value + d);
+    store(value + d, div(weighted, total));
+  }
+}
+
+template <class Element>
+SPLICE_INLINE void attend(const AttentionArgs& args, const AttentionTile& t, int64_t sequence, int64_t head, int64_t group,
+                          int64_t first_position, int64_t end) {
+  const int32_t* table = args.block_tables + sequence * args.table_stride;
+  const int64_t oldest = args.window > 0 && first_position >= args.window ? first_position - args.window + 1 : 0;
+  for (int64_t start = oldest / SPAN * SPAN; start < end; start += SPAN) {
+    const int64_t count = end - start < SPAN ? end - start : SPAN;
+    attend_span<Element>(args, t, table, head, group, start, count, first_position);
+  }
 }
 
 void attention(const AttentionArgs& args, int64_t sequence, int64_t head, int64_t first, int64_t last, float* scratch) {
@@ -151,23 +221,20 @@ void attention(const AttentionArgs& args, int64_t sequence, int64_t head, int64_
     store(t.sums + row * LANES, zero());
     t.maxima[row] = -__builtin_inff();
   }
-  const int64_t first_position = args.starts[sequence] + first;
-  const int64_t end = args.starts[sequence] + last;
-  const int32_t* table = args.block_tables + sequence * args.table_stride;
-  for (int64_t start = 0; start < end; start += SPAN) {
-    const int64_t count = end - start < SPAN ? end - start : SPAN;
-    if (args.kv.dtype == SPLICE_CPU_F32)
-      attend_span<float>(args, t, table, head, group, start, count, first_position);
-    else
-      attend_span<uint16_t>(args, t, table, head, group, start, count, first_position);
-  }
+  const int64_t first_position = args.starts[sequence] + first, end = args.starts[sequence] + last;
+  if (args.kv.dtype == SPLICE_CPU_F32)
+    attend<float>(args, t, sequence, head, group, first_position, end);
+  else if (args.kv.dtype == SPLICE_CPU_BF16)
+    attend<uint16_t>(args, t, sequence, head, group, first_position, end);
+  else
+    attend<int8_t>(args, t, sequence, head, group, first_position, end);
 
   for (int64_t row = 0; row < t.rows; ++row) {
-    const F16 total = splat(sum(load(t.sums + row * LANES)));
-    float* value = t.acc + row * t.dim;
-    for (int64_t d = 0; d < t.dim; d += LANES) store(value + d, div(load(value + d), total));
-    const int64_t place = (query_row + row / group) * args.q_heads + head * group + row % group;
-    if (!args.out8) __builtin_memcpy(args.out + place * head_dim, value, sizeof(float) * static_cast<size_t>(head_dim));
+    const int64_t own = head * group + row % group;
+    finish_row(t, row, args.sinks ? args.sinks + own : nullptr);
+    const int64_t place = (query_row + row / group) * args.q_heads + own;
+    if (!args.out8)
+      __builtin_memcpy(args.out + place * head_dim, t.acc + row * t.dim, sizeof(float) * static_cast<size_t>(head_dim));
   }
   if (!args.out8) return;
   const int64_t width = group * head_dim, blocks = args.q_heads * head_dim / splice::cpu::INT8_DEPTH;

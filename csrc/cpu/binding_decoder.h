@@ -14,34 +14,61 @@ namespace splice::binding {
 // Keeps alive what it points into: kernels, packed weights and tensors.
 class Decoder {
  public:
-  Decoder(nb::object kernels, nb::object embedding, nb::object head, const Vector& norm, const Matrix& cos_sin, float eps,
-          float scale, int64_t q_heads, int64_t kv_heads, int64_t head_dim, bool int8)
-      : kernels_(nb::cast<Kernels*>(kernels)), owned_{kernels}, cos_sin_(cos_sin), kv_heads_(kv_heads), head_dim_(head_dim) {
-    require(q_heads > 0 && kv_heads > 0 && q_heads % kv_heads == 0, "num_heads must be a multiple of num_kv_heads");
-    require(head_dim > 0 && head_dim % 2 == 0 && head_dim <= SPLICE_CPU_MAX_HEAD_DIM, "head_dim must be even, at most 1024");
-    require(contiguous(cos_sin) && size(cos_sin, 1) == head_dim, "cos_sin must be contiguous [positions, head_dim]");
+  Decoder(nb::object kernels, nb::object embedding, nb::object head, const Vector& norm, float eps, int64_t kv_heads,
+          int64_t head_dim, float embedding_scale, float logit_softcap, bool int8)
+      : kernels_(nb::cast<Kernels*>(kernels)), owned_{kernels}, kv_heads_(kv_heads), head_dim_(head_dim) {
+    require(kv_heads > 0, "num_kv_heads must be positive");
+    require(head_dim > 0 && head_dim <= SPLICE_CPU_MAX_HEAD_DIM, "head_dim must be positive, at most 1024");
+    require(logit_softcap >= 0.0f, "logit_softcap must not be negative");
     model_.embedding = matrix(embedding, std::nullopt);
     model_.head = matrix(head, std::nullopt);
+    require(model_.embedding.num_parts == 1 && model_.head.num_parts == 1, "an embedding and a head have one type");
     require(model_.head.n == model_.embedding.n && model_.head.k == model_.embedding.k, "head and embedding differ in shape");
     model_.norm = vector(norm, model_.embedding.k);
-    model_.cos_sin = cos_sin.data();
     model_.eps = eps;
-    model_.scale = scale;
-    model_.q_heads = q_heads;
+    model_.embedding_scale = embedding_scale;
+    model_.logit_softcap = logit_softcap;
     model_.int8 = int8;
   }
 
   void add_layer(const Vector& input_norm, nb::object qkv, const std::optional<Vector>& qkv_bias, nb::object output,
                  const std::optional<Vector>& output_bias, const Vector& mlp_norm, nb::object gate_up,
-                 const std::optional<Vector>& gate_up_bias, nb::object down, const std::optional<Vector>& down_bias) {
+                 const std::optional<Vector>& gate_up_bias, nb::object down, const std::optional<Vector>& down_bias,
+                 const Matrix& cos_sin, int64_t q_heads, float scale, const std::string& activation,
+                 const std::optional<Vector>& q_norm, const std::optional<Vector>& k_norm, const std::optional<Vector>& sinks,
+                 const std::optional<Vector>& attention_output_norm, const std::optional<Vector>& mlp_output_norm,
+                 int64_t window, float softcap) {
     const int64_t hidden = model_.embedding.k;
-    splice_cpu_layer layer{vector(input_norm, hidden),    vector(mlp_norm, hidden),       matrix(qkv, qkv_bias),
-                           matrix(output, output_bias),   matrix(gate_up, gate_up_bias),  matrix(down, down_bias)};
-    require(layer.qkv.k == hidden && layer.qkv.n == (model_.q_heads + 2 * kv_heads_) * head_dim_, "qkv has the wrong shape");
-    require(layer.output.n == hidden && layer.output.k == model_.q_heads * head_dim_, "output has the wrong shape");
+    splice_cpu_layer layer{};
+    layer.qkv = matrix(qkv, qkv_bias);
+    layer.output = matrix(output, output_bias);
+    layer.gate_up = matrix(gate_up, gate_up_bias);
+    layer.down = matrix(down, down_bias);
+    layer.input_norm = vector(input_norm, hidden);
+    layer.mlp_norm = vector(mlp_norm, hidden);
+    layer.attention_output_norm = vector(attention_output_norm, hidden);
+    layer.mlp_output_norm = vector(mlp_output_norm, hidden);
+    layer.q_norm = vector(q_norm, head_dim_);
+    layer.k_norm = vector(k_norm, head_dim_);
+    layer.sinks = vector(sinks, q_heads);
+    require(q_heads > 0 && q_heads % kv_heads_ == 0, "num_heads must be a multiple of num_kv_heads");
+    require(contiguous(cos_sin) && size(cos_sin, 1) <= head_dim_ && size(cos_sin, 1) % 2 == 0,
+            "cos_sin must be contiguous [positions, rotary_dim], rotary_dim even and at most head_dim");
+    require(layers_.empty() || size(cos_sin, 0) == positions_, "tables of rotations differ in length");
+    require(window >= 0 && softcap >= 0.0f, "window and softcap must not be negative");
+    require(layer.qkv.k == hidden && layer.qkv.n == (q_heads + 2 * kv_heads_) * head_dim_, "qkv has the wrong shape");
+    require(layer.output.n == hidden && layer.output.k == q_heads * head_dim_, "output has the wrong shape");
     require(layer.gate_up.k == hidden && layer.gate_up.n == 2 * layer.down.k, "gate_up has the wrong shape");
     require(layer.down.n == hidden, "down has the wrong shape");
-    require(layers_.empty() || layers_[0].down.k == layer.down.k, "layers differ in their intermediate size");
+    tables_.push_back(cos_sin);
+    positions_ = size(cos_sin, 0);
+    layer.cos_sin = cos_sin.data();
+    layer.rotary_dim = size(cos_sin, 1);
+    layer.q_heads = q_heads;
+    layer.scale = scale;
+    layer.window = window;
+    layer.softcap = softcap;
+    layer.activation = activation_named(activation);
     layers_.push_back(layer);
     model_.layers = layers_.data();
     model_.num_layers = static_cast<int64_t>(layers_.size());
@@ -56,7 +83,7 @@ class Decoder {
     require(size(positions, 0) == rows && size(slots, 0) == rows, "positions and slots must have one entry per token");
     for (int64_t i = 0; i < rows; ++i) {
       require(token_ids.data()[i] >= 0 && token_ids.data()[i] < model_.embedding.n, "a token id is outside the vocabulary");
-      require(positions.data()[i] >= 0 && positions.data()[i] < size(cos_sin_, 0), "a position is outside cos_sin");
+      require(positions.data()[i] >= 0 && positions.data()[i] < positions_, "a position is outside cos_sin");
       require(slots.data()[i] < size(kv_cache, 0) * kv.block_tokens, "a slot is outside kv_cache");
     }
     require(size(query_starts, 0) == sequences + 1 && size(block_tables, 0) == sequences,
@@ -78,10 +105,28 @@ class Decoder {
   }
 
  private:
+  // A packed weight, or several stacked by rows.
   splice_cpu_matrix matrix(const nb::object& weight, const std::optional<Vector>& bias) {
-    const auto* packed = nb::cast<const PackedLinear*>(weight);
+    splice_cpu_matrix out{};
+    const auto add = [&](nb::handle one) {
+      const auto* packed = nb::cast<const PackedLinear*>(one);
+      require(out.num_parts < SPLICE_CPU_MAX_PARTS, "a matrix has at most 3 parts");
+      require(out.num_parts == 0 || packed->k() == out.k, "parts of a matrix differ in their columns");
+      out.parts[out.num_parts++] = {packed->data(), packed->dtype(), packed->n()};
+      out.n += packed->n();
+      out.k = packed->k();
+    };
+    if (nb::isinstance<nb::tuple>(weight))
+      for (nb::handle part : weight) add(part);
+    else
+      add(weight);
+    require(out.num_parts > 0, "a matrix needs a part");
     owned_.push_back(weight);
-    return {packed->data(), packed->dtype(), packed->n(), packed->k(), bias ? vector(*bias, packed->n()) : nullptr};
+    out.bias = vector(bias, out.n);
+    return out;
+  }
+  const float* vector(const std::optional<Vector>& values, int64_t wanted) {
+    return values ? vector(*values, wanted) : nullptr;
   }
   const float* vector(const Vector& values, int64_t wanted) {
     require(size(values, 0) == wanted, "a norm or bias has the wrong length");
@@ -92,8 +137,8 @@ class Decoder {
   Kernels* kernels_;
   std::vector<nb::object> owned_;
   std::vector<Vector> tensors_;
-  Matrix cos_sin_;
-  int64_t kv_heads_, head_dim_;
+  std::vector<Matrix> tables_;
+  int64_t kv_heads_, head_dim_, positions_ = 0;
   splice_cpu_decoder model_{};
   std::vector<splice_cpu_layer> layers_;
   std::mutex mutex_;

@@ -23,6 +23,12 @@ inline int isa_named(const std::string& name) {
   throw std::invalid_argument("instruction set " + name + " is unknown: use auto, avx512vnni, avx512, avxvnni, avx2 or portable");
 }
 
+inline int activation_named(const std::string& name) {
+  if (name == "silu") return SPLICE_CPU_SILU;
+  if (name == "gelu_tanh") return SPLICE_CPU_GELU_TANH;
+  throw std::invalid_argument("activation " + name + " is unknown: use silu or gelu_tanh");
+}
+
 class Kernels {
  public:
   Kernels(const std::string& isa, int num_threads) {
@@ -66,12 +72,13 @@ class Kernels {
                               dtype, eps, size(x, 0), size(x, 1)));
   }
 
-  void silu_mul(Matrix out, const Matrix& gate_up) {
+  void gated_mul(Matrix out, const Matrix& gate_up, const std::string& activation) {
     require(out.shape(0) == gate_up.shape(0) && out.shape(1) * 2 == gate_up.shape(1) && contiguous(out),
             "out must be [rows, columns / 2], contiguous");
     const int64_t stride = row_stride(gate_up, "gate_up");
+    const int kind = activation_named(activation);
     nb::gil_scoped_release release;
-    check(splice_cpu_silu_mul(cpu_, out.data(), gate_up.data(), stride, size(out, 0), size(out, 1)));
+    check(splice_cpu_gated_mul(cpu_, out.data(), gate_up.data(), stride, kind, size(out, 0), size(out, 1)));
   }
 
   void rope_and_store(Heads out, const Heads& q, const Heads& k, const Heads& v, const Int64s& positions,
@@ -98,7 +105,10 @@ class Kernels {
   }
 
   void paged_attention(Heads out, const Heads& q, const Array& kv_cache, int64_t layer, const Table& block_tables,
-                       const Int32s& query_starts, const Int32s& starts, float scale) {
+                       const Int32s& query_starts, const Int32s& starts, float scale, int64_t window, float softcap,
+                       const std::optional<Vector>& sinks) {
+    require(window >= 0 && softcap >= 0.0f, "window and softcap must not be negative");
+    require(!sinks || size(*sinks, 0) == size(q, 1), "sinks must have one element per query head");
     const splice_cpu_kv kv = kv_of(kv_cache, layer, size(q, 2));
     const int64_t sequences = size(starts, 0);
     require(contiguous(out) && out.shape(0) == q.shape(0) && out.shape(1) == q.shape(1) && out.shape(2) == q.shape(2),
@@ -110,7 +120,8 @@ class Kernels {
     const int64_t q_stride = row_stride(q, "q");
     nb::gil_scoped_release release;
     check(splice_cpu_attention(cpu_, out.data(), q.data(), q_stride, kv, layer, block_tables.data(), size(block_tables, 1),
-                               query_starts.data(), starts.data(), sequences, size(q, 1), scale));
+                               query_starts.data(), starts.data(), sequences, size(q, 1), scale, window, softcap,
+                               sinks ? sinks->data() : nullptr));
   }
 
  private:

@@ -35,19 +35,23 @@ NB_MODULE(_native, m) {
            nb::arg("int8") = false, "Quantised weights meet activations in int8, or else in float32.")
       .def("rms_norm", &Kernels::rms_norm, nb::arg("out"), nb::arg("x"), nb::arg("residual").none(), nb::arg("weight"),
            nb::arg("eps"))
-      .def("silu_mul", &Kernels::silu_mul, nb::arg("out"), nb::arg("gate_up"))
+      .def("gated_mul", &Kernels::gated_mul, nb::arg("out"), nb::arg("gate_up"), nb::arg("activation") = "silu")
       .def("rope_and_store", &Kernels::rope_and_store, nb::arg("out"), nb::arg("q"), nb::arg("k"), nb::arg("v"),
            nb::arg("positions"), nb::arg("cos_sin"), nb::arg("kv_cache"), nb::arg("layer"), nb::arg("slots"))
       .def("paged_attention", &Kernels::paged_attention, nb::arg("out"), nb::arg("q"), nb::arg("kv_cache"),
-           nb::arg("layer"), nb::arg("block_tables"), nb::arg("query_starts"), nb::arg("starts"), nb::arg("scale"));
-  nb::class_<Decoder>(m, "Decoder", "A Llama-family model compiled into one call a step.")
-      .def(nb::init<nb::object, nb::object, nb::object, const Vector&, const Matrix&, float, float, int64_t, int64_t, int64_t,
-                    bool>(),
-           nb::arg("kernels"), nb::arg("embedding"), nb::arg("head"), nb::arg("norm"), nb::arg("cos_sin"), nb::arg("eps"),
-           nb::arg("scale"), nb::arg("num_heads"), nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("int8") = false)
-      .def("add_layer", &Decoder::add_layer, nb::arg("input_norm"), nb::arg("qkv"), nb::arg("qkv_bias").none(),
+           nb::arg("layer"), nb::arg("block_tables"), nb::arg("query_starts"), nb::arg("starts"), nb::arg("scale"),
+           nb::arg("window") = 0, nb::arg("softcap") = 0.0f, nb::arg("sinks") = nb::none());
+  nb::class_<Decoder>(m, "Decoder", "A decoder compiled into one call a step. A weight is a PackedLinear or a tuple of them.")
+      .def(nb::init<nb::object, nb::object, nb::object, const Vector&, float, int64_t, int64_t, float, float, bool>(),
+           nb::arg("kernels"), nb::arg("embedding"), nb::arg("head"), nb::arg("norm"), nb::kw_only(), nb::arg("eps"),
+           nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("embedding_scale") = 1.0f, nb::arg("logit_softcap") = 0.0f,
+           nb::arg("int8") = false)
+      .def("add_layer", &Decoder::add_layer, nb::kw_only(), nb::arg("input_norm"), nb::arg("qkv"), nb::arg("qkv_bias").none(),
            nb::arg("output"), nb::arg("output_bias").none(), nb::arg("mlp_norm"), nb::arg("gate_up"),
-           nb::arg("gate_up_bias").none(), nb::arg("down"), nb::arg("down_bias").none())
+           nb::arg("gate_up_bias").none(), nb::arg("down"), nb::arg("down_bias").none(), nb::arg("cos_sin"),
+           nb::arg("num_heads"), nb::arg("scale"), nb::arg("activation") = "silu", nb::arg("q_norm") = nb::none(),
+           nb::arg("k_norm") = nb::none(), nb::arg("sinks") = nb::none(), nb::arg("attention_output_norm") = nb::none(),
+           nb::arg("mlp_output_norm") = nb::none(), nb::arg("window") = 0, nb::arg("softcap") = 0.0f)
       .def("step", &Decoder::step, nb::arg("logits"), nb::arg("token_ids"), nb::arg("positions"), nb::arg("slots"),
            nb::arg("block_tables"), nb::arg("query_starts"), nb::arg("starts"), nb::arg("logit_rows"), nb::arg("kv_cache"));
 }

@@ -87,7 +87,7 @@ int splice_cpu_linear(splice_cpu* cpu, float* y, int64_t y_stride, const float* 
                       int dtype, int int8, const float* bias, int64_t m, int64_t n, int64_t k) {
   if (m == 0 || n == 0) return SPLICE_CPU_OK;
   const std::lock_guard lock(cpu->mutex);
-  LinearArgs args{y, y_stride, nullptr, x, x_stride, nullptr, packed, dtype, bias, m, n, k, splice::cpu::Epilogue::STORE};
+  LinearArgs args{y, y_stride, nullptr, x, x_stride, nullptr, packed, dtype, bias, m, n, k, splice::cpu::Epilogue::STORE, 0};
   if (!cpu->reserve(cpu->kernels->linear_scratch(args))) return SPLICE_CPU_NO_MEMORY;
   int8 = int8 && splice::cpu::is_quantized(dtype);
   splice::cpu::QuantizeArgs rows{nullptr, x, x_stride, k};
@@ -99,7 +99,10 @@ int splice_cpu_linear(splice_cpu* cpu, float* y, int64_t y_stride, const float* 
   }
   cpu->run([&](Team& team) {
     if (int8) team.share(m, splice::cpu::ROW_GRAIN, [&](int64_t first, int64_t last) { cpu->kernels->quantize(rows, first, last); });
-    splice::cpu::team_linear(*cpu, team, args, [] {});
+    float* scratch = cpu->scratch_of(team);
+    const int64_t items = splice::cpu::linear_items(args);
+    team.share(items, splice::cpu::grain_of(items, team.threads(), 4),
+               [&](int64_t first, int64_t last) { cpu->kernels->linear(args, first, last, scratch); });
   });
   return SPLICE_CPU_OK;
 }
@@ -114,11 +117,12 @@ int splice_cpu_rms_norm(splice_cpu* cpu, float* y, const float* x, int64_t x_str
   return SPLICE_CPU_OK;
 }
 
-int splice_cpu_silu_mul(splice_cpu* cpu, float* y, const float* x, int64_t x_stride, int64_t rows, int64_t size) {
+int splice_cpu_gated_mul(splice_cpu* cpu, float* y, const float* x, int64_t x_stride, int activation, int64_t rows,
+                         int64_t size) {
   const std::lock_guard lock(cpu->mutex);
-  const splice::cpu::SiluArgs args{y, x, x_stride, size};
+  const splice::cpu::GateArgs args{y, x, x_stride, activation, size};
   cpu->run([&](Team& team) {
-    team.share(rows, splice::cpu::ROW_GRAIN, [&](int64_t first, int64_t last) { cpu->kernels->silu_mul(args, first, last); });
+    team.share(rows, splice::cpu::ROW_GRAIN, [&](int64_t first, int64_t last) { cpu->kernels->gated_mul(args, first, last); });
   });
   return SPLICE_CPU_OK;
 }
@@ -129,7 +133,7 @@ int splice_cpu_rope_store(splice_cpu* cpu, float* out, const float* q, int64_t q
                           splice_cpu_kv kv, int64_t layer) {
   const std::lock_guard lock(cpu->mutex);
   const splice::cpu::RopeArgs args{out,        q,         q_stride, k,       k_stride, v,    v_stride, cos_sin,
-                                   rotary_dim, positions, slots,    q_heads, kv,       layer};
+                                   rotary_dim, positions, slots,    q_heads, kv,       layer, nullptr, nullptr, 0.0f};
   cpu->run([&](Team& team) {
     team.share(tokens, splice::cpu::ROW_GRAIN, [&](int64_t first, int64_t last) { cpu->kernels->rope_store(args, first, last); });
   });
@@ -138,10 +142,11 @@ int splice_cpu_rope_store(splice_cpu* cpu, float* out, const float* q, int64_t q
 
 int splice_cpu_attention(splice_cpu* cpu, float* out, const float* q, int64_t q_stride, splice_cpu_kv kv, int64_t layer,
                          const int32_t* block_tables, int64_t table_stride, const int32_t* query_starts,
-                         const int32_t* starts, int64_t sequences, int64_t q_heads, float scale) {
+                         const int32_t* starts, int64_t sequences, int64_t q_heads, float scale, int64_t window,
+                         float softcap, const float* sinks) {
   const std::lock_guard lock(cpu->mutex);
   const AttentionArgs args{out,          nullptr,      q,      q_stride,  kv,      layer, block_tables,
-                           table_stride, query_starts, starts, sequences, q_heads, scale};
+                           table_stride, query_starts, starts, sequences, q_heads, scale, window, softcap, sinks};
   if (!cpu->reserve(cpu->kernels->attention_scratch(args))) return SPLICE_CPU_NO_MEMORY;
   cpu->run([&](Team& team) { splice::cpu::team_attention(*cpu, team, args, [] {}); });
   return SPLICE_CPU_OK;

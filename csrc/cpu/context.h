@@ -72,15 +72,6 @@ inline int64_t grain_of(int64_t items, int threads, int64_t multiple = 1) {
 // Rows of cheap work a thread takes at a time.
 constexpr int64_t ROW_GRAIN = 4;
 
-// The operations of splice_cpu.h as a team does them; `tail` runs once, after all of it.
-template <class Tail>
-void team_linear(const splice_cpu& cpu, Team& team, const LinearArgs& args, const Tail& tail) {
-  const int64_t items = linear_items(args);
-  float* scratch = cpu.scratch_of(team);
-  team.share(items, grain_of(items, team.threads(), args.epilogue == Epilogue::GATE ? 1 : 4),
-             [&](int64_t first, int64_t last) { cpu.kernels->linear(args, first, last, scratch); }, tail);
-}
-
 // What attention is cut into: one KV head and a tile of one sequence's queries. A cursor walks the items in order.
 class AttentionItems {
  public:

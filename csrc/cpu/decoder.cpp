@@ -3,216 +3,188 @@
 #include "decoder.h"
 
 #include "context.h"
-#include "quant_layout.h"
+#include "decoder_buffers.h"
 
 using namespace splice::cpu;
 
 namespace {
 
-// Rows of activations on their way into a matrix, in the form it reads: one of the two.
-struct Rows {
-  float* f32;
-  Int8Block* int8;
-};
-
-// The part of scratch that has not been given away; with no base, a measure of what will be needed.
-class Arena {
- public:
-  explicit Arena(void* base) : base_(static_cast<uint8_t*>(base)) {}
-  template <class T>
-  T* take(int64_t count) {
-    uint8_t* place = base_ ? base_ + used_ : nullptr;
-    used_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
-    return reinterpret_cast<T*>(place);
-  }
-  // Layers may differ in the type of a matrix, so there is room for both forms.
-  Rows rows(const splice_cpu_decoder& model, int64_t rows, int64_t width) {
-    return {take<float>(rows * width), model.int8 ? take<Int8Block>(rows * width / INT8_DEPTH) : nullptr};
-  }
-  size_t used() const { return used_; }
-
- private:
-  uint8_t* base_;
-  size_t used_ = 0;
-};
-
-struct Activations {
-  float *residual, *qkv, *rotated, *gate_up;
-  Rows normed, attended, gated;
-  size_t bytes;
-
-  Activations(const splice_cpu_decoder& model, int64_t rows, void* scratch) {
-    Arena arena(scratch);
-    const splice_cpu_layer& layer = model.layers[0];
-    residual = arena.take<float>(rows * model.embedding.k);
-    qkv = arena.take<float>(rows * layer.qkv.n);
-    rotated = arena.take<float>(rows * layer.output.k);
-    gate_up = arena.take<float>(rows * layer.gate_up.n);
-    normed = arena.rows(model, rows, model.embedding.k);
-    attended = arena.rows(model, rows, layer.output.k);
-    gated = arena.rows(model, rows, layer.down.k);
-    bytes = arena.used();
-  }
-};
+constexpr int64_t FEW_ROWS = 4;  // so many rows are not worth a barrier of their own
 
 // One thread's walk through a step.
 class Step {
  public:
   Step(const splice_cpu& cpu, Team& team, const splice_cpu_decoder& model, const splice_cpu_batch& batch, splice_cpu_kv kv,
-       const Activations& a)
-      : cpu_(cpu), kernels_(*cpu.kernels), team_(team), model_(model), batch_(batch), kv_(kv), a_(a) {}
+       const Buffers& a)
+      : cpu_(cpu), kernels_(*cpu.kernels), team_(team), model_(model), batch_(batch), kv_(kv), a_(a), hidden_(model.embedding.k) {}
 
   void run(float* logits) {
-    const int64_t width = model_.embedding.k;
-    const auto embed = [&](int64_t first, int64_t last) {
-      splice_cpu_packed_rows(model_.embedding.packed, model_.embedding.dtype, width, batch_.token_ids + first, last - first,
-                             a_.residual + first * width);
-      norm(model_.layers[0].input_norm, model_.layers[0].qkv, first, last);
-    };
-    team_.share(batch_.rows, ROW_GRAIN, embed);
+    team_.share(batch_.rows, ROW_GRAIN, [&](int64_t first, int64_t last) {
+      embed(first, last);
+      norm(model_.layers[0].input_norm, forms_of(model_, model_.layers[0].qkv), first, last);
+    });
     for (int64_t i = 0; i < model_.num_layers; ++i) layer(i);
     if (batch_.num_logits == 0) return;
-    LinearArgs args = product(model_.head, a_.normed, batch_.num_logits);
-    args.y = logits;
-    args.y_stride = model_.head.n;
-    team_linear(cpu_, team_, args, [] {});
+    norm_logit_rows();
+    Products head = products(model_.head, a_.normed, batch_.num_logits, logits);
+    team_products(head, batch_.num_logits, [&](int64_t first, int64_t last) {
+      if (model_.logit_softcap > 0.0f)
+        kernels_.cap(logits + first * model_.head.n, (last - first) * model_.head.n, model_.logit_softcap);
+    });
   }
 
  private:
-  static constexpr int64_t FEW_ROWS = 4;
+  // A product of each part of a matrix, side by side in the columns of y.
+  struct Products {
+    LinearArgs parts[SPLICE_CPU_MAX_PARTS];
+    int count;
+  };
 
-  bool int8(const splice_cpu_matrix& w) const { return model_.int8 && is_quantized(w.dtype); }
-
-  LinearArgs product(const splice_cpu_matrix& w, const Rows& input, int64_t rows) const {
-    LinearArgs args{};
-    if (int8(w))
-      args.x8 = input.int8;
-    else
-      args.x = input.f32;
-    args.x_stride = w.k;
-    args.packed = w.packed;
-    args.dtype = w.dtype;
-    args.bias = w.bias;
-    args.m = rows;
-    args.n = w.n;
-    args.k = w.k;
-    return args;
-  }
-
-  // A product of all rows, then body(first, last) over the rows of its result.
-  template <class Body>
-  void multiply(const LinearArgs& args, const Body& body) {
-    if (batch_.rows <= FEW_ROWS) {
-      team_linear(cpu_, team_, args, [&] { body(int64_t{0}, batch_.rows); });
-      return;
+  Products products(const splice_cpu_matrix& w, const Rows& input, int64_t rows, float* y,
+                    Epilogue epilogue = Epilogue::STORE) const {
+    Products out{};
+    out.count = w.num_parts;
+    int64_t column = 0;
+    for (int i = 0; i < w.num_parts; ++i) {
+      const splice_cpu_part& part = w.parts[i];
+      LinearArgs& args = out.parts[i];
+      if (model_.int8 && is_quantized(part.dtype))
+        args.x8 = input.int8;
+      else
+        args.x = input.f32;
+      args.x_stride = w.k;
+      args.y = y + column;
+      args.y_stride = w.n;
+      args.packed = part.packed;
+      args.dtype = part.dtype;
+      args.bias = w.bias ? w.bias + column : nullptr;
+      args.m = rows;
+      args.n = part.n;
+      args.k = w.k;
+      args.epilogue = epilogue;
+      column += part.n;
     }
-    team_linear(cpu_, team_, args, [] {});
-    team_.share(batch_.rows, ROW_GRAIN, body);
+    return out;
   }
 
-  // Rows of the residual stream, normed for `consumer`.
-  void norm(const float* weight, const splice_cpu_matrix& consumer, int64_t first, int64_t last) const {
-    const int64_t width = model_.embedding.k;
-    const bool quantized = int8(consumer);
-    const NormArgs args{a_.normed.f32, quantized ? a_.normed.int8 : nullptr, a_.residual, width,      nullptr,
-                        weight,        SPLICE_CPU_F32,                       model_.eps,  width};
-    kernels_.rms_norm(args, first, last);
+  // All columns of all rows, then body(first, last) over the rows of the result.
+  template <class Body>
+  void team_products(const Products& products, int64_t rows, const Body& body) {
+    int64_t items = 0;
+    for (int i = 0; i < products.count; ++i) items += linear_items(products.parts[i]);
+    float* scratch = cpu_.scratch_of(team_);
+    const auto multiply = [&](int64_t first, int64_t last) {
+      for (int i = 0; i < products.count && first < last; ++i) {
+        const int64_t own = linear_items(products.parts[i]);
+        if (first < own) kernels_.linear(products.parts[i], first, last < own ? last : own, scratch);
+        first = first > own ? first - own : 0;
+        last -= own;
+      }
+    };
+    const int64_t grain = grain_of(items, team_.threads(), products.parts[0].epilogue == Epilogue::GATE ? 1 : 4);
+    if (rows <= FEW_ROWS) {
+      team_.share(items, grain, multiply, [&] { body(int64_t{0}, rows); });
+    } else {
+      team_.share(items, grain, multiply);
+      team_.share(rows, ROW_GRAIN, body);
+    }
   }
 
-  void quantize(const Rows& rows, int64_t width, int64_t first, int64_t last) const {
-    kernels_.quantize({rows.int8, rows.f32, width, width}, first, last);
+  void embed(int64_t first, int64_t last) const {
+    const splice_cpu_part& table = model_.embedding.parts[0];
+    float* rows = a_.residual + first * hidden_;
+    splice_cpu_packed_rows(table.packed, table.dtype, hidden_, batch_.token_ids + first, last - first, rows);
+    if (model_.embedding_scale != 1.0f)
+      for (int64_t i = 0; i < (last - first) * hidden_; ++i) rows[i] = rows[i] * model_.embedding_scale;
+  }
+
+  // Rows of the residual stream, normed for a matrix that reads them in these forms.
+  void norm(const float* weight, Forms forms, int64_t first, int64_t last) const {
+    NormArgs args{a_.normed.f32, nullptr, a_.residual, hidden_, nullptr, weight, SPLICE_CPU_F32, model_.eps, hidden_};
+    if (forms.f32) kernels_.rms_norm(args, first, last);
+    args.y8 = a_.normed.int8;
+    if (forms.int8) kernels_.rms_norm(args, first, last);
   }
 
   void layer(int64_t index) {
     const splice_cpu_layer& l = model_.layers[index];
-    LinearArgs qkv = product(l.qkv, a_.normed, batch_.rows);
-    qkv.y = a_.qkv;
-    qkv.y_stride = l.qkv.n;
-    multiply(qkv, [&](int64_t first, int64_t last) { rotate(index, first, last); });
-    attend(index);
-
-    add_to_residual(l.output, a_.attended, [&](int64_t first, int64_t last) { norm(l.mlp_norm, l.gate_up, first, last); });
+    team_products(products(l.qkv, a_.normed, batch_.rows, a_.qkv), batch_.rows,
+                  [&](int64_t first, int64_t last) { rotate(l, index, first, last); });
+    attend(l, index);
+    add_to_residual(l.output, a_.attended, l.attention_output_norm, [&](int64_t first, int64_t last) {
+      norm(l.mlp_norm, forms_of(model_, l.gate_up), first, last);
+    });
     gate(l);
-    if (index + 1 < model_.num_layers) {
-      const splice_cpu_layer& next = model_.layers[index + 1];
-      add_to_residual(l.down, a_.gated, [&](int64_t first, int64_t last) { norm(next.input_norm, next.qkv, first, last); });
-    } else {
-      add_to_residual(l.down, a_.gated, [](int64_t, int64_t) {});
-      norm_logit_rows();
-    }
+    const splice_cpu_layer* next = index + 1 < model_.num_layers ? &l + 1 : nullptr;
+    add_to_residual(l.down, a_.gated, l.mlp_output_norm, [&](int64_t first, int64_t last) {
+      if (next) norm(next->input_norm, forms_of(model_, next->qkv), first, last);
+    });
   }
 
+  // The product joins the residual stream, through a norm of its own in models that have one; then body over the rows.
   template <class Body>
-  void add_to_residual(const splice_cpu_matrix& w, const Rows& input, const Body& body) {
-    LinearArgs args = product(w, input, batch_.rows);
-    args.y = a_.residual;
-    args.y_stride = w.n;
-    args.epilogue = Epilogue::ADD;
-    multiply(args, body);
+  void add_to_residual(const splice_cpu_matrix& w, const Rows& input, const float* output_norm, const Body& body) {
+    if (!output_norm) {
+      team_products(products(w, input, batch_.rows, a_.residual, Epilogue::ADD), batch_.rows, body);
+      return;
+    }
+    team_products(products(w, input, batch_.rows, a_.update), batch_.rows, [&](int64_t first, int64_t last) {
+      kernels_.rms_norm(
+          {a_.update, nullptr, a_.update, hidden_, nullptr, output_norm, SPLICE_CPU_F32, model_.eps, hidden_}, first, last);
+      for (int64_t i = first * hidden_; i < last * hidden_; ++i) a_.residual[i] = a_.residual[i] + a_.update[i];
+      body(first, last);
+    });
   }
 
-  void rotate(int64_t index, int64_t first, int64_t last) const {
-    const int64_t width = model_.layers[index].qkv.n;
-    const float* k = a_.qkv + model_.q_heads * kv_.head_dim;
+  void rotate(const splice_cpu_layer& l, int64_t index, int64_t first, int64_t last) const {
+    const float* k = a_.qkv + l.q_heads * kv_.head_dim;
     const float* v = k + kv_.kv_heads * kv_.head_dim;
-    const RopeArgs args{a_.rotated,      a_.qkv,       width,           k,   width, v, width, model_.cos_sin, kv_.head_dim,
-                        batch_.positions, batch_.slots, model_.q_heads, kv_, index};
-    kernels_.rope_store(args, first, last);
+    kernels_.rope_store({a_.rotated,   a_.qkv,       l.qkv.n,          k,            l.qkv.n,   v,   l.qkv.n, l.cos_sin,
+                         l.rotary_dim, batch_.positions, batch_.slots, l.q_heads,    kv_,       index, l.q_norm, l.k_norm,
+                         model_.eps},
+                        first, last);
   }
 
-  void attend(int64_t index) {
-    const splice_cpu_matrix& output = model_.layers[index].output;
-    const bool quantized = int8(output);
-    const bool fused = quantized && model_.q_heads / kv_.kv_heads * kv_.head_dim % INT8_DEPTH == 0;
-    const AttentionArgs args{a_.attended.f32,
-                             fused ? a_.attended.int8 : nullptr,
-                             a_.rotated,
-                             output.k,
-                             kv_,
-                             index,
-                             batch_.block_tables,
-                             batch_.table_stride,
-                             batch_.query_starts,
-                             batch_.starts,
-                             batch_.sequences,
-                             model_.q_heads,
-                             model_.scale};
-    team_attention(cpu_, team_, args, [] {});
-    if (quantized && !fused)
-      team_.share(batch_.rows, ROW_GRAIN,
-                  [&](int64_t first, int64_t last) { quantize(a_.attended, output.k, first, last); });
+  void attend(const splice_cpu_layer& l, int64_t index) {
+    const Forms forms = forms_of(model_, l.output);
+    // Whole blocks can be quantised as soon as a group of heads is done.
+    const bool fused = forms.int8 && !forms.f32 && l.q_heads / kv_.kv_heads * kv_.head_dim % INT8_DEPTH == 0;
+    team_attention(cpu_, team_,
+                   {a_.attended.f32, fused ? a_.attended.int8 : nullptr, a_.rotated, l.output.k, kv_, index,
+                    batch_.block_tables, batch_.table_stride, batch_.query_starts, batch_.starts, batch_.sequences, l.q_heads,
+                    l.scale, l.window, l.softcap, l.sinks},
+                   [] {});
+    if (forms.int8 && !fused)
+      team_.share(batch_.rows, ROW_GRAIN, [&](int64_t first, int64_t last) {
+        kernels_.quantize({a_.attended.int8, a_.attended.f32, l.output.k, l.output.k}, first, last);
+      });
   }
 
   void gate(const splice_cpu_layer& l) {
     const int64_t width = l.down.k;
-    LinearArgs args = product(l.gate_up, a_.normed, batch_.rows);
-    if (width % GATE_COLUMNS == 0) {
-      args.epilogue = Epilogue::GATE;
-      args.y = a_.gated.f32;
-      args.y_stride = width;
-      args.y8 = int8(l.down) ? a_.gated.int8 : nullptr;
-      team_linear(cpu_, team_, args, [] {});
+    const Forms forms = forms_of(model_, l.down);
+    if (l.gate_up.num_parts == 1 && width % GATE_COLUMNS == 0 && forms.int8 != forms.f32) {
+      Products fused = products(l.gate_up, a_.normed, batch_.rows, a_.gated.f32, Epilogue::GATE);
+      fused.parts[0].y_stride = width;
+      fused.parts[0].y8 = forms.int8 ? a_.gated.int8 : nullptr;
+      fused.parts[0].activation = l.activation;
+      team_products(fused, 0, [](int64_t, int64_t) {});
       return;
     }
-    args.y = a_.gate_up;
-    args.y_stride = l.gate_up.n;
-    multiply(args, [&](int64_t first, int64_t last) {
-      kernels_.silu_mul({a_.gated.f32, a_.gate_up, l.gate_up.n, width}, first, last);
+    team_products(products(l.gate_up, a_.normed, batch_.rows, a_.gate_up), batch_.rows, [&](int64_t first, int64_t last) {
+      kernels_.gated_mul({a_.gated.f32, a_.gate_up, l.gate_up.n, l.activation, width}, first, last);
+      if (forms.int8) kernels_.quantize({a_.gated.int8, a_.gated.f32, width, width}, first, last);
     });
   }
 
-  // Rows ascend, so the norm of one overwrites none of the residual stream that is still needed.
   void norm_logit_rows() {
     team_.share(batch_.num_logits, ROW_GRAIN, [&](int64_t first, int64_t last) {
-      const int64_t width = model_.embedding.k;
-      for (int64_t i = first; i < last; ++i) {
-        Rows out = a_.normed;
-        out.f32 += i * width;
-        if (int8(model_.head)) out.int8 += i * width / INT8_DEPTH;
-        const NormArgs args{out.f32, int8(model_.head) ? out.int8 : nullptr, a_.residual + batch_.logit_rows[i] * width,
-                            width,   nullptr, model_.norm, SPLICE_CPU_F32, model_.eps, width};
-        kernels_.rms_norm(args, 0, 1);
-      }
+      const bool int8 = forms_of(model_, model_.head).int8;
+      for (int64_t i = first; i < last; ++i)
+        kernels_.rms_norm({a_.normed.f32 + i * hidden_, int8 ? a_.normed.int8 + i * (hidden_ / INT8_DEPTH) : nullptr,
+                           a_.residual + batch_.logit_rows[i] * hidden_, hidden_, nullptr, model_.norm, SPLICE_CPU_F32,
+                           model_.eps, hidden_},
+                          0, 1);
     });
   }
 
@@ -222,36 +194,36 @@ class Step {
   const splice_cpu_decoder& model_;
   const splice_cpu_batch& batch_;
   splice_cpu_kv kv_;
-  const Activations& a_;
+  const Buffers& a_;
+  const int64_t hidden_;
 };
 
-AttentionArgs widest_attention(const splice_cpu_decoder& model, splice_cpu_kv kv) {
-  AttentionArgs args{};
-  args.kv = kv;
-  args.q_heads = model.q_heads;
-  return args;
-}
-
-size_t widest_linear(const splice_cpu& cpu, const splice_cpu_decoder& model) {
-  LinearArgs args{};
-  for (int64_t i = 0; i < model.num_layers; ++i)
-    for (const splice_cpu_matrix* w : {&model.layers[i].qkv, &model.layers[i].output, &model.layers[i].down, &model.head})
-      args.k = w->k > args.k ? w->k : args.k;
-  return cpu.kernels->linear_scratch(args);
+// Floats of scratch that any operation of the step needs of a thread.
+size_t widest(const Kernels& kernels, const splice_cpu_decoder& model, splice_cpu_kv kv) {
+  LinearArgs linear{};
+  AttentionArgs attention{};
+  attention.kv = kv;
+  linear.k = model.head.k;
+  for (int64_t i = 0; i < model.num_layers; ++i) {
+    const splice_cpu_layer& layer = model.layers[i];
+    for (const splice_cpu_matrix* w : {&layer.qkv, &layer.output, &layer.down}) linear.k = w->k > linear.k ? w->k : linear.k;
+    attention.q_heads = layer.q_heads > attention.q_heads ? layer.q_heads : attention.q_heads;
+  }
+  const size_t of_linear = kernels.linear_scratch(linear), of_attention = kernels.attention_scratch(attention);
+  return of_linear > of_attention ? of_linear : of_attention;
 }
 
 }  // namespace
 
 size_t splice_cpu_decoder_scratch(const splice_cpu_decoder* model, int64_t rows) {
-  return Activations(*model, rows, nullptr).bytes;
+  return Buffers(*model, rows, nullptr).bytes();
 }
 
 int splice_cpu_decode(splice_cpu* cpu, const splice_cpu_decoder* model, const splice_cpu_batch* batch, splice_cpu_kv kv,
                       void* scratch, float* logits) {
   const std::lock_guard lock(cpu->mutex);
-  const size_t linear = widest_linear(*cpu, *model), attention = cpu->kernels->attention_scratch(widest_attention(*model, kv));
-  if (!cpu->reserve(linear > attention ? linear : attention)) return SPLICE_CPU_NO_MEMORY;
-  const Activations activations(*model, batch->rows, scratch);
-  cpu->run([&](Team& team) { Step(*cpu, team, *model, *batch, kv, activations).run(logits); });
+  if (!cpu->reserve(widest(*cpu->kernels, *model, kv))) return SPLICE_CPU_NO_MEMORY;
+  const Buffers buffers(*model, batch->rows, scratch);
+  cpu->run([&](Team& team) { Step(*cpu, team, *model, *batch, kv, buffers).run(logits); });
   return SPLICE_CPU_OK;
 }

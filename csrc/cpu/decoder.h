@@ -1,5 +1,5 @@
-// A whole step of a Llama-family decoder in one call: the operations of splice_cpu.h in the order a model takes them, with the
-// bits that calling them one by one gives. Activations are fp32.
+// A whole step of a decoder in one call: the operations of splice_cpu.h in the order a model takes them, with the bits that
+// calling them one by one gives.
 #ifndef SPLICE_CPU_DECODER_H
 #define SPLICE_CPU_DECODER_H
 
@@ -9,28 +9,44 @@
 extern "C" {
 #endif
 
-// y = x·Wᵀ + bias, W packed [n, k]; bias may be NULL.
+enum { SPLICE_CPU_MAX_PARTS = 3 };
+
+// Some rows of a weight, packed in one type.
 typedef struct {
   const void* packed;
   int dtype;
+  int64_t n;
+} splice_cpu_part;
+
+// y = x·Wᵀ + bias, W [n, k]: its parts stacked by rows; bias may be NULL.
+typedef struct {
+  splice_cpu_part parts[SPLICE_CPU_MAX_PARTS];
+  int num_parts;
   int64_t n, k;
   const float* bias;
 } splice_cpu_matrix;
 
 // qkv: [(q_heads + 2·kv_heads)·head_dim, hidden]; output: [hidden, q_heads·head_dim]; gate_up: [2·intermediate, hidden];
-// down: [hidden, intermediate]; norms: fp32 [hidden].
+// down: [hidden, intermediate]. Vectors are fp32; NULL: the model has no such thing.
 typedef struct {
-  const float *input_norm, *mlp_norm;
   splice_cpu_matrix qkv, output, gate_up, down;
+  const float *input_norm, *mlp_norm;                     // [hidden]
+  const float *attention_output_norm, *mlp_output_norm;   // [hidden], of what joins the residual stream
+  const float *q_norm, *k_norm;                           // [head_dim]
+  const float* sinks;                                     // [q_heads]
+  const float* cos_sin;                                   // [positions, rotary_dim], see splice_cpu_rope_store
+  int64_t rotary_dim, q_heads, window;                    // window 0: none
+  float scale, softcap;                                   // of the scores; softcap 0: none
+  int activation;
 } splice_cpu_layer;
 
-// embedding and head: [vocab, hidden], perhaps the same; cos_sin [positions, head_dim] as splice_cpu_rope_store has it.
+// embedding and head: [vocab, hidden] of one part, perhaps the same.
 typedef struct {
   splice_cpu_matrix embedding, head;
-  const float *norm, *cos_sin;
-  float eps, scale;  // scale: of the attention's scores
-  int64_t q_heads, num_layers;
-  int int8;  // whether quantised weights are multiplied with int8 activations
+  const float* norm;
+  float eps, embedding_scale, logit_softcap;  // logit_softcap 0: none
+  int int8;                                   // whether quantised weights are multiplied with int8 activations
+  int64_t num_layers;
   const splice_cpu_layer* layers;
 } splice_cpu_decoder;
 

@@ -1,4 +1,4 @@
-// RMSNorm and SwiGLU's gate, row by row. Both are bound by memory: they read and write each row once (from cache in practice).
+// RMSNorm, the gate of an MLP and a soft cap, row by row. All are bound by memory: they read and write each row once (from cache in practice).
 #pragma once
 
 #include "int8_rows.h"
@@ -8,7 +8,7 @@
 namespace {
 
 using splice::cpu::NormArgs;
-using splice::cpu::SiluArgs;
+using splice::cpu::GateArgs;
 
 SPLICE_INLINE F16 load_weight(const NormArgs& args, int64_t i) {
   if (args.weight_dtype == SPLICE_CPU_F32) return load(static_cast<const float*>(args.weight) + i);
@@ -57,16 +57,34 @@ SPLICE_INLINE F16 silu_times(F16 x, F16 up) {
   return mul(div(x, add(one, exp(sub(zero(), x)))), up);
 }
 
-void silu_mul(const SiluArgs& args, int64_t first, int64_t last) {
+// GELU by its tanh formula (Hendrycks & Gimpel 2016), 0.5·x·(1 + tanh z), which is x / (1 + e^-2z).
+SPLICE_INLINE F16 gelu_times(F16 x, F16 up) {
+  const F16 cubic = fma(mul(mul(x, x), x), splat(0.044715f), x);
+  const F16 z = mul(cubic, splat(-1.5957691216f));  // -2·sqrt(2 / pi)
+  return mul(div(x, add(splat(1.0f), exp(z))), up);
+}
+
+SPLICE_INLINE F16 gated(int activation, F16 x, F16 up) {
+  return activation == SPLICE_CPU_GELU_TANH ? gelu_times(x, up) : silu_times(x, up);
+}
+
+void gated_mul(const GateArgs& args, int64_t first, int64_t last) {
   for (int64_t row = first; row < last; ++row) {
     const float* gate = args.x + row * args.x_stride;
     const float* up = gate + args.size;
     float* y = args.y + row * args.size;
     int64_t i = 0;
-    for (; i + LANES <= args.size; i += LANES) store(y + i, silu_times(load(gate + i), load(up + i)));
+    for (; i + LANES <= args.size; i += LANES) store(y + i, gated(args.activation, load(gate + i), load(up + i)));
     const int64_t rest = args.size - i;
-    if (rest) store_first(y + i, silu_times(load_first(gate + i, rest), load_first(up + i, rest)), rest);
+    if (rest) store_first(y + i, gated(args.activation, load_first(gate + i, rest), load_first(up + i, rest)), rest);
   }
+}
+
+void cap(float* x, int64_t count, float softcap) {
+  const F16 width = splat(softcap);
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) store(x + i, mul(width, tanh(div(load(x + i), width))));
+  if (i < count) store_first(x + i, mul(width, tanh(div(load_first(x + i, count - i), width))), count - i);
 }
 
 }  // namespace

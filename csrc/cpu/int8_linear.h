@@ -23,20 +23,18 @@ using splice::cpu::Int8Block;
 
 #if defined(SPLICE_AVX512)
 constexpr int INT8_ROWS = 12;
-constexpr int INT8_DIRECT_ROWS = 4;
-constexpr int int8_panels_for(int rows) { return rows == 1 ? 2 : 1; }
+constexpr int INT8_PANELS = 2;  // that one row meets at a time
 #elif defined(SPLICE_AVX2)
 constexpr int INT8_ROWS = 4;  // 8 of 16 registers sum, and what comes after a block has room
-constexpr int INT8_DIRECT_ROWS = 4;
-constexpr int int8_panels_for(int rows) { return rows == 1 ? 2 : 1; }
+constexpr int INT8_PANELS = 2;
 #else
 constexpr int INT8_ROWS = 2;
-constexpr int INT8_DIRECT_ROWS = 1;
-constexpr int int8_panels_for(int) { return 1; }
+constexpr int INT8_PANELS = 1;
 #endif
-
-// Up to how many rows unpack the weights in registers; more share a slab, as do two rows of types that are long to unpack.
-constexpr int direct_rows(int dtype) { return quant_bits(dtype) % 4 == 0 ? INT8_DIRECT_ROWS : 1; }
+// Up to so many rows unpack the weights in registers, once for every INT8_ROWS of them; more share a slab, and so do a few rows of
+// the types that are long to unpack.
+constexpr int64_t DIRECT_ROWS = 12;
+constexpr bool unpacks_fast(int dtype) { return quant_bits(dtype) % 4 == 0; }
 
 SPLICE_INLINE uint32_t activations_of(const Int8Block& block, int group) {
   uint32_t four;
@@ -123,6 +121,18 @@ void int8_tile(const Int8Block* a, int64_t a_row, const uint8_t* weights, int64_
     for (int p = 0; p < PANELS; ++p) store(c + p * c_panel + r * LANES, acc[r][p]);
 }
 
+// Any number of rows over one panel, in tiles of nearly equal height.
+template <class Block>
+SPLICE_INLINE void int8_rows(const Int8Block* a, int64_t blocks, const uint8_t* weights, int64_t rows, float* c) {
+  int64_t tiles = (rows + INT8_ROWS - 1) / INT8_ROWS;
+  for (int64_t r = 0, count = 0; r < rows; r += count, --tiles) {
+    count = (rows - r + tiles - 1) / tiles;
+    with_rows<INT8_ROWS>(count, [&]<int ROWS>() {
+      int8_tile<Block, ROWS, 1>(a + r * blocks, blocks, weights, 0, blocks, c + r * LANES, 0);
+    });
+  }
+}
+
 // Calls body<DTYPE>() for a quantised dtype known only at run time.
 template <int DTYPE = SPLICE_CPU_Q4_0, class Body>
 SPLICE_INLINE void with_quant(int dtype, Body&& body) {
@@ -144,27 +154,25 @@ SPLICE_INLINE void int8_product(const splice::cpu::LinearArgs& args, int64_t pan
   const uint8_t* weights = static_cast<const uint8_t*>(args.packed) + panel * stride;
   const int64_t c_panel = rows * LANES;
   with_quant(args.dtype, [&]<int DTYPE>() {
-    constexpr int DIRECT = direct_rows(DTYPE);
-    if (rows <= DIRECT) {
-      with_rows<DIRECT>(rows, [&]<int ROWS>() {
-        constexpr int WIDE = int8_panels_for(ROWS);
-        int64_t p = 0;
-        for (; p + WIDE <= panels; p += WIDE)
-          int8_tile<PackedBlock<DTYPE>, ROWS, WIDE>(a, blocks, weights + p * stride, stride, blocks, c + p * c_panel, c_panel);
-        for (; p < panels; ++p)
-          int8_tile<PackedBlock<DTYPE>, ROWS, 1>(a, blocks, weights + p * stride, stride, blocks, c + p * c_panel, c_panel);
-      });
+    if (rows == 1) {
+      constexpr int WIDE = INT8_PANELS;
+      int64_t p = 0;
+      for (; p + WIDE <= panels; p += WIDE)
+        int8_tile<PackedBlock<DTYPE>, 1, WIDE>(a, blocks, weights + p * stride, stride, blocks, c + p * c_panel, c_panel);
+      for (; p < panels; ++p)
+        int8_tile<PackedBlock<DTYPE>, 1, 1>(a, blocks, weights + p * stride, stride, blocks, c + p * c_panel, c_panel);
       return;
+    }
+    if constexpr (unpacks_fast(DTYPE)) {
+      if (rows <= DIRECT_ROWS) {
+        for (int64_t p = 0; p < panels; ++p)
+          int8_rows<PackedBlock<DTYPE>>(a, blocks, weights + p * stride, rows, c + p * c_panel);
+        return;
+      }
     }
     for (int64_t p = 0; p < panels; ++p) {
       fill_slab<DTYPE>(weights + p * stride, blocks, slab);
-      int64_t tiles = (rows + INT8_ROWS - 1) / INT8_ROWS;
-      for (int64_t r = 0, count = 0; r < rows; r += count, --tiles) {
-        count = (rows - r + tiles - 1) / tiles;
-        with_rows<INT8_ROWS>(count, [&]<int ROWS>() {
-          int8_tile<SlabBlock<slab_form(DTYPE)>, ROWS, 1>(a + r * blocks, blocks, slab, 0, blocks, c + p * c_panel + r * LANES, 0);
-        });
-      }
+      int8_rows<SlabBlock<slab_form(DTYPE)>>(a, blocks, slab, rows, c + p * c_panel);
     }
   });
 }

@@ -29,7 +29,7 @@ struct QuantizeArgs {
 enum class Epilogue {
   STORE,  // y = product
   ADD,    // y += product
-  GATE,   // y = silu(product of the first half of the columns) · product of the second half; n a multiple of 64
+  GATE,   // y = activation(product of the first half of the columns) · product of the second half; n a multiple of 64
 };
 
 struct LinearArgs {
@@ -44,6 +44,7 @@ struct LinearArgs {
   const float* bias;
   int64_t m, n, k;
   Epilogue epilogue;
+  int activation;  // of the gate
 };
 // Work items of a product: panels, or with GATE groups of 32 columns of either half.
 constexpr int64_t GATE_COLUMNS = 32;
@@ -64,10 +65,12 @@ struct NormArgs {
   int64_t size;
 };
 
-struct SiluArgs {
+struct GateArgs {
   float* y;
   const float* x;
-  int64_t x_stride, size;
+  int64_t x_stride;
+  int activation;
+  int64_t size;
 };
 
 struct RopeArgs {
@@ -84,6 +87,8 @@ struct RopeArgs {
   int64_t q_heads;
   splice_cpu_kv kv;
   int64_t layer;
+  const float *q_norm, *k_norm;  // RMS norms of every head before rotation, [head_dim]; or null
+  float eps;
 };
 
 struct AttentionArgs {
@@ -98,6 +103,9 @@ struct AttentionArgs {
   const int32_t *query_starts, *starts;
   int64_t sequences, q_heads;
   float scale;
+  int64_t window;  // 0: none
+  float softcap;   // 0: none
+  const float* sinks;
 };
 
 // Query tokens that share one reading of a KV block.
@@ -107,7 +115,9 @@ struct Kernels {
   void (*quantize)(const QuantizeArgs&, int64_t first_row, int64_t last_row);
   void (*linear)(const LinearArgs&, int64_t first_item, int64_t last_item, float* scratch);
   void (*rms_norm)(const NormArgs&, int64_t first_row, int64_t last_row);
-  void (*silu_mul)(const SiluArgs&, int64_t first_row, int64_t last_row);
+  void (*gated_mul)(const GateArgs&, int64_t first_row, int64_t last_row);
+  // x = softcap·tanh(x / softcap)
+  void (*cap)(float* x, int64_t count, float softcap);
   void (*rope_store)(const RopeArgs&, int64_t first_token, int64_t last_token);
   void (*attention)(const AttentionArgs&, int64_t sequence, int64_t head, int64_t first_query, int64_t last_query,
                     float* scratch);

@@ -9,7 +9,7 @@
 namespace splice::cpu {
 
 const Kernels& SPLICE_TABLE() {
-  static constexpr Kernels table{quantize_rows, linear,    rms_norm,       silu_mul,
+  static constexpr Kernels table{quantize_rows, linear,    rms_norm,       gated_mul,        cap,
                                  rope_store,    attention, linear_scratch, attention_scratch};
   return table;
 }

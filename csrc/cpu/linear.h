@@ -58,7 +58,7 @@ SPLICE_INLINE void finish_gate(const LinearArgs& args, int64_t item, int64_t fir
         gate[i] = add(gate[i], load(bias + i * LANES));
         up[i] = add(up[i], load(bias + half + i * LANES));
       }
-    const F16 low = silu_times(gate[0], up[0]), high = silu_times(gate[1], up[1]);
+    const F16 low = gated(args.activation, gate[0], up[0]), high = gated(args.activation, gate[1], up[1]);
     const int64_t row = first_row + r;
     if (args.y8) {
       quantize_block(args.y8 + row * (half / GATE_COLUMNS) + item, low, high);

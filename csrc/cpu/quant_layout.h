@@ -24,7 +24,7 @@ namespace splice::cpu {
 constexpr int64_t QUANT_DEPTH = 32;
 constexpr int64_t SUPER_BLOCKS = 8;  // blocks under one header of a K-quant
 
-constexpr bool is_quantized(int dtype) { return dtype >= SPLICE_CPU_Q4_0; }
+constexpr bool is_quantized(int dtype) { return dtype >= SPLICE_CPU_Q4_0 && dtype <= SPLICE_CPU_Q6_K; }
 constexpr bool is_k_quant(int dtype) {
   return dtype == SPLICE_CPU_Q4_K || dtype == SPLICE_CPU_Q5_K || dtype == SPLICE_CPU_Q6_K;
 }

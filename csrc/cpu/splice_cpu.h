@@ -39,7 +39,8 @@ enum {
   SPLICE_CPU_Q8_0 = 6,
   SPLICE_CPU_Q4_K = 7,
   SPLICE_CPU_Q5_K = 8,
-  SPLICE_CPU_Q6_K = 9
+  SPLICE_CPU_Q6_K = 9,
+  SPLICE_CPU_INT8 = 10  // of caches only
 };
 enum { SPLICE_CPU_PANEL = 16, SPLICE_CPU_MAX_HEAD_DIM = 1024 };
 
@@ -73,10 +74,14 @@ int splice_cpu_linear(splice_cpu* cpu, float* y, int64_t y_stride, const float* 
 int splice_cpu_rms_norm(splice_cpu* cpu, float* y, const float* x, int64_t x_stride, float* residual, const void* weight,
                         int weight_dtype, float eps, int64_t rows, int64_t size);
 
-// y[m, size] = silu(x[m, 0:size]) · x[m, size:2·size].
-int splice_cpu_silu_mul(splice_cpu* cpu, float* y, const float* x, int64_t x_stride, int64_t rows, int64_t size);
+// Of a gate: x / (1 + e^-x), or GELU by its tanh formula.
+enum { SPLICE_CPU_SILU = 0, SPLICE_CPU_GELU_TANH = 1 };
+// y[m, size] = activation(x[m, 0:size]) · x[m, size:2·size].
+int splice_cpu_gated_mul(splice_cpu* cpu, float* y, const float* x, int64_t x_stride, int activation, int64_t rows,
+                         int64_t size);
 
-// The paged cache `[blocks, layers, 2, kv_heads, block_tokens, head_dim]`; head_dim ≤ SPLICE_CPU_MAX_HEAD_DIM.
+// The paged cache `[blocks, layers, 2, kv_heads, block_tokens, head_dim]`; head_dim ≤ SPLICE_CPU_MAX_HEAD_DIM. With
+// SPLICE_CPU_INT8 every `[block_tokens, head_dim]` is followed by the fp32 scales of its tokens, and head_dim is a multiple of 4.
 typedef struct {
   void* data;
   int dtype;
@@ -94,10 +99,13 @@ int splice_cpu_rope_store(splice_cpu* cpu, float* out, const float* q, int64_t q
                           splice_cpu_kv kv, int64_t layer);
 
 // Causal attention over the paged cache. Sequence s owns query rows query_starts[s]..query_starts[s+1], the first of them at
-// absolute position starts[s]; its block table is row s of block_tables `[sequences, table_stride]`.
+// absolute position starts[s]; its block table is row s of block_tables `[sequences, table_stride]`. With a `window` > 0 a query
+// sees so many positions, its own included; with a `softcap` > 0 scores become softcap·tanh(score / softcap); `sinks` [q_heads]
+// (or NULL) holds one more score a head, which has no value.
 int splice_cpu_attention(splice_cpu* cpu, float* out, const float* q, int64_t q_stride, splice_cpu_kv kv, int64_t layer,
                          const int32_t* block_tables, int64_t table_stride, const int32_t* query_starts,
-                         const int32_t* starts, int64_t sequences, int64_t q_heads, float scale);
+                         const int32_t* starts, int64_t sequences, int64_t q_heads, float scale, int64_t window,
+                         float softcap, const float* sinks);
 
 #ifdef __cplusplus
 }

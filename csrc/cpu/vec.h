@@ -63,6 +63,9 @@ SPLICE_INLINE void load_bf16_pair(const uint32_t* p, F16& even, F16& odd) {
 SPLICE_INLINE F16 load_half(const uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+SPLICE_INLINE F16 load_int8(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
 // Each word's bits under MASK (its top bit is clear) as a number.
 template <uint32_t MASK>
 SPLICE_INLINE F16 load_masked(const uint32_t* p) {
@@ -116,6 +119,10 @@ SPLICE_INLINE void load_bf16_pair(const uint32_t* p, F16& even, F16& odd) {
 SPLICE_INLINE F16 load_half(const uint16_t* p) {
   const __m128i* raw = reinterpret_cast<const __m128i*>(p);
   return {_mm256_cvtph_ps(_mm_loadu_si128(raw)), _mm256_cvtph_ps(_mm_loadu_si128(raw + 1))};
+}
+SPLICE_INLINE F16 load_int8(const int8_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8))))};
 }
 template <uint32_t MASK>
 SPLICE_INLINE F16 load_masked(const uint32_t* p) {
@@ -175,6 +182,7 @@ SPLICE_INLINE float from_half(uint16_t half) {
   return as_float(as_bits(as_float(magnitude << 13) * as_float(0x77800000u)) | sign);
 }
 SPLICE_INLINE F16 load_half(const uint16_t* p) { SPLICE_EACH(from_half(p[i])); }
+SPLICE_INLINE F16 load_int8(const int8_t* p) { SPLICE_EACH(static_cast<float>(p[i])); }
 template <uint32_t MASK>
 SPLICE_INLINE F16 load_masked(const uint32_t* p) { SPLICE_EACH(static_cast<float>(p[i] & MASK)); }
 SPLICE_INLINE F16 load_high_nibble(const uint32_t* p) { SPLICE_EACH(static_cast<float>(p[i] >> 28)); }
@@ -193,6 +201,28 @@ SPLICE_INLINE void store_first(float* p, F16 a, int64_t n) {
   store(lanes, a);
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
+
+// The largest lane; with a NaN among them, any of them.
+#if defined(SPLICE_AVX512) || defined(SPLICE_AVX2)
+SPLICE_INLINE float largest_of_eight(__m256 a) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+#endif
+#if defined(SPLICE_AVX512)
+SPLICE_INLINE float largest(F16 a) {
+  return largest_of_eight(_mm256_max_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1)));
+}
+#elif defined(SPLICE_AVX2)
+SPLICE_INLINE float largest(F16 a) { return largest_of_eight(_mm256_max_ps(a.lo, a.hi)); }
+#else
+SPLICE_INLINE float largest(F16 a) {
+  float best = a.v[0];
+  for (int i = 1; i < 16; ++i) best = a.v[i] > best ? a.v[i] : best;
+  return best;
+}
+#endif
 
 // The one reduction tree: lanes (i, i+8), then (i, i+4), (i, i+2), (i, i+1).
 SPLICE_INLINE float sum(F16 a) {
@@ -221,6 +251,15 @@ SPLICE_INLINE F16 exp(F16 x) {
   p = fma(p, r, splat(1.0f));
   p = fma(p, r, splat(1.0f));
   return mul(p, pow2_bits(z));
+}
+
+// tanh x = (1 - t) / (1 + t) · sign x with t = e^(-2|x|): off by at most 1e-7, absolutely.
+SPLICE_INLINE F16 tanh(F16 x) {
+  x = min(splat(40.0f), max(splat(-40.0f), x));
+  const F16 magnitude = max(x, sub(zero(), x)), one = splat(1.0f);
+  const F16 t = exp(mul(splat(-2.0f), magnitude));
+  const F16 value = div(sub(one, t), add(one, t));
+  return mul(value, div(x, max(splat(1e-37f), magnitude)));
 }
 
 }  // namespace

@@ -8,14 +8,16 @@ Activations are float32 inside; bfloat16 ones are widened on the way in and roun
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from engine._native import Kernels, PackedLinear
 from engine.ops.candidate import Candidate
 from engine.ops.names import Activations
-from engine.ops.native_kernels import KERNELS, QUANTISED_KINDS, product_name
+from engine.ops.native_kernels import KERNELS, QUANTISED_KINDS, Packed, pack, product_name
 from engine.ops.weight_matrix import QuantizedMatrix, WeightMatrix
 from engine.spec import Activation
+from engine.weights import StoredMatrix
 
 _RANK = 10
 
@@ -32,19 +34,9 @@ class NativeOps:
         self._kernels.num_threads = num_threads
 
     @staticmethod
-    def pack(*parts: WeightMatrix) -> PackedLinear:
-        """See `signatures.PackOp`: re-laid in the same precision, parts of different ones in float32."""
-        precisions = {_precision(part) for part in parts}
-        rows, columns = sum(part.shape[0] for part in parts), parts[0].shape[1]
-        packed = PackedLinear(rows, columns, precisions.pop() if len(precisions) == 1 else "float32")
-        first = 0
-        for part in parts:
-            if isinstance(part, QuantizedMatrix):
-                packed.load_blocks(part.blocks, part.kind, first)
-            else:
-                packed.load(part.detach().contiguous(), first)
-            first += part.shape[0]
-        return packed
+    def pack(*parts: WeightMatrix) -> Packed:
+        """See `signatures.PackOp`: re-laid, all in the precision they came in."""
+        return pack(*(_stored(part) for part in parts))
 
     @staticmethod
     def rows(weight: PackedLinear, ids: torch.Tensor) -> torch.Tensor:
@@ -53,11 +45,11 @@ class NativeOps:
         weight.rows(ids, out)
         return out
 
-    def linear(self, x: torch.Tensor, weight: PackedLinear, bias: torch.Tensor | None) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, weight: Packed, bias: torch.Tensor | None) -> torch.Tensor:
         """See `signatures.LinearOp`."""
         return self._product(x, weight, None if bias is None else bias.float()).to(x.dtype)
 
-    def lm_head(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
+    def lm_head(self, x: torch.Tensor, weight: Packed) -> torch.Tensor:
         """See `signatures.LmHeadOp`."""
         return self._product(x, weight, None)
 
@@ -110,29 +102,37 @@ class NativeOps:
         softcap: float | None = None,
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """See `signatures.PagedAttentionOp`; plain attention only, as the candidate's `features` say."""
-        if window is not None or softcap is not None or sinks is not None:
-            raise TypeError("native attention has no window, softcap or sinks")
+        """See `signatures.PagedAttentionOp`."""
         out = torch.empty(q.shape)
-        self._kernels.paged_attention(out, q.float(), kv_cache, layer, block_tables, query_starts, starts, scale)
+        tables = block_tables, query_starts, starts
+        extras = window or 0, softcap or 0.0, sinks
+        self._kernels.paged_attention(out, q.float(), kv_cache, layer, *tables, scale, *extras)
         return out.to(q.dtype)
 
     def gated_mul(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
-        """See `signatures.GatedMulOp`; `silu` only, as the candidate's `features` say."""
-        if activation != "silu":
-            raise TypeError(f"native kernels have no {activation}")
+        """See `signatures.GatedMulOp`; `silu` and `gelu_tanh`, as the candidate's `features` say."""
         out = torch.empty(gate_up.shape[0], gate_up.shape[1] // 2)
-        self._kernels.silu_mul(out, gate_up.float())
+        self._kernels.gated_mul(out, gate_up.float(), activation)
         return out.to(gate_up.dtype)
 
-    def _product(self, x: torch.Tensor, weight: PackedLinear, bias: torch.Tensor | None) -> torch.Tensor:
-        out = torch.empty(x.shape[0], weight.n)
-        self._kernels.linear(out, x.float(), weight, bias, int8=self._int8)
+    def _product(self, x: torch.Tensor, weight: Packed, bias: torch.Tensor | None) -> torch.Tensor:
+        parts = weight if isinstance(weight, tuple) else (weight,)
+        out, wide, first = torch.empty(x.shape[0], sum(part.n for part in parts)), x.float(), 0
+        for part in parts:
+            columns = slice(first, first + part.n)
+            own = None if bias is None else bias[columns]
+            self._kernels.linear(out[:, columns], wide, part, own, int8=self._int8)
+            first += part.n
         return out
 
 
-def _precision(part: WeightMatrix) -> str:
-    return part.kind if isinstance(part, QuantizedMatrix) else str(part.dtype).removeprefix("torch.")
+def _stored(part: WeightMatrix) -> StoredMatrix:
+    rows, columns = part.shape
+    if isinstance(part, QuantizedMatrix):
+        return StoredMatrix(part.kind, part.shape, part.blocks)
+    data = part.detach().contiguous()
+    bits = data.view(torch.int16).numpy().view(np.uint16) if part.dtype == torch.bfloat16 else data.float().numpy()
+    return StoredMatrix("bfloat16" if part.dtype == torch.bfloat16 else "float32", (rows, columns), bits)
 
 
 def _supports(dtype: torch.dtype) -> bool:
@@ -172,6 +172,20 @@ def candidates(activations: Activations) -> tuple[Candidate, ...]:
             rank=_RANK,
             features=frozenset({"partial_rotary"}),
         ),
-        Candidate(op="paged_attention", name="native", fn=ops.paged_attention, supports=_supports, rank=_RANK),
-        Candidate(op="gated_mul", name="native", fn=ops.gated_mul, supports=_supports, rank=_RANK),
+        Candidate(
+            op="paged_attention",
+            name="native",
+            fn=ops.paged_attention,
+            supports=_supports,
+            rank=_RANK,
+            features=frozenset({"window", "softcap", "sinks"}),
+        ),
+        Candidate(
+            op="gated_mul",
+            name="native",
+            fn=ops.gated_mul,
+            supports=_supports,
+            rank=_RANK,
+            features=frozenset({"gelu_tanh"}),
+        ),
     )

@@ -5,6 +5,7 @@ Importing this loads no torch.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 from engine._native import Kernels, PackedLinear
@@ -40,11 +41,20 @@ def implementations(activations: Activations, operations: Iterable[OpName]) -> d
     return {name: product_name(activations) if name in ("linear", "lm_head") else "native" for name in operations}
 
 
-def pack(*parts: StoredMatrix) -> PackedLinear:
-    """Parts stacked by rows and re-laid in the same precision; parts of different ones in float32."""
-    kinds = {part.kind for part in parts}
-    rows, columns = sum(part.shape[0] for part in parts), parts[0].shape[1]
-    packed = PackedLinear(rows, columns, kinds.pop() if len(kinds) == 1 else "float32")
+Packed = PackedLinear | tuple[PackedLinear, ...]
+"""A weight re-laid for the kernels: where its parts differ in type, one after another."""
+
+
+def pack(*parts: StoredMatrix) -> Packed:
+    """Parts stacked by rows and re-laid, all in the precision they came in."""
+    runs = [list(run) for _, run in itertools.groupby(parts, key=lambda part: part.kind)]
+    packed = tuple(_pack_run(run) for run in runs)
+    return packed[0] if len(packed) == 1 else packed
+
+
+def _pack_run(parts: list[StoredMatrix]) -> PackedLinear:
+    rows, (_, columns) = sum(part.shape[0] for part in parts), parts[0].shape
+    packed = PackedLinear(rows, columns, parts[0].kind)
     first = 0
     for part in parts:
         if part.kind in FLOAT_KINDS:

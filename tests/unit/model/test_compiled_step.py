@@ -134,11 +134,25 @@ def test_a_step_outside_its_bounds_is_refused(tmp_path: Path) -> None:
 
 def test_weights_of_the_wrong_shape_are_refused() -> None:
     table = NativeOps.pack(torch.zeros(20, 16))
-    sizes = {"eps": 1e-5, "scale": 0.5, "num_heads": 2, "num_kv_heads": 1, "head_dim": 4}
-    decoder = NativeStep(Kernels(), table, table, torch.ones(16), torch.zeros(9, 4), **sizes)
+    sizes = {"eps": 1e-5, "num_kv_heads": 1, "head_dim": 4}
+    decoder = NativeStep(Kernels(), table, table, torch.ones(16), **sizes)
     square = NativeOps.pack(torch.zeros(16, 16))
     wide, ones = NativeOps.pack(torch.zeros(32, 16)), torch.ones(16)
     with pytest.raises(ValueError, match="output has"):
-        decoder.add_layer(ones, square, None, square, None, ones, wide, None, square, None)
+        decoder.add_layer(
+            input_norm=ones,
+            qkv=square,
+            qkv_bias=None,
+            output=square,
+            output_bias=None,
+            mlp_norm=ones,
+            gate_up=wide,
+            gate_up_bias=None,
+            down=square,
+            down_bias=None,
+            cos_sin=torch.zeros(9, 4),
+            num_heads=2,
+            scale=0.5,
+        )
     with pytest.raises(ValueError, match="differ in shape"):
-        NativeStep(Kernels(), table, square, torch.ones(16), torch.zeros(9, 4), **sizes)
+        NativeStep(Kernels(), table, square, torch.ones(16), **sizes)
