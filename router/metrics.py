@@ -105,7 +105,7 @@ class RouterMetrics:
         self.e2e.labels(model).observe(now_s - timings.received_s)
         of_beams = sum(len(beam.tokens) for beam in lifecycle.beams)
         if of_beams:
-            self.generation_tokens.labels(model).inc(of_beams)
+            self._pace.on_answer(model, of_beams)
         if lifecycle.emitted or of_beams:
             self.prompt_tokens.labels(model).inc(len(lifecycle.prompt))
             self.cached_tokens.labels(model).inc(lifecycle.cached_tokens)

@@ -35,14 +35,16 @@ class TokenPace(Collector):
 
     def on_tokens(self, model: str, count: int, gap_s: float | None) -> None:
         """`count` tokens came at once, `gap_s` after the one before them; None when there was none."""
-        pace = self._models.get(model)
-        if pace is None:
-            pace = self._models[model] = _Pace()
+        pace = self._of(model)
         pace.tokens += count
         if gap_s is not None:
             pace.gaps[bisect_left(GAP_S, gap_s)] += 1
             pace.gaps_s += gap_s
         pace.gaps[0] += count - 1
+
+    def on_answer(self, model: str, count: int) -> None:
+        """`count` tokens came with the whole answer, as a beam search gives it: there is no pace to them."""
+        self._of(model).tokens += count
 
     def collect(self) -> Iterator[Metric]:
         tokens = CounterMetricFamily("splice:generation_tokens", "Tokens released", labels=["model_name"])
@@ -56,3 +58,9 @@ class TokenPace(Collector):
             gaps.add_metric([model], buckets, pace.gaps_s)
         yield tokens
         yield gaps
+
+    def _of(self, model: str) -> _Pace:
+        pace = self._models.get(model)
+        if pace is None:
+            pace = self._models[model] = _Pace()
+        return pace

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from typing import TypeAlias
 
 from engine._native import Kernels, PackedLinear
 from engine.ops.names import Activations, OpName
@@ -41,7 +42,7 @@ def implementations(activations: Activations, operations: Iterable[OpName]) -> d
     return {name: product_name(activations) if name in ("linear", "lm_head") else "native" for name in operations}
 
 
-Packed = PackedLinear | tuple[PackedLinear, ...]
+Packed: TypeAlias = PackedLinear | tuple[PackedLinear, ...]
 """A weight re-laid for the kernels: where its parts differ in type, one after another."""
 
 
