@@ -20,7 +20,9 @@ from splice.settings.setting import setting, settings_of
 class ServeSettings(PlaceSettings, MembershipSettings, EngineSettings, FrontSettings, ModelSettings):
     """`splice serve`: etcd, Ray, router and both pools on this machine, or on the cluster that --ray-address names."""
 
-    prefill: int = setting(1, parse.integer(0, 4096), "Prefill workers.", group="Pools")
+    prefill: int = setting(
+        1, parse.integer(0, 4096), "Prefill workers; with 0 the decode workers compute prompts too.", group="Pools"
+    )
     decode: int = setting(1, parse.integer(1, 4096), "Decode workers.", group="Pools")
     ray_address: str | None = setting(
         None,

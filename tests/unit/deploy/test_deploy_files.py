@@ -170,6 +170,7 @@ def test_ray_is_started_so_that_workers_outlive_gcs_server_and_strangers_stay_ou
     line = ray_start_commands()[role]
     assert "RAY_AUTH_MODE=token" in line
     assert re.search(r"RAY_gcs_rpc_server_reconnect_timeout_s=\d{8,}", line)
+    assert "RAY_worker_niceness=0" in line
     assert "ray stop" not in line
     words = [word for word in shlex.split(line.partition("ray start ")[2]) if word.startswith("--")]
     flags = {word.partition("=")[0] for word in words}
@@ -235,10 +236,11 @@ def test_figures_on_the_operators_page_are_the_defaults() -> None:
 def test_ray_readme_stops_workers_with_a_job_that_the_placement_process_reads() -> None:
     import msgspec
 
-    from splice.cluster.placement_job import Job
+    from splice.cluster.placement_job import Command, Job
 
     text = (ROOT / "deploy" / "ray" / "README.md").read_text(encoding="utf-8")
     [written] = re.findall(r"echo '(\{.*\})'", text)
-    job = msgspec.json.decode(written, type=Job)
+    job = msgspec.json.decode(written, type=Command)
+    assert isinstance(job, Job)
     assert job.action == "stop"
-    assert set(json.loads(written)) <= set(Job.__struct_fields__)
+    assert set(json.loads(written)) - {"type"} <= set(Job.__struct_fields__)
