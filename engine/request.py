@@ -118,15 +118,16 @@ class Request:
     def hashes(self, num_blocks: int, block_tokens: int) -> list[bytes]:
         """Chained hashes of the first `num_blocks` full blocks of `tokens`; computed once each."""
         while len(self._hashes) < num_blocks:
-            index = len(self._hashes)
-            tokens = self.tokens[index * block_tokens : (index + 1) * block_tokens]
-            self._hashes.append(block_hash(self.parent_hash(index, block_tokens), tokens))
+            start = len(self._hashes) * block_tokens
+            parent = self._hashes[-1] if self._hashes else self.root
+            if self.answer_is_apart:
+                parent = self.parent_hash(len(self._hashes), block_tokens)
+            self._hashes.append(block_hash(parent, self.tokens[start : start + block_tokens]))
         return self._hashes[:num_blocks]
 
     def parent_hash(self, index: int, block_tokens: int) -> bytes:
-        """What the name of block `index`, full or not, is chained on: what its content depends on beside its tokens."""
-        if len(self._hashes) < index:
-            self.hashes(index, block_tokens)
+        """What the name of block `index`, full or not, is chained on: what its content depends on beside its tokens.
+        `hashes` has been asked for the blocks before it."""
         parent = self._hashes[index - 1] if index else self.root
         if self.answer_is_apart and index == self.num_prompt_tokens // block_tokens:
             return prompt_end_hash(parent, self.num_prompt_tokens)

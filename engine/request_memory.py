@@ -106,10 +106,11 @@ class RequestMemory:
         request.num_computed_tokens += num_new_tokens
         full = request.num_computed_tokens // size
         if self._config.enable_prefix_caching and full > sealed:
-            names = request.hashes(full, size)
+            names = [request.root, *request.hashes(full, size)]
             for index in range(sealed, full):
                 tokens = tuple(request.tokens[index * size : (index + 1) * size])
-                content = BlockContent(names[index], request.parent_hash(index, size), tokens, is_full=True)
+                parent = request.parent_hash(index, size) if request.answer_is_apart else names[index]
+                content = BlockContent(names[index + 1], parent, tokens, is_full=True)
                 self._pool.seal(request.key, index, content)
 
     def release(self, request: Request) -> None:
@@ -188,7 +189,8 @@ class RequestMemory:
         tokens = tuple(request.tokens[full * size : request.num_computed_tokens])
         if not tokens:
             return None
-        parent = request.parent_hash(full, size)
+        names = [request.root, *request.hashes(full, size)]
+        parent = request.parent_hash(full, size) if request.answer_is_apart else names[-1]
         return BlockContent(block_hash(parent, tokens), parent, tokens, is_full=False)
 
 
