@@ -89,6 +89,7 @@ def load_model(
         digest = digests.submit(_digest, spec, description.weight_files)  # hashing and packing both leave the GIL
         build = _Build(spec, description.open_weights(), length, kind, ops, num_threads, _activations(activations, ops))
         model, implementations = _build(build)
+    _say_unread(path, spec, build.weights)
     card = ModelCard(
         name=served_name or path.resolve().name.removesuffix(".gguf"),
         architecture=spec.architecture,
@@ -151,6 +152,19 @@ def _build(this: _Build) -> _Built:
             return model, kernels.implementations(this.activations, used_ops(features_of(this.spec)))
         _log.info("%s is computed operation by operation, because %s", this.spec.architecture, obstacle)
     return _build_with_torch(this)
+
+
+def _say_unread(path: Path, spec: ModelSpec, weights: WeightSource) -> None:
+    """A tensor without a use may be a part of the model that its configuration forgot."""
+    unread = weights.unread()
+    if unread:
+        _log.warning(
+            "%s: %d tensors are no part of %s as configured and are not used, such as %s",
+            path,
+            len(unread),
+            spec.architecture,
+            ", ".join(unread[:3]),
+        )
 
 
 def _native_decoder() -> Any:  # Any: a module

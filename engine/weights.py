@@ -38,6 +38,9 @@ class WeightSource(Protocol):
     def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> StoredMatrix:
         """The matrix as the file has it if that is one of `kinds`, else in float32. Raises as `take`."""
 
+    def unread(self) -> list[str]:
+        """Names in the file of tensors that nobody has taken any part of."""
+
     def release(self) -> None:
         """What was taken so far is not looked at any more: pages of a mapped file need not stay in memory."""
 

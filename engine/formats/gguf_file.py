@@ -32,6 +32,7 @@ class GgufFile:
             raise bad_file(path, f"not readable as GGUF: {error}", DOWNLOAD_AGAIN) from error
         self.fields = Fields(path, header.pairs)
         self._tensors = header.tensors
+        self._read: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -67,6 +68,10 @@ class GgufFile:
         for name, info in self._tensors.items():
             self._stored(name, info, self._known(name, info))
 
+    def unread(self) -> list[str]:
+        """See `WeightSource.unread`."""
+        return [name for name in self._tensors if name not in self._read]
+
     def release(self) -> None:
         """See `WeightSource.release`."""
         self._file.release()
@@ -74,6 +79,7 @@ class GgufFile:
     def _info(self, name: str, shape: tuple[int, ...], member: int | None) -> TensorInfo:
         """Where the tensor, or its member, lies."""
         expect_shape(self.path, name, self.shape(name), shape)
+        self._read.add(name)
         info = self._tensors[name]
         if member is None:
             return info

@@ -43,6 +43,10 @@ class GgufWeights:
             return StoredMatrix(kind, shape, rows)
         return StoredMatrix(kind, shape, np.ascontiguousarray(rows).view(element))
 
+    def unread(self) -> list[str]:
+        """See `WeightSource.unread`."""
+        return self._file.unread()
+
     def release(self) -> None:
         """See `WeightSource.release`."""
         self._file.release()

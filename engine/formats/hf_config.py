@@ -7,6 +7,7 @@ from collections.abc import Callable
 from engine.formats.bad_file import bad_file
 from engine.formats.fields import Fields
 from engine.formats.hf_rope import rope_from_config
+from engine.rope_spec import RopeSpec
 from engine.spec import Activation, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 
 MAX_LAYERS = 1000
@@ -16,15 +17,22 @@ _LAYER_TYPES = ("full_attention", "sliding_attention")
 _OTHER_MODEL = "use a model without it"
 
 
-def attention_from_config(config: Fields, *, qkv_bias: bool = False, output_bias: bool = False) -> AttentionSpec:
-    """Plain grouped-query attention; what an architecture adds it replaces in the result."""
+def attention_from_config(
+    config: Fields,
+    *,
+    rope: Callable[[Fields, int], RopeSpec] = rope_from_config,
+    qkv_bias: bool = False,
+    output_bias: bool = False,
+) -> AttentionSpec:
+    """Plain grouped-query attention; what an architecture adds it replaces in the result. `rope` reads the rotation of
+    heads of so many dimensions."""
     heads, hidden = config.integer("num_attention_heads"), config.integer("hidden_size")
     head_dim = config.integer_or("head_dim", hidden // max(heads, 1))
     return AttentionSpec(
         num_heads=heads,
         num_kv_heads=config.integer_or("num_key_value_heads", heads),
         head_dim=head_dim,
-        rope=rope_from_config(config, head_dim),
+        rope=rope(config, head_dim),
         scale=max(head_dim, 1) ** -0.5,
         qkv_bias=qkv_bias,
         output_bias=output_bias,

@@ -56,6 +56,10 @@ class SafetensorsWeights:
             return StoredMatrix("float32", shape, _as_float32(dtype, values))
         return StoredMatrix(kind, shape, np.ascontiguousarray(values))
 
+    def unread(self) -> list[str]:
+        """See `WeightSource.unread`."""
+        return [name for file in self._opened for name in file.unread()]
+
     def release(self) -> None:
         """See `WeightSource.release`."""
         for file in self._opened:

@@ -40,6 +40,7 @@ class SafetensorsFile:
         try:
             self._file = MappedFile(path)
             self._entries = _entries(self._file)
+            self._read: set[str] = set()
         except (OSError, ValueError, RecursionError) as error:
             raise bad_file(path, f"not readable as safetensors ({error})", DOWNLOAD_AGAIN) from error
 
@@ -57,7 +58,12 @@ class SafetensorsFile:
     def bytes(self, name: str) -> npt.NDArray[np.uint8]:
         """The tensor as stored, row after row: a view of the mapped file."""
         entry = self._entries[name]
+        self._read.add(name)
         return self._file.bytes[entry.start : entry.end]
+
+    def unread(self) -> list[str]:
+        """See `WeightSource.unread`."""
+        return [name for name in self._entries if name not in self._read]
 
     def release(self) -> None:
         """See `WeightSource.release`."""

@@ -3,6 +3,7 @@ embeddings, norm weights stored less one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from engine.formats.bad_file import bad_file
@@ -23,8 +24,10 @@ from engine.formats.hf_config import (
     window_in_config,
     windowed_layers,
 )
+from engine.formats.hf_rope import rope_from_config
 from engine.formats.stored import Stored
 from engine.models.architecture import Architecture
+from engine.rope_spec import RopeSpec
 from engine.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 
 NAME = "gemma2"
@@ -69,10 +72,10 @@ def spec_from_gguf(file: GgufFile) -> ModelSpec:
     return replace(spec, embedding_scale=max(spec.hidden_size, 1) ** 0.5, logit_softcap=cap)
 
 
-def gemma_attention(config: Fields) -> AttentionSpec:
+def gemma_attention(config: Fields, rope: Callable[[Fields, int], RopeSpec] = rope_from_config) -> AttentionSpec:
     """What all Gemmas with `query_pre_attn_scalar` share."""
     bias = config.boolean_or("attention_bias", False)
-    attention = attention_from_config(config, qkv_bias=bias, output_bias=bias)
+    attention = attention_from_config(config, rope=rope, qkv_bias=bias, output_bias=bias)
     return replace(attention, scale=max(config.number("query_pre_attn_scalar"), 1e-9) ** -0.5)
 
 

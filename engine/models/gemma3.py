@@ -38,10 +38,8 @@ def spec_from_config(config: Fields) -> ModelSpec:
     refuse_bidirectional(config)
     if config.number_or("attn_logit_softcapping", None) is not None:
         raise config.wrong("attn_logit_softcapping", "null: Gemma 3 caps no scores")
-    plain = replace(gemma_attention(config), qk_norm=True)
-    turn_full, turn_local = _ropes(config, plain.head_dim)
-    full = replace(plain, rope=turn_full)
-    windowed = replace(plain, rope=turn_local, window=window_in_config(config))
+    full = replace(gemma_attention(config, _full_rope), qk_norm=True)
+    windowed = replace(full, rope=_local_rope(config, full.head_dim), window=window_in_config(config))
     pattern = config.integer_or("sliding_window_pattern", _PATTERN)
     chosen = windowed_layers(config, lambda layer: (layer + 1) % max(pattern, 1) != 0)
     mlp = gemma_mlp(config)
@@ -65,17 +63,16 @@ def _layers(full: AttentionSpec, windowed: AttentionSpec, mlp: MlpSpec, chosen: 
     return tuple(LayerSpec(windowed if is_windowed else full, mlp, post_norms=True) for is_windowed in chosen)
 
 
-def _ropes(config: Fields, head_dim: int) -> tuple[RopeSpec, RopeSpec]:
-    """Of full and of windowed layers. Older files name two bases, and scaling for full layers only."""
-    theta = config.number_or("rope_theta", _GLOBAL_THETA)
-    local_theta = config.number_or("rope_local_base_freq", _LOCAL_THETA)
-    parameters = config.section("rope_parameters")
-    full = parameters.section("full_attention") if parameters.values else config.section("rope_scaling")
-    local = parameters.section("sliding_attention")
-    return (
-        rope_from_parameters(config, full, head_dim, theta),
-        rope_from_parameters(config, local, head_dim, local_theta),
-    )
+def _full_rope(config: Fields, head_dim: int) -> RopeSpec:
+    """Of layers without a window: older files scale these only."""
+    newer = config.section("rope_parameters")
+    parameters = newer.section("full_attention") if newer.values else config.section("rope_scaling")
+    return rope_from_parameters(config, parameters, head_dim, config.number_or("rope_theta", _GLOBAL_THETA))
+
+
+def _local_rope(config: Fields, head_dim: int) -> RopeSpec:
+    parameters = config.section("rope_parameters").section("sliding_attention")
+    return rope_from_parameters(config, parameters, head_dim, config.number_or("rope_local_base_freq", _LOCAL_THETA))
 
 
 GEMMA3 = Architecture(

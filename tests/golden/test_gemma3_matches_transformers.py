@@ -38,7 +38,7 @@ TEXT = " the capital of the country of France. It is the largest city in France 
 
 @pytest.fixture(scope="module")
 def loaded(gemma3_gguf: Path) -> LoadedModel:
-    return load_model(gemma3_gguf, served_name=None, dtype="float32", max_model_len=1024)
+    return load_model(gemma3_gguf, served_name=None, dtype="float32", max_model_len=1024, activations="float32")
 
 
 @pytest.fixture(scope="module")

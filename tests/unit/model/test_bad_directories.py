@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,15 @@ def test_the_served_name_defaults_to_the_whole_directory_name(directory: Path) -
 
 def test_a_context_longer_than_the_models_is_a_setting_error(directory: Path) -> None:
     assert "512" in _refused(directory, code=ErrorCode.BAD_SETTING, max_model_len=513)
+
+
+def test_tensors_without_a_use_are_told_of(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="engine.loader"):
+        load_model(directory, served_name=None, dtype="float32", max_model_len=None)
+        assert not caplog.records
+        tensors = load_file(directory / "model.safetensors")
+        tensors["model.layers.1.self_attn.q_proj.bias"] = torch.ones(48)
+        save_file(tensors, directory / "model.safetensors")
+        load_model(directory, served_name=None, dtype="float32", max_model_len=None)
+    assert "1 tensors are no part of llama" in caplog.text
+    assert "model.layers.1.self_attn.q_proj.bias" in caplog.text

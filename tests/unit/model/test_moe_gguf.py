@@ -141,7 +141,7 @@ def _experts(architecture: str, name: str, tensor: torch.Tensor) -> Iterator[tup
 
 
 def _assert_same_logits(path: Path, reference: Any) -> None:
-    model = load_model(path, served_name=None, dtype="float32", max_model_len=None).model
+    model = load_model(path, served_name=None, dtype="float32", max_model_len=None, activations="float32").model
     with torch.inference_mode():
         expected = reference(torch.tensor([TOKENS])).logits[0]
     run = PagedRun(model, 4, prompts={0: PROMPT})

@@ -85,7 +85,7 @@ class PagedRun:
             while len(table) * BLOCK_TOKENS < start + len(tokens):
                 table.append(self._free.pop())
             prompt = self._prompts.get(sequence, 1 << 40)
-            slices.append(SequenceSlice(list(tokens), start, tuple(table), True, prompt))
+            slices.append(SequenceSlice(list(tokens), start, tuple(table), True, num_prompt_tokens=prompt))
         return forward(self._model, StepBatch(tuple(slices)), self.kv_cache)
 
     def keys_and_values(self, sequence: int, length: int) -> torch.Tensor:
