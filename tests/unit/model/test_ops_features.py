@@ -13,7 +13,7 @@ from engine.ops import reference
 from engine.ops.features import features_of
 from engine.ops.registry import OpsChoice, choose, select_ops
 from engine.rope_spec import RopeSpec
-from engine.spec import Activation, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
+from engine.spec import Activation, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, RoutingSpec
 
 ATTENTION = AttentionSpec(4, 2, 12, RopeSpec(10000.0), scale=12**-0.5)
 PLAIN = ModelSpec("plain", 48, 320, 512, 1e-5, (LayerSpec(ATTENTION, MlpSpec(72)),) * 2, tie_embeddings=True)
@@ -126,12 +126,13 @@ def test_a_plain_rms_norm_of_float32_weights_rounds_once() -> None:
 
 def test_what_cannot_be_compiled_says_why() -> None:
     assert native_decoder.obstacle(PLAIN) is None
-    for spec, word in (
-        (with_attention(qk_norm=True), "qk_norm"),
-        (replace(PLAIN, logit_softcap=3.0), "logit_softcap"),
-        (replace(PLAIN, embedding_scale=2.0), "embedding_scale"),
-        (replace(PLAIN, layers=(replace(PLAIN.layers[0], post_norms=True),) * 2), "post_norms"),
+    assert native_decoder.obstacle(with_attention(qk_norm=True, window=8, sinks=True, softcap=3.0)) is None
+    layer = PLAIN.layers[0]
+    experts = MoeSpec(RoutingSpec(4, 2, "softmax", normalise=True), MlpSpec(72))
+    for other, word in (
+        (replace(layer, mlp=MlpSpec(72, "swiglu_oai")), "swiglu_oai"),
+        (replace(layer, mlp=experts), "other layers"),
     ):
-        obstacle = native_decoder.obstacle(spec)
+        obstacle = native_decoder.obstacle(replace(PLAIN, layers=(layer, other)))
         assert obstacle is not None
         assert word in obstacle
