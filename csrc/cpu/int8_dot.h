@@ -27,13 +27,12 @@ struct PairDot {
   template <int G>
   SPLICE_MEMBER void add(W16 weights, uint32_t activations, W16 scales) {
     const W16 products = byte_products(weights, activations);
-    if constexpr (G % 2 == 0) {
-      halves = products;
-    } else {
-      const W16 wide = multiply_pairs(add_halves(halves, products), scales);
-      words = G == 1 ? wide : add_words(words, wide);
-      pin(words);
-    }
+    if constexpr (G % 2 == 0)
+      keep(halves, products);
+    else if constexpr (G == 1)
+      keep(words, multiply_pairs(add_halves(halves, products), scales));
+    else
+      keep(words, add_words(words, multiply_pairs(add_halves(halves, products), scales)));
   }
   SPLICE_MEMBER W16 total() const { return words; }
 };
@@ -61,8 +60,10 @@ struct Dot {
   template <int G>
   SPLICE_MEMBER void add(W16 weights, uint32_t activations) {
     if constexpr (BITS == 8) weights = weights ^ splat_word(0x80808080u);
-    words = add_products(G == 0 ? splat_word(0) : words, weights, activations);
-    pin(words);
+    if constexpr (G == 0)
+      keep(words, add_products(splat_word(0), weights, activations));
+    else
+      keep(words, add_products(words, weights, activations));
   }
   SPLICE_MEMBER W16 total() const { return words; }
 };
@@ -101,13 +102,17 @@ struct Dot {
   SPLICE_MEMBER void add(W16 weights, uint32_t activations) {
     if constexpr (BITS == 8) {
       const W16 wide = multiply_pairs(signed_products(weights, activations), splat_word(0x00010001u));
-      words = G == 0 ? wide : add_words(words, wide);
-      pin(words);
+      if constexpr (G == 0)
+        keep(words, wide);
+      else
+        keep(words, add_words(words, wide));
     } else {
-      if constexpr (G == STEPS) words = multiply_pairs(halves, splat_word(0x00010001u));
+      if constexpr (G == STEPS) keep(words, multiply_pairs(halves, splat_word(0x00010001u)));
       const W16 products = byte_products(weights, activations);
-      halves = G % STEPS == 0 ? products : add_halves(halves, products);
-      pin(halves);
+      if constexpr (G % STEPS == 0)
+        keep(halves, products);
+      else
+        keep(halves, add_halves(halves, products));
     }
   }
   SPLICE_MEMBER W16 total() const {

@@ -92,7 +92,7 @@ struct BlockDots {
 
 // c[p][r][16]: ROWS rows of activations over PANELS neighbouring panels, `panel` bytes apart.
 template <class Block, int ROWS, int PANELS>
-void int8_tile(const Int8Block* a, int64_t a_row, const uint8_t* weights, int64_t panel, int64_t blocks, float* c,
+__attribute__((noinline)) void int8_tile(const Int8Block* a, int64_t a_row, const uint8_t* weights, int64_t panel, int64_t blocks, float* c,
                int64_t c_panel) {
   F16 acc[ROWS][PANELS];
 #pragma GCC unroll 16

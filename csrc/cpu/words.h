@@ -40,7 +40,10 @@ SPLICE_INLINE W16 byte_products(W16 weights, uint32_t activations) {
 }
 SPLICE_INLINE W16 add_halves(W16 a, W16 b) { return {_mm512_add_epi16(a.v, b.v)}; }
 SPLICE_INLINE W16 add_words(W16 a, W16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
-SPLICE_INLINE void pin(W16& a) { asm("" : "+v"(a.v)); }
+SPLICE_INLINE void keep(W16& to, W16 value) {
+  to.v = value.v;
+  asm("" : "+v"(to.v));
+}
 
 #elif defined(SPLICE_AVX2)
 
@@ -87,8 +90,13 @@ SPLICE_INLINE W16 byte_products(W16 weights, uint32_t activations) {
 }
 SPLICE_INLINE W16 add_halves(W16 a, W16 b) { return {_mm256_add_epi16(a.lo, b.lo), _mm256_add_epi16(a.hi, b.hi)}; }
 SPLICE_INLINE W16 add_words(W16 a, W16 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
-// Has the value in registers here: left alone, compilers make all products of a block first, spill them, and add at the end.
-SPLICE_INLINE void pin(W16& a) { asm("" : "+x"(a.lo), "+x"(a.hi)); }
+// to = value, in registers: left alone, compilers make all products of a block first, spill them, and add at the end. Member by
+// member, because whole structures are copied through memory.
+SPLICE_INLINE void keep(W16& to, W16 value) {
+  to.lo = value.lo;
+  to.hi = value.hi;
+  asm("" : "+x"(to.lo), "+x"(to.hi));
+}
 
 #else
 
