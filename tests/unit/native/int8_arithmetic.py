@@ -74,9 +74,7 @@ def _simple(own: npt.NDArray[np.uint8], kind: str) -> npt.NDArray[np.int64]:
     return values
 
 
-def _q4_k_or_q5_k(
-    own: npt.NDArray[np.uint8], kind: str, place: int
-) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
+def _q4_k_or_q5_k(own: npt.NDArray[np.uint8], kind: str, place: int) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
     six = own[:, 4:16].astype(np.int64)
     if place < 4:
         scale, minimum = six[:, place] & 63, six[:, place + 4] & 63

@@ -12,7 +12,17 @@ from quantised_weights import KINDS, packed, random_blocks, values_of
 
 from engine._native import Kernels, PackedLinear, supported_isas
 
-SHAPES = [(1, 1, 1), (1, 2, 130), (2, 1, 17), (3, 3, 33), (4, 2, 50), (5, 3, 100), (12, 1, 16), (13, 2, 40), (97, 1, 20)]
+SHAPES = [
+    (1, 1, 1),
+    (1, 2, 130),
+    (2, 1, 17),
+    (3, 3, 33),
+    (4, 2, 50),
+    (5, 3, 100),
+    (12, 1, 16),
+    (13, 2, 40),
+    (97, 1, 20),
+]
 """Rows, depth in units of what a type asks for, columns."""
 
 
