@@ -1,4 +1,4 @@
-"""int8 activations: the documented arithmetic, bit for bit, on every instruction set, for any rows, threads and chunks."""
+"""int8 activations: the documented arithmetic bit for bit, on every instruction set, for any rows, threads, chunks."""
 
 from __future__ import annotations
 
