@@ -118,17 +118,17 @@ class Request:
     def hashes(self, num_blocks: int, block_tokens: int) -> list[bytes]:
         """Chained hashes of the first `num_blocks` full blocks of `tokens`; computed once each."""
         while len(self._hashes) < num_blocks:
-            start = len(self._hashes) * block_tokens
-            parent = self._hashes[-1] if self._hashes else self.root
-            if self.answer_is_apart:
-                parent = self.parent_hash(len(self._hashes), block_tokens)
-            self._hashes.append(block_hash(parent, self.tokens[start : start + block_tokens]))
+            index = len(self._hashes)
+            start, end = index * block_tokens, (index + 1) * block_tokens
+            self._hashes.append(block_hash(self.parent_of(index, end, block_tokens), self.tokens[start:end]))
         return self._hashes[:num_blocks]
 
-    def parent_hash(self, index: int, block_tokens: int) -> bytes:
-        """What the name of block `index`, full or not, is chained on: what its content depends on beside its tokens.
-        `hashes` has been asked for the blocks before it."""
-        parent = self._hashes[index - 1] if index else self.root
-        if self.answer_is_apart and index == self.num_prompt_tokens // block_tokens:
-            return prompt_end_hash(parent, self.num_prompt_tokens)
-        return parent
+    def parent_of(self, index: int, end: int, block_tokens: int) -> bytes:
+        """Parent hash of the content of block `index`, of which tokens up to `end` are looked at.
+
+        Where answers are computed another way, one that has a part of the answer has a parent of its own. The blocks
+        before must have been hashed.
+        """
+        previous = self._hashes[index - 1] if index else self.root
+        has_answer = index * block_tokens <= self.num_prompt_tokens < end
+        return prompt_end_hash(previous, self.num_prompt_tokens) if self.answer_is_apart and has_answer else previous

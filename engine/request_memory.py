@@ -54,12 +54,8 @@ class RequestMemory:
         start = len(names) * size
         if request.is_computed_elsewhere:  # blocks that a peer fills are filled whole
             return KnownPrefix(names, None, start)
-        parent = request.parent_hash(len(names), size)
-        rest = request.tokens[start : min(start + size, most)]
-        nearest = self._pool.cache.nearest(parent, rest)
-        if nearest is None or nearest[1] <= self._config.block_copy_cost:
-            return KnownPrefix(names, None, start)
-        return KnownPrefix(names, nearest[0], start + nearest[1])
+        lead, num_tokens = self._nearest(request, len(names), min(start + size, most))
+        return KnownPrefix(names, lead, start + num_tokens)
 
     def open(self, request: Request, known: KnownPrefix) -> bool:
         """Gives a waiting request the blocks of all its tokens and, if it decodes here, one to grow into.
@@ -106,12 +102,11 @@ class RequestMemory:
         request.num_computed_tokens += num_new_tokens
         full = request.num_computed_tokens // size
         if self._config.enable_prefix_caching and full > sealed:
-            names = [request.root, *request.hashes(full, size)]
+            names = request.hashes(full, size)
             for index in range(sealed, full):
-                tokens = tuple(request.tokens[index * size : (index + 1) * size])
-                parent = request.parent_hash(index, size) if request.answer_is_apart else names[index]
-                content = BlockContent(names[index + 1], parent, tokens, is_full=True)
-                self._pool.seal(request.key, index, content)
+                end = (index + 1) * size
+                parent, tokens = request.parent_of(index, end, size), tuple(request.tokens[index * size : end])
+                self._pool.seal(request.key, index, BlockContent(names[index], parent, tokens, is_full=True))
 
     def release(self, request: Request) -> None:
         """Takes all blocks of a request back; what they hold can be found until they are needed."""
@@ -145,6 +140,24 @@ class RequestMemory:
     def take_copies(self) -> list[BlockCopy]:
         """The block copies decided since the last call, in order."""
         return self._pool.take_copies()
+
+    def _nearest(self, request: Request, index: int, end: int) -> tuple[bytes | None, int]:
+        """The content that begins most like block `index` of a request up to token `end`, and for how many tokens.
+
+        Where a model computes answers another way than prompts, what only prompts have a part in is good for the
+        tokens of this prompt, and what an answer has a part in for requests whose prompt is as long.
+        """
+        size = self._config.block_tokens
+        start, prompt_end = index * size, request.num_prompt_tokens
+        request.hashes(index, size)
+        ends = {min(end, prompt_end), end} if request.answer_is_apart else {end}
+        found: tuple[bytes | None, int] = (None, self._config.block_copy_cost)
+        for each in ends:
+            parent = request.parent_of(index, each, size)
+            nearest = self._pool.cache.nearest(parent, request.tokens[start:each])
+            if nearest is not None and nearest[1] > found[1]:
+                found = nearest
+        return found if found[0] is not None else (None, 0)
 
     def _blocks_to_open(self, request: Request) -> int:
         needed = self._config.blocks_for(request.num_tokens)
@@ -185,12 +198,12 @@ class RequestMemory:
     def _tail(self, request: Request) -> BlockContent | None:
         """What the last, partial block of a request holds; None where its tokens end with a block."""
         size = self._config.block_tokens
-        full = request.num_computed_tokens // size
-        tokens = tuple(request.tokens[full * size : request.num_computed_tokens])
+        full, end = request.num_computed_tokens // size, request.num_computed_tokens
+        tokens = tuple(request.tokens[full * size : end])
         if not tokens:
             return None
-        names = [request.root, *request.hashes(full, size)]
-        parent = request.parent_hash(full, size) if request.answer_is_apart else names[-1]
+        request.hashes(full, size)
+        parent = request.parent_of(full, end, size)
         return BlockContent(block_hash(parent, tokens), parent, tokens, is_full=False)
 
 

@@ -172,3 +172,32 @@ def test_no_hypothesis_of_a_beam_search_leaves_blocks_that_a_longer_prompt_finds
             bench.model.logits.clear()
             bench.generate(conversation, **{**RUN, "max_tokens": 3})
         assert same_logits(fresh, first, 90, range(90, 93))
+
+
+def test_a_partly_shared_block_is_shared_where_only_prompts_have_a_part_in_it(make_bench):
+    bench = make_bench()
+    bench.generate(PROMPT, **{**RUN, "max_tokens": 1})  # the token drawn is never computed
+    longer = [*PROMPT, *range(11, 48)]
+    shorter = [*PROMPT[:42], 7, 7, 7]
+    for prompt, hit in ((longer, 45), (shorter, 42), (longer[:47], 46)):
+        before = bench.engine.stats.prefix_hit_tokens
+        fresh = make_bench()
+        fresh.generate(prompt, **RUN)
+        bench.model.logits.clear()
+        bench.generate(prompt, **RUN)
+        assert bench.engine.stats.prefix_hit_tokens - before == hit
+        assert same_logits(fresh, bench, len(prompt), range(len(prompt), len(prompt) + 40))
+
+
+def test_a_block_that_an_answer_has_a_part_in_is_shared_by_prompts_as_long_alone(make_bench):
+    bench = make_bench()
+    answer = bench.generate(PROMPT, **{**RUN, "max_tokens": 9})
+    bench.generate([*PROMPT, *answer, 5], **RUN)
+    assert bench.engine.stats.prefix_hit_tokens == 32, "whole blocks of the prompt"
+    alone = make_bench()
+    alone.generate(PROMPT, emitted=[*answer[:8], 3], **RUN)
+    bench.model.logits.clear()
+    bench.generate(PROMPT, emitted=[*answer[:8], 3], **RUN)
+    assert bench.engine.stats.prefix_hit_tokens == 32 + 45
+    assert bench.model.logits.keys() == alone.model.logits.keys()
+    assert same_logits(alone, bench, 45, range(54, 85))
