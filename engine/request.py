@@ -130,5 +130,6 @@ class Request:
         before must have been hashed.
         """
         previous = self._hashes[index - 1] if index else self.root
-        has_answer = index * block_tokens <= self.num_prompt_tokens < end
-        return prompt_end_hash(previous, self.num_prompt_tokens) if self.answer_is_apart and has_answer else previous
+        if self.answer_is_apart and index * block_tokens <= self.num_prompt_tokens < end:
+            return prompt_end_hash(previous, self.num_prompt_tokens)
+        return previous

@@ -82,18 +82,20 @@ class RequestMemory:
 
     def grow(self, request: Request) -> bool:
         """Gets a running request every block it is about to write; False where the pool has no more."""
-        while len(request.block_ids) < self._config.blocks_for(request.num_tokens):
+        size, num_tokens = self._config.block_tokens, len(request.tokens)
+        while len(request.block_ids) * size < num_tokens:
             if not self._pool.num_free:
                 return False
             self._pool.extend(request.key)
-        if request.num_computed_tokens == request.num_tokens:
-            return True
-        return self._pool.make_writable(request.key, self._first_written(request))
+        num_computed = request.num_computed_tokens
+        return num_computed == num_tokens or self._pool.make_writable(request.key, num_computed // size)
 
     def covers(self, request: Request, num_new_tokens: int) -> bool:
         """Whether the KV of the next `num_new_tokens` tokens can be written."""
-        end = self._config.blocks_for(request.num_computed_tokens + num_new_tokens)
-        return end <= len(request.block_ids) and self._pool.is_writable(request.key, self._first_written(request))
+        size, start = self._config.block_tokens, request.num_computed_tokens
+        is_there = start + num_new_tokens <= len(request.block_ids) * size
+        # No later block of a table is ever shared before it is full.
+        return is_there and self._pool.is_writable(request.key, start // size)
 
     def written(self, request: Request, num_new_tokens: int) -> None:
         """The KV of the next `num_new_tokens` tokens has been written: blocks now full can be found by others."""
@@ -104,8 +106,8 @@ class RequestMemory:
         if self._config.enable_prefix_caching and full > sealed:
             names = request.hashes(full, size)
             for index in range(sealed, full):
-                end = (index + 1) * size
-                parent, tokens = request.parent_of(index, end, size), tuple(request.tokens[index * size : end])
+                start, end = index * size, (index + 1) * size
+                parent, tokens = request.parent_of(index, end, size), tuple(request.tokens[start:end])
                 self._pool.seal(request.key, index, BlockContent(names[index], parent, tokens, is_full=True))
 
     def release(self, request: Request) -> None:
@@ -148,9 +150,9 @@ class RequestMemory:
         tokens of this prompt, and what an answer has a part in for requests whose prompt is as long.
         """
         size = self._config.block_tokens
-        start, prompt_end = index * size, request.num_prompt_tokens
+        start = index * size
         request.hashes(index, size)
-        ends = {min(end, prompt_end), end} if request.answer_is_apart else {end}
+        ends = {min(end, request.num_prompt_tokens), end} if request.answer_is_apart else (end,)
         found: tuple[bytes | None, int] = (None, self._config.block_copy_cost)
         for each in ends:
             parent = request.parent_of(index, each, size)
@@ -166,10 +168,6 @@ class RequestMemory:
         longest = min(request.num_prompt_tokens + request.sampling.max_tokens, self._config.max_model_len)
         # The last token's KV is never computed: nothing comes after it.
         return min(needed + 1, self._config.blocks_for(longest - 1))
-
-    def _first_written(self, request: Request) -> int:
-        """Index of the block the next token goes to. No later block of a table is ever shared before it is full."""
-        return request.num_computed_tokens // self._config.block_tokens
 
     def _is_worth_keeping(self, request: Request) -> bool:
         """Whether the host has room, and copying out and back is cheaper than computing again."""

@@ -169,12 +169,12 @@ class Scheduler:
         plan = SchedulePlan(ended=self._ended)
         self._ended = []
         budget = self.config.max_num_batched_tokens
+        grow = self._memory.grow
         for request in list(self.running):
-            if request.status is RequestStatus.RUNNING:
-                plan.num_preempted += self._grow(request)
-        decoding = [r for r in self.running if r.num_tokens - r.num_computed_tokens == 1]
-        prompting = [r for r in self.running if r.num_tokens - r.num_computed_tokens > 1]
-        for request in (*decoding, *prompting):
+            if request.status is RequestStatus.RUNNING and not grow(request):
+                plan.num_preempted += self._make_room(request)
+        gaps = [(len(request.tokens) - request.num_computed_tokens, request) for request in self.running]
+        for _, request in [*(each for each in gaps if each[0] == 1), *(each for each in gaps if each[0] > 1)]:
             budget -= self._schedule_one(request, budget, plan)
         if not plan.num_preempted:
             self._admit(budget, plan)
@@ -260,8 +260,8 @@ class Scheduler:
     def _has_seat(self) -> bool:
         return len(self.running) + self._num_reserved < self.config.max_num_seqs
 
-    def _grow(self, request: Request) -> int:
-        """Gets the memory a running request lacks, from its juniors if need be; returns how many were preempted.
+    def _make_room(self, request: Request) -> int:
+        """Gets the memory a running request lacks from its juniors; returns how many were preempted.
 
         In vain for the most senior one while nothing can be preempted for it: it then sits this step out.
         """
