@@ -120,7 +120,10 @@ class Request:
         while len(self._hashes) < num_blocks:
             index = len(self._hashes)
             start, end = index * block_tokens, (index + 1) * block_tokens
-            self._hashes.append(block_hash(self.parent_of(index, end, block_tokens), self.tokens[start:end]))
+            parent = self._hashes[-1] if index else self.root
+            if self.answer_is_apart:
+                parent = self.parent_of(index, end, block_tokens)
+            self._hashes.append(block_hash(parent, self.tokens[start:end]))
         return self._hashes[:num_blocks]
 
     def parent_of(self, index: int, end: int, block_tokens: int) -> bytes:
