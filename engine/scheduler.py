@@ -30,9 +30,9 @@ class Scheduler:
     `ageing_steps` times the levels between them. So it becomes the most senior one, whatever keeps arriving.
 
     Memory. Whoever is admitted gets the blocks of all its tokens at once and, if it will decode here, one to grow
-    into. A running request that needs another block takes it from the most junior preemptible one, which will
-    recompute; if it is itself the most junior, it steps back. PREFILL is never preempted, its blocks being lent out
-    as they are completed.
+    into. A running request that needs another block takes it from the most junior preemptible one, which goes on
+    later from what was kept of it (`RequestMemory.preempt`); if it is itself the most junior, it steps back. PREFILL
+    is never preempted, its blocks being lent out as they are completed.
 
     Progress. Blocks that cannot be preempted belong to RESERVED, HELD, DRAINING and PREFILL requests. The first three
     end by events from outside, each under a deadline of its own (attach, lease, copy), and none of these events waits
