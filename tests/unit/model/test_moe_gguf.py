@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gguf
 import numpy as np
@@ -19,6 +19,7 @@ from engine.formats.gguf_file import GgufFile
 from engine.formats.gguf_weights import GgufWeights
 from engine.loader import load_model
 from engine.models.qwen3_moe import QWEN3_MOE
+from engine.ops.names import Activations
 from engine.weights import StoredMatrix
 from wire.errors import ErrorCode, SpliceError
 
@@ -171,6 +172,22 @@ def test_quantised_experts_give_the_logits_of_their_rounded_values(tmp_path: Pat
     reference = _reference(tmp_path, kind, **WIDE)
     _write(tmp_path / "m.gguf", kind, reference, quantised)
     _assert_same_logits(tmp_path / "m.gguf", reference)
+
+
+@pytest.mark.parametrize("activations", get_args(Activations))
+def test_experts_multiplied_packed_give_a_token_the_same_bits_in_any_company(
+    tmp_path: Path, activations: Activations
+) -> None:
+    _write(tmp_path / "m.gguf", "qwen3moe", _reference(tmp_path, "qwen3moe", **WIDE), Kind.Q4_0)
+    model = load_model(
+        tmp_path / "m.gguf", served_name=None, dtype="float32", max_model_len=None, activations=activations
+    ).model
+    alone, beside = PagedRun(model, 2), PagedRun(model, 8)
+    expected = alone.step([(0, 0, TOKENS)])[0]
+    for first, last in [(0, 1), (1, 12), (12, 44), (44, 45)]:
+        parts = [(0, first, TOKENS[first:last]), *((other, first, TOKENS[-last:][: last - first]) for other in (1, 2))]
+        found = beside.step(parts)[0]
+    assert torch.equal(found, expected)
 
 
 def test_experts_stay_in_the_precision_of_their_file(tmp_path: Path) -> None:
