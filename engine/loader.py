@@ -20,6 +20,7 @@ from engine.formats.gguf_weights import GgufWeights
 from engine.formats.hf_tokenizer import expect_tokenizer, tokenizer_from_directory
 from engine.formats.hf_weights import SafetensorsWeights, weight_files
 from engine.formats.tokenizer_data import TokenizerData
+from engine.heap import return_freed
 from engine.models.causal_lm import CausalLM
 from engine.models.registry import architecture_of_config, architecture_of_gguf
 from engine.numerics import numerics_id, supports_fast_bfloat16
@@ -82,6 +83,7 @@ def load_model(
     """
     description = _describe(path)
     text = description.read_text()
+    return_freed()  # so that weights do not come on top of what the tokenizer needed
     length = _checked_length(max_model_len, description.spec)
     spec = description.spec.served(length)
     kind = _dtype(dtype, is_gguf=path.is_file())
@@ -104,6 +106,8 @@ def load_model(
         eos_token_ids=text.eos_token_ids,
         add_bos=text.add_bos,
     )
+    del description, build  # the file's own vocabulary is in the card now
+    return_freed()
     return LoadedModel(
         model=model,
         card=card,
