@@ -27,7 +27,8 @@ def test_the_receipt_names_two_processes_the_transport_and_the_bytes_moved(pair:
     assert 0 < blocks <= 6
     assert answer.receipt["kv_bytes"] == blocks * decode.layout.block_bytes
     assert answer.receipt["ttft_s"] > 0
-    assert answer.receipt["itl_p50_s"] > 0
+    # Tokens of so small a model may be seen several at once, and half of the gaps be none.
+    assert answer.receipt["itl_p95_s"] > 0
     assert answer.receipt["exposed_s"] >= 0
 
 
