@@ -51,7 +51,15 @@ def make_batch(
     )
 
 
-def attention_float64(batch: PagedBatch, layer: int, scale: float) -> torch.Tensor:
+def attention_float64(
+    batch: PagedBatch,
+    layer: int,
+    scale: float,
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Causal attention, one query and head at a time, in float64."""
     cache = batch.kv_cache[:, layer].double()
     block_tokens = cache.shape[3]
@@ -61,10 +69,16 @@ def attention_float64(batch: PagedBatch, layer: int, scale: float) -> torch.Tens
     for sequence, start in enumerate(batch.starts.tolist()):
         for row in range(bounds[sequence], bounds[sequence + 1]):
             seen = start + row - bounds[sequence] + 1
-            places = [(int(batch.block_tables[sequence, p // block_tokens]), p % block_tokens) for p in range(seen)]
+            visible = range(0 if window is None else max(0, seen - window), seen)
+            places = [(int(batch.block_tables[sequence, p // block_tokens]), p % block_tokens) for p in visible]
             for head in range(batch.q.shape[1]):
                 keys = torch.stack([cache[b, 0, head // group, o] for b, o in places])
                 values = torch.stack([cache[b, 1, head // group, o] for b, o in places])
-                weights = (keys @ batch.q[row, head].double() * scale).softmax(0)
-                out[row, head] = weights @ values
+                scores = keys @ batch.q[row, head].double() * scale
+                if softcap is not None:
+                    scores = softcap * (scores / softcap).tanh()
+                if sinks is not None:
+                    scores = torch.cat([scores, sinks[head : head + 1].double()])
+                weights = scores.softmax(0)
+                out[row, head] = weights[: len(values)] @ values
     return out

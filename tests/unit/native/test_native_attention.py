@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,26 @@ RAGGED = [(0, 1), (31, 1), (32, 1), (0, 33), (5, 40), (63, 2), (100, 17), (0, 16
 SHAPES = [(9, 3, 64, 32), (4, 4, 16, 32), (8, 1, 80, 32), (6, 2, 8, 16), (2, 2, 72, 48), (2, 1, 128, 64)]
 
 
-def attend(ops: NativeOps, batch: PagedBatch) -> torch.Tensor:
+EXTRAS: list[dict[str, Any]] = [
+    {"window": 1},
+    {"window": 17},
+    {"window": 32},
+    {"window": 50},
+    {"window": 1000},
+    {"softcap": 2.0},
+    {"sinks": True},
+    {"window": 40, "softcap": 3.0, "sinks": True},
+]
+
+
+def attend(ops: NativeOps, batch: PagedBatch, **extras: Any) -> torch.Tensor:
     scale = batch.q.shape[2] ** -0.5
-    return ops.paged_attention(batch.q, batch.kv_cache, 1, batch.block_tables, batch.query_starts, batch.starts, scale)
+    tables = batch.block_tables, batch.query_starts, batch.starts
+    return ops.paged_attention(batch.q, batch.kv_cache, 1, *tables, scale, **extras)
+
+
+def with_sinks(extras: dict[str, Any], heads: int) -> dict[str, Any]:
+    return {**extras, "sinks": torch.linspace(-2, 3, heads)} if "sinks" in extras else extras
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -75,6 +93,46 @@ def test_bits_do_not_depend_on_chunks_or_neighbours(best_ops: NativeOps, heads: 
         starts=torch.tensor(bounds[:-1], dtype=torch.int32),
     )
     assert torch.equal(attend(best_ops, split), expected)
+
+
+@pytest.mark.parametrize("extras", EXTRAS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_windows_caps_and_sinks_are_near_the_float64_ones(
+    ops: NativeOps, best_ops: NativeOps, dtype: torch.dtype, extras: dict[str, Any]
+) -> None:
+    batch = make_batch(RAGGED, heads=6, kv_heads=2, head_dim=32, dtype=dtype)
+    extras = with_sinks(extras, 6)
+    found = attend(ops, batch, **extras)
+    torch.testing.assert_close(found.double(), attention_float64(batch, 1, 32**-0.5, **extras), rtol=0, atol=3e-6)
+    assert torch.equal(found, attend(best_ops, batch, **extras))
+
+
+@pytest.mark.parametrize("extras", EXTRAS, ids=str)
+def test_with_windows_too_bits_do_not_depend_on_chunks(best_ops: NativeOps, extras: dict[str, Any]) -> None:
+    length = 130
+    whole = make_batch([(0, length)], heads=4, kv_heads=2, head_dim=32)
+    extras = with_sinks(extras, 4)
+    expected = attend(best_ops, whole, **extras)
+    for cuts in ([1] * length, [7] * 19, [33, 64, 1, 40]):
+        at = 0
+        for size in cuts:
+            end = min(at + size, length)
+            part = replace(
+                whole,
+                q=whole.q[at:end],
+                query_starts=torch.tensor([0, end - at], dtype=torch.int32),
+                starts=torch.tensor([at], dtype=torch.int32),
+            )
+            assert torch.equal(attend(best_ops, part, **extras), expected[at:end]), (cuts, at)
+            at = end
+
+
+def test_what_a_window_has_left_behind_may_be_anything(ops: NativeOps) -> None:
+    batch = make_batch([(90, 5)], heads=2, kv_heads=1, head_dim=16)
+    expected = attend(ops, batch, window=40)
+    for position in range(90 - 40 + 1):
+        batch.kv_cache[int(batch.block_tables[0, position // 32]), 1, :, :, position % 32] = float("nan")
+    assert torch.equal(attend(ops, batch, window=40), expected)
 
 
 def test_block_size_changes_no_bit(best_ops: NativeOps) -> None:

@@ -44,6 +44,17 @@ def test_gated_mul(ops: NativeOps, best_ops: NativeOps, size: int) -> None:
     assert torch.equal(out[2:3], ops.gated_mul(gate_up[2:3], "silu"))
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_gelu(ops: NativeOps, best_ops: NativeOps, size: int) -> None:
+    gate_up = torch.randn(6, 2 * size) * 4
+    wide = gate_up.double()
+    expected = torch.nn.functional.gelu(wide[:, :size], approximate="tanh") * wide[:, size:]
+    out = ops.gated_mul(gate_up, "gelu_tanh")
+    torch.testing.assert_close(out.double(), expected, rtol=2e-5, atol=1e-6)
+    assert torch.equal(out, best_ops.gated_mul(gate_up, "gelu_tanh"))
+    assert torch.equal(out[2:3], ops.gated_mul(gate_up[2:3], "gelu_tanh"))
+
+
 def test_silu_of_extreme_values_is_finite_and_nan_stays_nan(ops: NativeOps) -> None:
     gate = torch.tensor([[-1e30, -200.0, -90.0, 0.0, 90.0, 200.0, 1e30, float("nan")]])
     out = ops.gated_mul(torch.cat([gate, torch.ones_like(gate)], 1), "silu")[0]

@@ -1,4 +1,4 @@
-"""int8 activations: the documented arithmetic bit for bit, on every instruction set, for any rows, threads, chunks."""
+"""int8 activations: the documented arithmetic, bit for bit, on every machine, for any rows, threads and chunks."""
 
 from __future__ import annotations
 

@@ -1,0 +1,36 @@
+"""Random weights for any spec, some of them quantised, as a file would give them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize
+
+from engine.weights import StoredMatrix
+
+
+class DrawnWeights:
+    """See `WeightSource`: a tensor is drawn from its name, so it is the same however often it is taken."""
+
+    def __init__(self, kind_of: Callable[[str], str]) -> None:
+        """`kind_of` gives the kind a matrix is stored in, by its name."""
+        self._kind_of = kind_of
+
+    def take(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        generator = np.random.default_rng(zlib.crc32(name.encode()))
+        drawn = generator.standard_normal(shape, dtype=np.float32)
+        return 1 + drawn * np.float32(0.1) if "norm" in name else drawn * np.float32(shape[-1] ** -0.5)
+
+    def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> StoredMatrix:
+        kind = self._kind_of(name)
+        values = self.take(name, shape)
+        if kind == "float32" or kind not in kinds:
+            return StoredMatrix("float32", shape, values)
+        return StoredMatrix(kind, shape, quantize(values, GGMLQuantizationType[kind.upper()]))
+
+    def release(self) -> None:
+        """Nothing is mapped."""
