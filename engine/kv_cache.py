@@ -39,5 +39,9 @@ class KVCache:
         return len(self.blocks)
 
     def elements(self) -> npt.NDArray[np.generic]:
-        """The same memory as `[num_blocks, *layout.block_shape]`; bfloat16 as uint16."""
+        """The same memory as `[num_blocks, *layout.block_shape]`; bfloat16 as uint16. Of int8, whose values and scales
+        take turns, bytes: `[num_blocks, num_layers, planes, num_kv_heads, layout.plane_bytes]`."""
+        if self.layout.dtype == "int8":
+            layers, planes, heads, _, _ = self.layout.block_shape
+            return self.blocks.reshape(len(self.blocks), layers, planes, heads, self.layout.plane_bytes)
         return self.blocks.view(_ELEMENTS[self.layout.dtype]).reshape(len(self.blocks), *self.layout.block_shape)

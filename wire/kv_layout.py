@@ -7,8 +7,9 @@ from typing import Literal
 
 import msgspec
 
-KVDtype = Literal["float32", "bfloat16", "float16"]
-_ITEM_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+KVDtype = Literal["float32", "bfloat16", "float16", "int8"]
+_ITEM_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+_SCALE_BYTES: dict[str, int] = {"int8": 4}
 
 BLOCK_ORDER = "layer,kv,head,token,dim"
 """Order within a block: one contiguous span; a range of layers is contiguous in it; heads can be sliced."""
@@ -32,8 +33,14 @@ class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
         return (self.num_layers, self.planes, self.num_kv_heads, self.block_tokens, self.head_dim)
 
     @property
+    def plane_bytes(self) -> int:
+        """One head's `[block_tokens, head_dim]`; with int8, the float32 scales of its tokens follow."""
+        token_bytes = self.head_dim * _ITEM_BYTES[self.dtype] + _SCALE_BYTES.get(self.dtype, 0)
+        return self.block_tokens * token_bytes
+
+    @property
     def layer_bytes(self) -> int:
-        return self.planes * self.num_kv_heads * self.block_tokens * self.head_dim * _ITEM_BYTES[self.dtype]
+        return self.planes * self.num_kv_heads * self.plane_bytes
 
     @property
     def block_bytes(self) -> int:

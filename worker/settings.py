@@ -17,7 +17,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     model_path: str
     served_model_name: str | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    kv_cache_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     block_size: int = 32
     num_kv_blocks: int | None = None
     """Size of the KV pool in blocks; wins over `kv_cache_bytes`."""

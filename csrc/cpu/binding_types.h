@@ -13,6 +13,7 @@
 
 #include "quant_layout.h"
 #include "splice_cpu.h"
+#include "weight_memory.h"
 
 namespace nb = nanobind;
 
@@ -88,9 +89,8 @@ class PackedLinear {
     require(!is_quantized(dtype_) || k % quant_depth(dtype_) == 0,
             "a quantised weight needs k to be a multiple of 32, a K-quant of 256");
     bytes_ = splice_cpu_packed_bytes(n, k, dtype_);
-    data_.reset(std::aligned_alloc(64, bytes_ ? bytes_ : 64));
+    data_ = cpu::weight_memory(bytes_ ? bytes_ : 64);
     if (!data_) throw std::bad_alloc();
-    std::memset(data_.get(), 0, bytes_);
   }
 
   void load(const ConstArray& weight, int64_t first) {
@@ -130,16 +130,24 @@ class PackedLinear {
   int dtype() const { return dtype_; }
 
  private:
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
   int64_t n_, k_;
   int dtype_ = SPLICE_CPU_F32;
   size_t bytes_ = 0;
-  std::unique_ptr<void, Free> data_;
+  std::shared_ptr<void> data_;
 };
 
+// Planes of int8 come with the scales of their tokens: uint8 [blocks, layers, 2, kv_heads, block_tokens · (head_dim + 4)].
+inline splice_cpu_kv int8_kv_of(const Array& cache, int64_t layer, int64_t head_dim) {
+  require(cache.shape(2) == 2 && contiguous(cache),
+          "an int8 kv_cache must be contiguous [blocks, layers, 2, kv_heads, block_tokens · (head_dim + 4)]");
+  require(layer >= 0 && layer < size(cache, 1), "layer is not in kv_cache");
+  require(head_dim <= SPLICE_CPU_MAX_HEAD_DIM && head_dim % 4 == 0, "head_dim must be a multiple of 4, at most 1024");
+  require(size(cache, 4) % (head_dim + 4) == 0, "head_dim differs between the query and kv_cache");
+  return {cache.data(), SPLICE_CPU_INT8, size(cache, 1), size(cache, 3), size(cache, 4) / (head_dim + 4), head_dim};
+}
+
 inline splice_cpu_kv kv_of(const Array& cache, int64_t layer, int64_t head_dim) {
+  if (cache.ndim() == 5 && cache.dtype() == nb::dtype<uint8_t>()) return int8_kv_of(cache, layer, head_dim);
   require(cache.ndim() == 6 && cache.shape(2) == 2 && contiguous(cache),
           "kv_cache must be contiguous [blocks, layers, 2, kv_heads, block_tokens, head_dim]");
   require(layer >= 0 && layer < size(cache, 1), "layer is not in kv_cache");

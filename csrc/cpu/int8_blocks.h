@@ -49,6 +49,11 @@ struct PackedBlock {
   SPLICE_MEMBER W16 pair() const { return scales.pair; }
 
   SPLICE_MEMBER W16 word(int w) const { return load_words(values + w * LANES * 4); }
+  // What lies so many bytes on; past the end of a matrix it asks for nothing that hurts.
+  SPLICE_MEMBER void prefetch(int64_t ahead) const {
+#pragma GCC unroll 16
+    for (int64_t line = 0; line < splice::cpu::quant_block_bytes(DTYPE); line += 64) __builtin_prefetch(values + ahead + line);
+  }
 
   // The four weights of group G, one a byte.
   template <int G>
@@ -80,6 +85,7 @@ struct SlabBlock {
   const uint8_t* data;
 
   SPLICE_MEMBER void open(const uint8_t* slab, int64_t b) { data = slab + b * SLAB_BLOCK; }
+  SPLICE_MEMBER void prefetch(int64_t) const {}
   SPLICE_MEMBER F16 scale() const { return load(reinterpret_cast<const float*>(data) + GROUPS * LANES); }
   SPLICE_MEMBER F16 minimum() const { return load(reinterpret_cast<const float*>(data) + (GROUPS + 1) * LANES); }
   SPLICE_MEMBER W16 pair() const { return load_words(data + (GROUPS + 1) * LANES * 4); }

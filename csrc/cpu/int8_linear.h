@@ -23,14 +23,13 @@ using splice::cpu::Int8Block;
 
 #if defined(SPLICE_AVX512)
 constexpr int INT8_ROWS = 12;
-constexpr int INT8_PANELS = 2;  // that one row meets at a time
 #elif defined(SPLICE_AVX2)
 constexpr int INT8_ROWS = 4;  // 8 of 16 registers sum, and what comes after a block has room
-constexpr int INT8_PANELS = 2;
 #else
 constexpr int INT8_ROWS = 2;
-constexpr int INT8_PANELS = 1;
 #endif
+// How far ahead one row, which waits for memory, asks for weights: measured best between 1 and 5 KiB, +20 %.
+constexpr int64_t PREFETCH_BYTES = 2560;
 // Up to so many rows unpack the weights in registers, once for every INT8_ROWS of them; more share a slab, and so do a few rows of
 // the types that are long to unpack.
 constexpr int64_t DIRECT_ROWS = 12;
@@ -42,7 +41,7 @@ SPLICE_INLINE uint32_t activations_of(const Int8Block& block, int group) {
   return four;
 }
 
-template <class Block, int ROWS, int PANELS>
+template <class Block, int ROWS>
 struct BlockDots {
   static constexpr bool PAIRED = Block::FORM == SPLICE_CPU_Q6_K;
   template <bool, int BITS>
@@ -53,31 +52,26 @@ struct BlockDots {
   struct Kind<true, BITS> {
     using Type = PairDot;
   };
-  typename Kind<PAIRED, quant_bits(Block::FORM)>::Type dots[ROWS][PANELS];
+  typename Kind<PAIRED, quant_bits(Block::FORM)>::Type dots[ROWS];
 
   template <int G>
-  SPLICE_MEMBER void add(const Block (&w)[PANELS], const Int8Block* a, int64_t a_row) {
-    W16 weights[PANELS];
-#pragma GCC unroll 4
-    for (int p = 0; p < PANELS; ++p) weights[p] = w[p].template group<G>();
+  SPLICE_MEMBER void add(const Block& w, const Int8Block* a, int64_t a_row) {
+    const W16 weights = w.template group<G>();
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
       const uint32_t four = activations_of(a[r * a_row], G);
-#pragma GCC unroll 4
-      for (int p = 0; p < PANELS; ++p) {
-        if constexpr (PAIRED)
-          dots[r][p].template add<G>(weights[p], four, w[p].pair());
-        else
-          dots[r][p].template add<G>(weights[p], four);
-      }
+      if constexpr (PAIRED)
+        dots[r].template add<G>(weights, four, w.pair());
+      else
+        dots[r].template add<G>(weights, four);
     }
     if constexpr (G + 1 < GROUPS) add<G + 1>(w, a, a_row);
   }
 
-  // D_b of one row and panel.
-  SPLICE_MEMBER W16 total(int r, int p, const Block& w, const Int8Block& a) const {
+  // D_b of one row.
+  SPLICE_MEMBER W16 total(int r, const Block& w, const Int8Block& a) const {
     constexpr int FORM = Block::FORM;
-    W16 total = dots[r][p].total();
+    W16 total = dots[r].total();
     if constexpr (PAIRED) {
       uint32_t sums;
       __builtin_memcpy(&sums, a.half_sums, 4);
@@ -90,35 +84,28 @@ struct BlockDots {
   }
 };
 
-// c[p][r][16]: ROWS rows of activations over PANELS neighbouring panels, `panel` bytes apart.
-template <class Block, int ROWS, int PANELS>
-__attribute__((noinline)) void int8_tile(const Int8Block* a, int64_t a_row, const uint8_t* weights, int64_t panel, int64_t blocks, float* c,
-               int64_t c_panel) {
-  F16 acc[ROWS][PANELS];
+// c[r][16]: ROWS rows of activations over one panel.
+template <class Block, int ROWS>
+__attribute__((noinline)) void int8_tile(const Int8Block* a, int64_t a_row, const uint8_t* weights, int64_t blocks, float* c) {
+  F16 acc[ROWS];
 #pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 4
-    for (int p = 0; p < PANELS; ++p) acc[r][p] = zero();
+  for (int r = 0; r < ROWS; ++r) acc[r] = zero();
   for (int64_t b = 0; b < blocks; ++b, ++a) {
-    Block w[PANELS];
-#pragma GCC unroll 4
-    for (int p = 0; p < PANELS; ++p) w[p].open(weights + p * panel, b);
-    BlockDots<Block, ROWS, PANELS> dots;
+    Block w;
+    w.open(weights, b);
+    if constexpr (ROWS == 1) w.prefetch(PREFETCH_BYTES);
+    BlockDots<Block, ROWS> dots;
     dots.template add<0>(w, a, a_row);
-#pragma GCC unroll 4
-    for (int p = 0; p < PANELS; ++p)
 #pragma GCC unroll 16
-      for (int r = 0; r < ROWS; ++r) {
-        const Int8Block& x = a[r * a_row];
-        const F16 dot = to_float(dots.total(r, p, w[p], x));
-        acc[r][p] = fma(mul(w[p].scale(), splat(x.scale)), dot, acc[r][p]);
-        if constexpr (has_minimum(Block::FORM)) acc[r][p] = fma(w[p].minimum(), splat(x.scaled_sum), acc[r][p]);
-      }
+    for (int r = 0; r < ROWS; ++r) {
+      const Int8Block& x = a[r * a_row];
+      const F16 dot = to_float(dots.total(r, w, x));
+      acc[r] = fma(mul(w.scale(), splat(x.scale)), dot, acc[r]);
+      if constexpr (has_minimum(Block::FORM)) acc[r] = fma(w.minimum(), splat(x.scaled_sum), acc[r]);
+    }
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 4
-    for (int p = 0; p < PANELS; ++p) store(c + p * c_panel + r * LANES, acc[r][p]);
+  for (int r = 0; r < ROWS; ++r) store(c + r * LANES, acc[r]);
 }
 
 // Any number of rows over one panel, in tiles of nearly equal height.
@@ -128,7 +115,7 @@ SPLICE_INLINE void int8_rows(const Int8Block* a, int64_t blocks, const uint8_t* 
   for (int64_t r = 0, count = 0; r < rows; r += count, --tiles) {
     count = (rows - r + tiles - 1) / tiles;
     with_rows<INT8_ROWS>(count, [&]<int ROWS>() {
-      int8_tile<Block, ROWS, 1>(a + r * blocks, blocks, weights, 0, blocks, c + r * LANES, 0);
+      int8_tile<Block, ROWS>(a + r * blocks, blocks, weights, blocks, c + r * LANES);
     });
   }
 }
@@ -155,12 +142,8 @@ SPLICE_INLINE void int8_product(const splice::cpu::LinearArgs& args, int64_t pan
   const int64_t c_panel = rows * LANES;
   with_quant(args.dtype, [&]<int DTYPE>() {
     if (rows == 1) {
-      constexpr int WIDE = INT8_PANELS;
-      int64_t p = 0;
-      for (; p + WIDE <= panels; p += WIDE)
-        int8_tile<PackedBlock<DTYPE>, 1, WIDE>(a, blocks, weights + p * stride, stride, blocks, c + p * c_panel, c_panel);
-      for (; p < panels; ++p)
-        int8_tile<PackedBlock<DTYPE>, 1, 1>(a, blocks, weights + p * stride, stride, blocks, c + p * c_panel, c_panel);
+      for (int64_t p = 0; p < panels; ++p)
+        int8_tile<PackedBlock<DTYPE>, 1>(a, blocks, weights + p * stride, blocks, c + p * c_panel);
       return;
     }
     if constexpr (unpacks_fast(DTYPE)) {

@@ -6,7 +6,6 @@ Importing this loads no torch.
 from __future__ import annotations
 
 import itertools
-from typing import TypeAlias
 from collections.abc import Iterable
 from typing import TypeAlias
 

@@ -52,7 +52,10 @@ class EngineSettings:
         None, parse.integer(0), "The same in blocks; wins over --swap-space.", group="Engine"
     )
     kv_cache_dtype: str = setting(
-        "auto", parse.choice(*DTYPES), "Type of the KV cache: auto (as --dtype), float32, bfloat16.", group="Engine"
+        "auto",
+        parse.choice(*DTYPES, "int8"),
+        "Type of the KV cache: auto (as --dtype), float32, bfloat16, int8 (with a scale a token and head).",
+        group="Engine",
     )
     max_num_seqs: int = setting(64, parse.integer(1, 4096), "Most requests computed in one step.", group="Engine")
     max_num_batched_tokens: int = setting(

@@ -13,6 +13,7 @@ from wire.worker_record import Role
 from worker.settings import WorkerSettings
 
 _Dtype = Literal["auto", "float32", "bfloat16"]
+_KVDtype = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 def worker_settings(settings: WorkerCommandSettings) -> WorkerSettings:
@@ -81,7 +82,7 @@ def _worker(model: ModelSettings, engine: EngineSettings, **rest: object) -> Wor
         model_path=str(found.path),
         served_model_name=model.served_model_name or found.served_name,
         dtype=cast(_Dtype, model.dtype),
-        kv_cache_dtype=cast(_Dtype, engine.kv_cache_dtype),
+        kv_cache_dtype=cast(_KVDtype, engine.kv_cache_dtype),
         block_size=engine.block_size,
         num_kv_blocks=engine.num_kv_blocks,
         kv_cache_bytes=engine.kv_cache_memory,

@@ -1,4 +1,4 @@
-"""Random weights for any spec, some of them quantised, as a file would give them."""
+"""A plain spec to vary, and random weights for any spec, some of them quantised, as a file would give them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,21 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType
 from gguf.quants import quantize
 
+from engine.rope_spec import RopeSpec
+from engine.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from engine.weights import StoredMatrix
+
+ATTENTION = AttentionSpec(num_heads=6, num_kv_heads=2, head_dim=32, rope=RopeSpec(theta=1e4), scale=32**-0.5)
+LAYER = LayerSpec(attention=ATTENTION, mlp=MlpSpec(intermediate_size=160))
+MODEL = ModelSpec(
+    architecture="drawn",
+    hidden_size=96,
+    vocab_size=200,
+    max_positions=400,
+    rms_norm_eps=1e-6,
+    layers=(LAYER, LAYER),
+    tie_embeddings=True,
+)
 
 
 class DrawnWeights:

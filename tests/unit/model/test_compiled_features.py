@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from drawn_weights import DrawnWeights
+from drawn_weights import ATTENTION, LAYER, MODEL, DrawnWeights
 from tiny_models import PagedRun
 
 from engine.layers.torch_weights import TorchWeights
@@ -21,17 +21,6 @@ from engine.ops.registry import select_ops
 from engine.rope_spec import RopeSpec
 from engine.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 
-ATTENTION = AttentionSpec(num_heads=6, num_kv_heads=2, head_dim=32, rope=RopeSpec(theta=1e4), scale=32**-0.5)
-LAYER = LayerSpec(attention=ATTENTION, mlp=MlpSpec(intermediate_size=160))
-MODEL = ModelSpec(
-    architecture="drawn",
-    hidden_size=96,
-    vocab_size=200,
-    max_positions=400,
-    rms_norm_eps=1e-6,
-    layers=(LAYER, LAYER),
-    tie_embeddings=True,
-)
 LOCAL = replace(ATTENTION, rope=RopeSpec(theta=1e3), window=21)
 
 
