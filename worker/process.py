@@ -154,6 +154,7 @@ def _build_body(settings: WorkerSettings) -> _Body:
         settings.path,
         served_name=settings.served_model_name,
         dtype=settings.dtype,
+        activations=settings.activations,
         max_model_len=settings.max_model_len,
         num_threads=settings.num_threads,
     )

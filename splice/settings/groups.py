@@ -25,6 +25,12 @@ class ModelSettings:
     dtype: str = setting(
         "auto", parse.choice(*DTYPES), "Arithmetic of weights and activations: auto, float32, bfloat16.", group="Model"
     )
+    activations: str = setting(
+        "auto",
+        parse.choice("auto", "int8", "float32"),
+        "What quantised weights are multiplied with: int8 (auto; fast) or float32. Others follow --dtype.",
+        group="Model",
+    )
     max_model_len: int | None = setting(
         None, parse.integer(1), "Longest prompt plus answer, in tokens. Default: the model's.", group="Model"
     )

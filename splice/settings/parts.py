@@ -14,6 +14,7 @@ from worker.settings import WorkerSettings
 
 _Dtype = Literal["auto", "float32", "bfloat16"]
 _KVDtype = Literal["auto", "float32", "bfloat16", "int8"]
+_Activations = Literal["auto", "int8", "float32"]
 
 
 def worker_settings(settings: WorkerCommandSettings) -> WorkerSettings:
@@ -82,6 +83,7 @@ def _worker(model: ModelSettings, engine: EngineSettings, **rest: object) -> Wor
         model_path=str(found.path),
         served_model_name=model.served_model_name or found.served_name,
         dtype=cast(_Dtype, model.dtype),
+        activations=cast(_Activations, model.activations),
         kv_cache_dtype=cast(_KVDtype, engine.kv_cache_dtype),
         block_size=engine.block_size,
         num_kv_blocks=engine.num_kv_blocks,
