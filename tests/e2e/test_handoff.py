@@ -57,12 +57,18 @@ def test_the_same_flip_would_change_the_text_if_no_digest_were_checked(
     assert answer.text != expected
 
 
-def test_workers_of_another_model_are_never_paired(pair: Cluster, tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("difference", ["weights", "arithmetic"])
+def test_workers_that_compute_another_thing_are_never_paired(
+    difference: str, pair: Cluster, tiny_model: Path, tmp_path: Path
+) -> None:
     from tests.tiny_model import write_tiny_model
 
-    other = write_tiny_model(tmp_path / "other", seed=1)
     with cluster(tiny_model, tmp_path, prefill=0) as running:
-        running.start_worker("prefill", "--served-model-name", "tiny", model=other)
+        if difference == "weights":
+            other = write_tiny_model(tmp_path / "other", seed=1)
+            running.start_worker("prefill", "--served-model-name", "tiny", model=other)
+        else:
+            running.start_worker("prefill", "--activations", "float32")
         running.wait_ready(1, 1)
         answer = complete(running, PROMPT, **GREEDY)
         assert answer.receipt["prefill_worker"] == ""
