@@ -196,6 +196,17 @@ SPLICE_INLINE void finish_row(const AttentionTile& t, int64_t row, const float* 
   }
 }
 
+// Few rows wait for memory: they ask for a span while they work on the one before it.
+SPLICE_INLINE void prefetch_span(const AttentionArgs& args, const int32_t* table, int64_t head, int64_t start) {
+  const splice_cpu_kv& kv = args.kv;
+  if (kv.block_tokens % SPAN != 0) return;
+  const int64_t plane = kv_plane_bytes(kv), row = kv.head_dim * splice::cpu::kv_element_bytes(kv.dtype);
+  const uint8_t* keys = kv_head(kv, args.layer, table[start / kv.block_tokens], head) + start % kv.block_tokens * row;
+  const uint8_t* values = keys + kv.kv_heads * plane;
+  for (int64_t line = 0; line < SPAN * row; line += 64) __builtin_prefetch(keys + line);
+  for (int64_t line = 0; line < SPAN * row; line += 64) __builtin_prefetch(values + line);
+}
+
 template <class Element>
 SPLICE_INLINE void attend(const AttentionArgs& args, const AttentionTile& t, int64_t sequence, int64_t head, int64_t group,
                           int64_t first_position, int64_t end) {
@@ -203,6 +214,7 @@ SPLICE_INLINE void attend(const AttentionArgs& args, const AttentionTile& t, int
   const int64_t oldest = args.window > 0 && first_position >= args.window ? first_position - args.window + 1 : 0;
   for (int64_t start = oldest / SPAN * SPAN; start < end; start += SPAN) {
     const int64_t count = end - start < SPAN ? end - start : SPAN;
+    if (t.rows <= 2 * LANES && start + SPAN < end) prefetch_span(args, table, head, start + SPAN);
     attend_span<Element>(args, t, table, head, group, start, count, first_position);
   }
 }

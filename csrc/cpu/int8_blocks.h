@@ -51,7 +51,6 @@ struct PackedBlock {
   SPLICE_MEMBER W16 word(int w) const { return load_words(values + w * LANES * 4); }
   // What lies so many bytes on; past the end of a matrix it asks for nothing that hurts.
   SPLICE_MEMBER void prefetch(int64_t ahead) const {
-#pragma GCC unroll 16
     for (int64_t line = 0; line < splice::cpu::quant_block_bytes(DTYPE); line += 64) __builtin_prefetch(values + ahead + line);
   }
 
