@@ -11,7 +11,10 @@
 //
 // Few rows take the weights as they are packed and are bound by memory; more share a slab of bytes in the first-level cache and
 // are bound by the multipliers: on AVX2 256 products of 4 bits are 8 vpmaddubsw, 7 vpaddw, one vpmaddwd and four or five fp32
-// operations.
+// operations, 20 in all, so 5 cycles on four ports and 330 GOP/s at 3.2 GHz.
+// Measured on one AVX2 core (Zen 3): Q4_1 in tiles of 4 rows 248 GOP/s in the first-level cache (0.75 of that; fp32 FMA has 104),
+// 200-218 from 16 rows on; Q8_0, which widens every step, 134 of 215. One row: 29 GB/s from the third-level cache; a whole decode
+// step (97 MB of weights) 19 GB/s where reading alone reaches 22-24.
 #pragma once
 
 #include "int8_blocks.h"
