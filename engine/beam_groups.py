@@ -168,7 +168,6 @@ class BeamGroups:
             sampling=parent.sampling,
             root=parent.root,
             priority=parent.priority,
-            answer_is_apart=parent.answer_is_apart,
             num_scored_tokens=parent.num_scored_tokens,
         )
         self._scheduler.fork(parent.key, child)
