@@ -52,7 +52,8 @@ class WatchStream:
 
     async def next(self, timeout_s: float | None = None) -> WatchBatch:
         try:
-            response = await asyncio.wait_for(anext(self._responses), timeout_s)
+            async with asyncio.timeout(timeout_s):  # not wait_for: it forgets a cancellation that comes with a response
+                response = await anext(self._responses)
         except TimeoutError:
             raise self._broken(f"silent for {timeout_s} s") from None
         except StopAsyncIteration:

@@ -58,13 +58,16 @@ class EngineLoop:
         future: Future[T] = Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return  # nobody waits any more
             try:
                 future.set_result(function())
             except Exception as error:
                 future.set_exception(error)
 
         self.post(run)
-        return await asyncio.wait_for(asyncio.wrap_future(future), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.wrap_future(future)
 
     def stop(self, timeout_s: float) -> bool:
         """Ends the thread after the step it is in; False if that took longer than `timeout_s`."""

@@ -94,7 +94,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         idle: Future[None] = Future()
         self._loop.post(partial(self._role.drain, idle))
         try:
-            await asyncio.wait_for(asyncio.wrap_future(idle), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await asyncio.wrap_future(idle)
         except TimeoutError:
             log.warning("drain_timed_out", timeout_s=timeout_s)
         return len(self._role.table)

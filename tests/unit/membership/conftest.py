@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from membership.client import EtcdClient
+from membership.errors import EtcdUnavailableError
 from membership.server import EtcdServer
 from wire.kv_layout import KVLayout
 from wire.worker_record import Role, WorkerRecord
@@ -70,14 +72,18 @@ def make_record() -> Callable[..., WorkerRecord]:
 @pytest.fixture
 def eventually() -> Callable[..., object]:
     async def wait(condition: Callable[[], object], timeout_s: float = 15.0) -> None:
-        """Fails when the condition does not come true; the time is a bound for a hang, not a promise."""
+        """Fails when the condition does not come true; the time is a bound for a hang, not a promise.
+
+        A channel that met the server while it came up refuses for another second, its pause before the next attempt.
+        """
         async with asyncio.timeout(timeout_s):
             while True:
-                result = condition()
-                if asyncio.iscoroutine(result):
-                    result = await result
-                if result:
-                    return
+                with contextlib.suppress(EtcdUnavailableError):
+                    result = condition()
+                    if asyncio.iscoroutine(result):
+                        result = await result
+                    if result:
+                        return
                 await asyncio.sleep(0.02)
 
     return wait

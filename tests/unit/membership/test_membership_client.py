@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 
 import pytest
@@ -15,6 +15,7 @@ from membership.errors import EtcdUnavailableError, LeaseNotFoundError, WatchEnd
 from membership.server import EtcdServer
 from membership.watch import WatchStream
 from wire.errors import ErrorCode, SpliceError
+from wire.etcd import etcd_pb2
 
 
 async def test_what_is_put_is_listed_under_its_prefix_and_no_other(client: EtcdClient) -> None:
@@ -63,6 +64,23 @@ async def test_a_watch_delivers_every_change_from_its_revision_and_signs_of_life
         assert [event.value for event in seen] == [b"1", b"2", None]
         assert [event.revision - first for event in seen] == [0, 1, 2]
         assert (await stream.next(5)).events == ()
+
+
+async def test_cancelling_whoever_waits_for_a_response_that_just_came_cancels_it(client: EtcdClient) -> None:
+    response: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+    async def responses() -> AsyncIterator[object]:
+        yield await response
+
+    async with client.watch("/w/", 1) as stream:
+        stream._responses = responses()
+        waiting = asyncio.create_task(stream.next(5))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        response.set_result(etcd_pb2.WatchResponse())
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
 
 
 async def test_a_watch_from_a_compacted_revision_ends_with_an_error_instead_of_hanging(client: EtcdClient) -> None:

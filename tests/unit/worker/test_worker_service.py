@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,19 @@ async def test_a_router_that_reads_nothing_loses_its_stream_and_its_requests(
         tracked.session.send(failed=worker_pb2.RequestFailed(request=99, attempt=1, message="x" * (1 << 20)))
     await served.until(lambda: not len(served.role.table))
     deaf.cancel()
+
+
+async def test_a_question_nobody_waits_for_any_more_does_not_end_the_worker(served: Served) -> None:
+    busy, answered = threading.Event(), []
+    served.loop.post(lambda: busy.wait(10) and None)
+    asking = asyncio.create_task(served.loop.call(lambda: answered.append(1), 10))
+    await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    busy.set()
+    assert await served.loop.call(lambda: "still here", 10) == "still here"
+    assert not answered
 
 
 async def test_a_caller_without_a_hello_is_sent_away(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
