@@ -59,8 +59,11 @@ def _check_branches(request: Request, config: EngineConfig) -> None:
             f"{config.num_blocks}: ask for fewer branches or tokens",
             "num_branches",
         )
-    if request.sampling.beam is not None and request.kind is RequestKind.PREFILL:
+    beam = request.sampling.beam
+    if beam is not None and request.kind is RequestKind.PREFILL:
         raise _invalid("beam search begins where it goes on; prefill is asked for the likeliest first tokens", "beam")
+    if beam is not None and beam.stop and request.answer_text is None:
+        raise _invalid("stop strings end beams by their text, and the request came without an answer_text", "stop")
 
 
 def _invalid(message: str, param: str) -> SpliceError:

@@ -64,6 +64,7 @@ class BeamGroups:
             min_tokens=sampling.min_tokens,
             ends=stopping_ids(sampling, config.eos_token_ids),
             num_top=sampling.logprobs,
+            text=request.answer_text,
         )
         group = _Group(request.key, beams, [request])
         self._groups[request.key] = self._group_of[request.key] = group
@@ -94,13 +95,24 @@ class BeamGroups:
         for extension in extensions[1:]:
             group.members.append(self._fork(group, root, root.tokens[: root.num_prompt_tokens], extension.token))
 
-    def offer(self, caught_up: Sequence[tuple[Request, TokenLogprobs]]) -> None:
-        """These members caught up in one step; with each, the `num_options` likeliest tokens that may follow it."""
+    def offer(self, caught_up: Sequence[tuple[Request, TokenLogprobs]]) -> list[tuple[Request, Exception]]:
+        """These members caught up in one step; with each, the `num_options` likeliest tokens that may follow it.
+
+        Returns a member of each search that cannot be extended, as where a tokenizer cannot spell its text, and why.
+        """
         for request, figures in caught_up:
             self._group_of[request.key].options[request.key] = figures
+        failed: list[tuple[Request, Exception]] = []
         for group in {id(group): group for group in (self._group_of[request.key] for request, _ in caught_up)}.values():
-            if len(group.options) == len(group.members):
-                self._extend(group)
+            if len(group.options) < len(group.members):
+                continue
+            try:
+                extensions = group.beams.extend([group.options[member.key] for member in group.members])
+            except Exception as error:  # the boundary of one search: the others go on
+                failed.append((group.members[0], error))
+            else:
+                self._go_on(group, extensions)
+        return failed
 
     def abort(self, key: RequestKey, *, draining: bool) -> None:
         """Ends a search and all its members."""
@@ -133,8 +145,7 @@ class BeamGroups:
         if uneven := [group.key for group in self._groups.values() if len(group.members) != len(group.beams.running)]:
             raise AssertionError(f"searches {uneven} have another number of members than of running prefixes")
 
-    def _extend(self, group: _Group) -> None:
-        extensions = group.beams.extend([group.options[member.key] for member in group.members])
+    def _go_on(self, group: _Group, extensions: Sequence[Extension]) -> None:
         group.options.clear()
         if extensions:
             group.members = self._grow(group, extensions)
@@ -169,6 +180,7 @@ class BeamGroups:
             root=parent.root,
             priority=parent.priority,
             num_scored_tokens=parent.num_scored_tokens,
+            answer_text=parent.answer_text,
         )
         self._scheduler.fork(parent.key, child)
         self._group_of[child.key] = group

@@ -2,15 +2,22 @@
 
 The rules are those of `transformers` (`GenerationMixin._beam_search`), so that both find the same answers. Totals are
 float64, and equals are ordered by prefix, then by token id: the outcome is one, wherever it is computed.
+
+A stop string ends an answer as a stop token does, with the token that completes it: that token counts in total and
+length, and no prefix goes on from there. The same reading gives the text its end in the router.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from wire.sampling import Beam, BeamSearch, EarlyStopping, FinishReason, TokenLogprobs
+
+if TYPE_CHECKING:
+    from wire.text.answer_text import AnswerText
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +29,8 @@ class Prefix:
     total: float = 0.0
     """Sum of their log probabilities."""
     logprobs: tuple[TokenLogprobs, ...] = ()
+    text: AnswerText | None = None
+    """What the tokens read as, where stop strings may end it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +47,8 @@ class _Candidate:
     token: int
     total: float
     figures: TokenLogprobs
+    text: AnswerText | None = None
+    finish: FinishReason = FinishReason.NONE
 
 
 class Beams:
@@ -51,9 +62,13 @@ class Beams:
         min_tokens: int,
         ends: Collection[int],
         num_top: int | None,
+        text: AnswerText | None = None,
     ) -> None:
-        """`ends`: tokens that end an answer. `num_top`: alternatives reported beside each token; None reports none."""
-        self.running: list[Prefix] = [Prefix()]
+        """`ends`: tokens that end an answer. `num_top`: alternatives reported beside each token; None reports none.
+
+        `text`: that of no tokens, which knows the stop strings.
+        """
+        self.running: list[Prefix] = [Prefix(text=text)]
         self._params = params
         self._max_tokens = max_tokens
         self._min_tokens = min_tokens
@@ -77,10 +92,10 @@ class Beams:
         Returns how the new `running` came from the old ones; empty once the search is over.
         """
         length = len(self.running[0].tokens) + 1
-        candidates = self._candidates(options, length)
-        going_on = [each for each in candidates if not self._ends_with(each, length)][: self._params.width]
+        candidates = [self._read(each, length) for each in self._candidates(options, length)]
+        going_on = [each for each in candidates if each.finish is FinishReason.NONE][: self._params.width]
         for candidate in candidates[: self._params.width]:
-            if self._ends_with(candidate, length):
+            if candidate.finish is not FinishReason.NONE:
                 self._conclude(candidate, length)
         if not going_on or self._is_over(going_on[0].total, length):
             self.running = []
@@ -98,14 +113,20 @@ class Beams:
         candidates.sort(key=lambda each: (-each.total, each.parent, each.token))
         return candidates[: self._params.num_candidates(len(self._ends))]
 
-    def _ends_with(self, candidate: _Candidate, length: int) -> bool:
-        return candidate.token in self._ends or length >= self._max_tokens
+    def _read(self, candidate: _Candidate, length: int) -> _Candidate:
+        """Whether the answer ends with it."""
+        text = self.running[candidate.parent].text
+        text = text.after(candidate.token) if text is not None else None
+        if candidate.token in self._ends or (text is not None and text.stopped):
+            finish = FinishReason.STOP
+        else:
+            finish = FinishReason.LENGTH if length >= self._max_tokens else FinishReason.NONE
+        return replace(candidate, text=text, finish=finish)
 
     def _conclude(self, candidate: _Candidate, length: int) -> None:
         """An answer is complete; it is kept if it is among the `width` best."""
         grown = self._grown(candidate)
-        finish = FinishReason.STOP if candidate.token in self._ends else FinishReason.LENGTH
-        self._complete.append(Beam(grown.tokens, grown.logprobs, self._score(grown.total, length), finish))
+        self._complete.append(Beam(grown.tokens, grown.logprobs, self._score(grown.total, length), candidate.finish))
         self._complete.sort(key=lambda beam: -beam.score)
         del self._complete[self._params.width :]
 
@@ -126,7 +147,7 @@ class Beams:
         logprobs = prefix.logprobs
         if self._num_top is not None:
             logprobs = (*logprobs, _figures(candidate.token, candidate.figures, self._num_top))
-        return Prefix((*prefix.tokens, candidate.token), candidate.total, logprobs)
+        return Prefix((*prefix.tokens, candidate.token), candidate.total, logprobs, candidate.text)
 
 
 def _figures(token: int, row: TokenLogprobs, num_top: int) -> TokenLogprobs:

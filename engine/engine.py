@@ -177,7 +177,8 @@ class Engine:
                 self._update(readout, output)
                 if readout.options is not None and self._is_here(readout.part.request):
                     caught_up.append((readout.part.request, readout.options))
-            self._beams.offer(caught_up)
+            for request, failure in self._beams.offer(caught_up):
+                self._fail(request, failure, output)
 
     def _run(self, plan: SchedulePlan) -> npt.NDArray[np.float32]:
         """Logits, `num_logits` rows of each part."""

@@ -12,6 +12,7 @@ from wire.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from engine.sampler import SamplingRow
+    from wire.text.answer_text import AnswerText
 
 RequestKey = tuple[int, int]
 """(request, attempt): two attempts of one request are two requests to an engine."""
@@ -62,6 +63,8 @@ class Request:
 
     num_branches: int = 1
     """Branches, this one included, of which none goes on before all have come as far (a beam)."""
+    answer_text: AnswerText | None = field(default=None, repr=False)
+    """A beam search with stop strings: the text of no tokens, which knows them."""
 
     status: RequestStatus = RequestStatus.WAITING
     num_computed_tokens: int = 0

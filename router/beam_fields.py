@@ -25,18 +25,19 @@ _FOREIGN: dict[str, Collection[Any]] = {
     "allowed_token_ids": ([],),
     "bad_words": ([],),
     "bad_words_ids": ([],),
-    "stop": ([],),
-    "stream": (False,),
 }
 """Fields that draw or change single tokens, and the values that ask for nothing."""
 
 
-def read_beam(body: Mapping[str, Any], n: int) -> BeamSearch | None:
-    """None unless `use_beam_search`. `beam_width` is `n` where it is not given; the `n` best of them are returned."""
+def read_beam(body: Mapping[str, Any], n: int, stop: tuple[str, ...]) -> BeamSearch | None:
+    """None unless `use_beam_search`. `beam_width` is `n` where it is not given; the `n` best of them are returned.
+
+    `stop` has been read; whether special tokens are text counts only beside it.
+    """
     if not flag(body, "use_beam_search"):
         _refuse(body, _OWN, "is allowed only with use_beam_search: true")
         return None
-    _refuse(body, _FOREIGN, "does not go with use_beam_search, which is deterministic and whole; leave it out")
+    _refuse(body, _FOREIGN, "does not go with use_beam_search, which is deterministic; leave it out")
     best_of = body.get("best_of")
     if best_of is not None and best_of != n:
         raise invalid("best_of", f"does not go with use_beam_search, which returns the n = {n} best of beam_width")
@@ -49,6 +50,8 @@ def read_beam(body: Mapping[str, Any], n: int) -> BeamSearch | None:
         num_answers=n,
         length_penalty=1.0 if penalty is None else penalty,
         early_stopping=_early_stopping(body.get("early_stopping")),
+        stop=stop,
+        skip_special_tokens=flag(body, "skip_special_tokens", default=True),
     )
 
 

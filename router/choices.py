@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from router.requested import Requested
 from router.run import Run
-from router.text.stop import StopMatcher
 from router.text.tokenizer import ModelText
 from wire.sampling import Beam, FinishReason, TokenLogprobs
+from wire.text.answer_text import AnswerText
 
 
 class TextDelta(msgspec.Struct, frozen=True):
@@ -22,6 +21,8 @@ class TextDelta(msgspec.Struct, frozen=True):
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...]
     finish: FinishReason = FinishReason.NONE
+    score: float | None = None
+    """Of a beam."""
 
 
 @dataclass(slots=True)
@@ -45,9 +46,13 @@ class WholeChoice:
         self.logprobs.extend(delta.logprobs)
         self.finish = delta.finish
 
+    def delta(self) -> TextDelta:
+        """All of it at once."""
+        return TextDelta(self.index, self.text, tuple(self.tokens), tuple(self.logprobs), self.finish, self.score)
+
 
 class ChoiceStream:
-    """One run with its detokenizer and stop matcher; tokens go through one by one, so batching never shows."""
+    """One run and the text of its answer."""
 
     def __init__(self, choice: int, prompt: int, run: Run, text: ModelText, requested: Requested) -> None:
         self.choice = choice
@@ -56,11 +61,10 @@ class ChoiceStream:
         self.num_tokens = 0
         """Tokens of the answer; those a worker drew past a stop string do not count."""
         self.finish = FinishReason.NONE
-        self._text = text
+        self._model_text = text
         self._requested = requested
         self._logprob_sum = 0.0
-        self._detokenizer = text.detokenizer(skip_special_tokens=requested.skip_special_tokens)
-        self._stops = StopMatcher(requested.stop, include_stop=requested.include_stop)
+        self._text = self._new_text()
 
     def poll(self) -> TextDelta | None:
         """What came since the last call; raises the error that ended the run."""
@@ -75,13 +79,14 @@ class ChoiceStream:
             self.finish = batch.finish
             self.num_tokens = sum(len(beam.tokens) for beam in self.run.lifecycle.beams)
             return TextDelta(self.choice, "", (), (), self.finish)
-        text, taken = self._read(batch.tokens)
-        if self._stops.matched is not None:
+        text = self._text.read(batch.tokens)
+        if self._text.stopped:
             self.finish = FinishReason.STOP
             self.run.stop()
         elif batch.finish is not FinishReason.NONE:
             self.finish = batch.finish
-            text += self._stops.feed(self._detokenizer.flush()) + self._stops.flush()
+            text += self._text.finish()
+        taken = self._text.num_tokens - self.num_tokens
         self.num_tokens += taken
         logprobs = batch.logprobs[:taken]
         self._logprob_sum += sum(one.logprob for one in logprobs)
@@ -97,22 +102,18 @@ class ChoiceStream:
         """The answers of a finished beam search, best first."""
         return [self._whole_beam(beam) for beam in self.run.lifecycle.beams]
 
-    def _read(self, tokens: Sequence[int]) -> tuple[str, int]:
-        """The text that became certain, and how many of the tokens belong to the answer."""
-        pieces: list[str] = []
-        taken = 0
-        for token in tokens:
-            taken += 1
-            text = self._detokenizer.push(token)
-            # Like stop tokens, stop strings count only beyond the first `min_tokens` tokens.
-            early = self.num_tokens + taken <= self._requested.base.min_tokens
-            pieces.append(text if early else self._stops.feed(text))
-            if self._stops.matched is not None:
-                break
-        return "".join(pieces), taken
-
     def _whole_beam(self, beam: Beam) -> WholeChoice:
-        detokenizer = self._text.detokenizer(skip_special_tokens=self._requested.skip_special_tokens)
-        text = "".join(detokenizer.push(token) for token in beam.tokens) + detokenizer.flush()
+        answer = self._new_text()
+        text = answer.read(beam.tokens) + answer.finish()
         shown = beam.logprobs if self._requested.logprobs is not None else ()
         return WholeChoice(self.choice, self.prompt, text, list(beam.tokens), list(shown), beam.finish, beam.score)
+
+    def _new_text(self) -> AnswerText:
+        requested = self._requested
+        return AnswerText(
+            self._model_text.vocabulary,
+            stop=requested.stop,
+            include_stop=requested.include_stop,
+            skip_special_tokens=requested.skip_special_tokens,
+            min_tokens=requested.base.min_tokens,
+        )

@@ -39,12 +39,38 @@ class Generation:
         self._abandoned = False
 
     @property
-    def is_whole(self) -> bool:
-        """What is returned is known only when all choices are complete."""
+    def num_choices(self) -> int:
+        """Choices returned, of all prompts."""
+        return len(self.prompts) * self.requested.n
+
+    def deltas(self) -> AsyncIterator[list[TextDelta]]:
+        """Deltas of the choices returned that came together, until each has finished. Raises the first error of any.
+
+        Where those to be returned are known only when all are complete, each is one delta, and all come at the end.
+        """
+        return self._at_the_end() if self._is_whole else self._growth()
+
+    async def whole(self) -> list[WholeChoice]:
+        """Waits for every choice; returns `n` of each prompt, numbered through. Of more than `n` the best are taken."""
+        choices = [WholeChoice(stream.choice, stream.prompt) for stream in self.streams]
+        async for deltas in self._growth():
+            for delta in deltas:
+                choices[delta.choice].grow(delta)
+        if self.requested.base.beam is not None:
+            choices = [beam for stream in self.streams for beam in stream.whole_beams()]
+        elif self.requested.ranks:
+            choices = self._best(choices)
+        return [replace(choice, index=index) for index, choice in enumerate(choices)]
+
+    @property
+    def _is_whole(self) -> bool:
         return self.requested.ranks or self.requested.base.beam is not None
 
-    async def deltas(self) -> AsyncIterator[list[TextDelta]]:
-        """Deltas that came together, until every choice has finished. Raises the first error of any choice."""
+    async def _at_the_end(self) -> AsyncIterator[list[TextDelta]]:
+        yield [choice.delta() for choice in await self.whole()]
+
+    async def _growth(self) -> AsyncIterator[list[TextDelta]]:
+        """Of every choice generated."""
         try:
             while any(stream.finish is FinishReason.NONE for stream in self.streams):
                 # Bounded by each run's deadline, which ends the run and wakes this wait.
@@ -57,18 +83,6 @@ class Generation:
                     yield ready
         finally:
             self.cancel()
-
-    async def whole(self) -> list[WholeChoice]:
-        """Waits for every choice; returns `n` of each prompt, numbered through. Of more than `n` the best are taken."""
-        choices = [WholeChoice(stream.choice, stream.prompt) for stream in self.streams]
-        async for deltas in self.deltas():
-            for delta in deltas:
-                choices[delta.choice].grow(delta)
-        if self.requested.base.beam is not None:
-            choices = [beam for stream in self.streams for beam in stream.whole_beams()]
-        elif self.requested.ranks:
-            choices = self._best(choices)
-        return [replace(choice, index=index) for index, choice in enumerate(choices)]
 
     def abandon(self) -> None:
         """The client left: ends `deltas`, from whichever task this is called."""

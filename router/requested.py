@@ -73,7 +73,8 @@ def read_sampling(
     if max_tokens is not None and min_tokens > max_tokens:
         raise invalid("min_tokens", f"{min_tokens} exceeds {max_tokens_field} {max_tokens}")
     n = integer(body, "n", 1, MAX_CHOICES) or 1
-    beam = read_beam(body, n)
+    stop = read_stops(body.get("stop"))
+    beam = read_beam(body, n, stop)
     best_of = integer(body, "best_of", 1, MAX_CHOICES) or n
     if best_of < n:
         raise invalid("best_of", f"{best_of} is less than n = {n}, the number of choices asked for")
@@ -106,7 +107,7 @@ def read_sampling(
         seed=_seed(body),
         n=n,
         best_of=best_of,
-        stop=read_stops(body.get("stop")),
+        stop=stop,
         include_stop=flag(body, "include_stop_str_in_output"),
         skip_special_tokens=flag(body, "skip_special_tokens", default=True),
         bad_words=read_bad_words(body.get("bad_words")),

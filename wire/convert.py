@@ -39,6 +39,8 @@ def sampling_to_proto(sampling: SamplingParams) -> sampling_pb2.SamplingParams:
         message.beam_search.num_answers = beam.num_answers
         message.beam_search.length_penalty = beam.length_penalty
         message.beam_search.early_stopping = sampling_pb2.EarlyStopping.ValueType(int(beam.early_stopping))
+        message.beam_search.stop.extend(beam.stop)
+        message.beam_search.keep_special_tokens = not beam.skip_special_tokens
     return message
 
 
@@ -74,6 +76,8 @@ def _beam_from_proto(message: sampling_pb2.BeamSearch) -> BeamSearch:
         num_answers=message.num_answers,
         length_penalty=message.length_penalty if message.HasField("length_penalty") else 1.0,
         early_stopping=EarlyStopping(message.early_stopping or EarlyStopping.FALSE),
+        stop=tuple(message.stop),
+        skip_special_tokens=not message.keep_special_tokens,
     )
 
 

@@ -41,6 +41,10 @@ class BeamSearch(msgspec.Struct, frozen=True, kw_only=True):
     length_penalty: float = 1.0
     """An answer scores its log probability / its length ** length_penalty."""
     early_stopping: EarlyStopping = EarlyStopping.FALSE
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer, as `wire.text.answer_text` finds them."""
+    skip_special_tokens: bool = True
+    """Special tokens add nothing to the text."""
 
     def num_candidates(self, num_ends: int) -> int:
         """Likeliest tokens of each prefix that are looked at: with `num_ends` tokens that end an answer, at least

@@ -33,6 +33,7 @@ from wire.errors import ErrorCode, SpliceError
 from wire.kv_layout import KVLayout, compat_id
 from wire.v1 import kv_pb2, worker_pb2, worker_pb2_grpc
 from wire.worker_record import WorkerRecord, draw_incarnation
+from worker.answer_texts import AnswerTexts
 from worker.engine_loop import EngineLoop
 from worker.role import Role, RoleParts
 from worker.service import WorkerService
@@ -76,11 +77,14 @@ async def serve_worker(
     body = await asyncio.to_thread(_build_body, settings)
     async with AsyncExitStack() as cleanup:
         cleanup.callback(body.memory.close)
+        card = body.loaded.card
         loop = EngineLoop(body.engine, on_dead=lambda _: os._exit(70))
         identity = _identity(settings, body)
-        role = build_role(RoleParts(body.engine, body.memory, identity, settings, loop.post, time.monotonic))
+        role = build_role(
+            RoleParts(body.engine, AnswerTexts(card), body.memory, identity, settings, loop.post, time.monotonic)
+        )
         record = _record(settings, body, identity, f"{settings.host}:{port}")
-        service = WorkerService(role, loop, record, body.loaded.card)
+        service = WorkerService(role, loop, record, card)
         worker_pb2_grpc.add_WorkerServicer_to_server(service, server)
         role.add_to_server(server)
         health_service = await _add_health(server)

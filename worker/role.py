@@ -22,6 +22,7 @@ from wire.convert import sampling_from_proto
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import FinishReason
 from wire.v1 import worker_pb2
+from worker.answer_texts import AnswerTexts
 from worker.frames import beam_answer, step_frame
 from worker.request_table import RequestTable, Tracked
 from worker.session import RouterSession
@@ -41,6 +42,7 @@ class RoleParts:
     """What a role is built from. `post` runs a command on the engine thread; `clock` is monotonic, in seconds."""
 
     engine: Engine
+    texts: AnswerTexts
     pool_memory: KVPoolMemory
     identity: WorkerIdentity
     settings: WorkerSettings
@@ -73,6 +75,7 @@ class Role(ABC):
         self.draining = False
         self.load = parts.engine.load()
         """At most `LOAD_PERIOD_S` older than the last turn of the engine thread; other threads may read it."""
+        self._texts = parts.texts
         self._load_taken_s = parts.clock()
         self._waiting_for_idle: list[Future[None]] = []
         self._post = parts.post
@@ -94,7 +97,7 @@ class Role(ABC):
             self._end(replaced.key)
         try:
             self._check_open(kind)
-            self.engine.submit(_request(kind, message))
+            self.engine.submit(_request(kind, message, self._texts))
         except SpliceError as error:
             self.fail(key, error, retryable=error.code in _RETRYABLE)
         except Exception as error:  # the boundary of one message: whatever it holds, the others go on
@@ -244,15 +247,17 @@ _RETRYABLE = frozenset(
 )
 
 
-def _request(kind: RequestKind, message: worker_pb2.Submit) -> Request:
+def _request(kind: RequestKind, message: worker_pb2.Submit, texts: AnswerTexts) -> Request:
     media = [(one.position, one.hash) for one in message.media]
+    sampling = sampling_from_proto(message.sampling)
     return Request(
         key=(message.request, message.attempt),
         tokens=list(message.tokens),
         num_prompt_tokens=message.num_prompt_tokens,
-        sampling=sampling_from_proto(message.sampling),
+        sampling=sampling,
         root=root_hash(message.cache_salt, message.adapter, media),
         priority=message.priority,
         kind=kind,
         skip_tokens=message.skip_tokens,
+        answer_text=texts.of_search(sampling),
     )

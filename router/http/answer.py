@@ -74,7 +74,7 @@ class Answer:
                 chunks: list[dict[str, Any]] = []
                 if not exchange.started:
                     await exchange.start_events()
-                    chunks += self._format.opening(len(self._generation.streams))
+                    chunks += self._format.opening(self._generation.num_choices)
                 chunks += [self._chunk(delta) for delta in deltas if self._is_worth_sending(delta)]
                 if chunks:
                     await exchange.send_events([encode(chunk) for chunk in chunks])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -12,17 +13,19 @@ from router.generation import Generation, Usage
 from router.http.answer import Answer
 from router.http.exchange import Exchange
 from router.http.openai_format import (
+    NO_SCORE,
     Logprobs,
     chat_logprobs,
     finish_name,
     pair_logprobs,
     prompt_logprobs_list,
+    score_field,
     usage_object,
 )
 from router.requested import read_prompt_logprobs, read_sampling
 from router.service import InferenceService
-from router.text.vocabulary import Vocabulary
 from router.validate import read_chat_logprobs, read_messages, read_model, read_stream
+from wire.text.vocabulary import Vocabulary
 
 
 class ChatEndpoint:
@@ -73,13 +76,12 @@ class ChatFormat:
 
     def chunk(self, delta: TextDelta, logprobs: Logprobs) -> dict[str, Any]:
         content = {"content": delta.text} if delta.text else {}
-        return self._chunk(delta.choice, content, logprobs, finish_name(delta.finish))
+        return self._chunk(delta.choice, content, logprobs, finish_name(delta.finish), score_field(delta.score))
 
     def usage_chunk(self, usage: Usage) -> dict[str, Any]:
         return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage_object(usage)}
 
     def whole(self, choices: list[WholeChoice], generation: Generation) -> dict[str, Any]:
-        scores = [{"score": choice.score} if choice.score is not None else {} for choice in choices]
         answer = {
             **self._head,
             "object": "chat.completion",
@@ -89,9 +91,9 @@ class ChatFormat:
                     "message": {"role": "assistant", "content": choice.text, "refusal": None},
                     "logprobs": self._logprobs(pair_logprobs(choice.tokens, choice.logprobs)),
                     "finish_reason": finish_name(choice.finish),
-                    **score,
+                    **score_field(choice.score),
                 }
-                for choice, score in zip(choices, scores, strict=True)
+                for choice in choices
             ],
             "usage": usage_object(generation.usage),
         }
@@ -101,13 +103,19 @@ class ChatFormat:
         return answer
 
     def _chunk(
-        self, index: int, delta: dict[str, Any], logprobs: Logprobs = (), finish: str | None = None
+        self,
+        index: int,
+        delta: dict[str, Any],
+        logprobs: Logprobs = (),
+        finish: str | None = None,
+        score: Mapping[str, float] = NO_SCORE,
     ) -> dict[str, Any]:
         choice = {
             "index": index,
             "delta": delta,
             "logprobs": self._logprobs(logprobs) if logprobs else None,
             "finish_reason": finish,
+            **score,
         }
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
 

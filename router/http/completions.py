@@ -19,12 +19,12 @@ from router.http.openai_format import (
     finish_name,
     pair_logprobs,
     prompt_logprobs_list,
+    score_field,
     usage_object,
 )
 from router.requested import Requested, read_prompt_logprobs, read_sampling
 from router.service import InferenceService
 from router.text.tokenizer import ModelText
-from router.text.vocabulary import Vocabulary
 from router.validate import (
     MAX_SEQUENCES,
     flag,
@@ -35,6 +35,7 @@ from router.validate import (
     read_stream,
 )
 from wire.sampling import TokenLogprobs
+from wire.text.vocabulary import Vocabulary
 
 DEFAULT_MAX_TOKENS = 16
 """What the OpenAI API documents for this endpoint."""
@@ -122,7 +123,8 @@ class CompletionFormat:
         ]
 
     def chunk(self, delta: TextDelta, logprobs: Logprobs) -> dict[str, Any]:
-        return {**self._head, "choices": [self._choice(delta.choice, delta.text, logprobs, finish_name(delta.finish))]}
+        choice = self._choice(delta.choice, delta.text, logprobs, finish_name(delta.finish))
+        return {**self._head, "choices": [{**choice, **score_field(delta.score)}]}
 
     def usage_chunk(self, usage: Usage) -> dict[str, Any]:
         return {**self._head, "choices": [], "usage": usage_object(usage)}
@@ -141,8 +143,7 @@ class CompletionFormat:
             if self._requested.logprobs is not None:
                 entries = [*self._prompt_entries(prompt, scored), *entries]
         answer = self._choice(choice.index, text, entries, finish_name(choice.finish))
-        if choice.score is not None:
-            answer["score"] = choice.score
+        answer |= score_field(choice.score)
         if self._requested.base.prompt_logprobs is not None:
             answer["prompt_logprobs"] = prompt_logprobs_list(prompt, scored, self._vocabulary)
         return answer

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from router.generation import Generation, Usage
-from router.text.vocabulary import Vocabulary
 from wire.sampling import FinishReason, TokenLogprobs
+from wire.text.vocabulary import Vocabulary
 
 Logprobs = Sequence[tuple[int, TokenLogprobs]]
 """(chosen token, its figures), in order."""
@@ -26,6 +26,14 @@ def usage_object(usage: Usage) -> dict[str, Any]:
 
 def finish_name(finish: FinishReason) -> str | None:
     return None if finish is FinishReason.NONE else finish.openai_name
+
+
+NO_SCORE: Mapping[str, float] = {}
+
+
+def score_field(score: float | None) -> Mapping[str, float]:
+    """A field of a choice that is a beam; other choices have none."""
+    return NO_SCORE if score is None else {"score": score}
 
 
 def receipt_object(generation: Generation) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
 import msgspec
 
-from router.choices import TextDelta, WholeChoice
+from router.choices import TextDelta
 from router.dispatch import internal_error
 from router.generation import Generation
 from router.requested import read_prompt_logprobs, read_sampling
@@ -19,7 +19,7 @@ from router.text.tokenizer import ModelText
 from router.validate import MAX_CHOICES, MAX_TOP_LOGPROBS, integer, invalid, read_messages, read_token_ids
 from wire.convert import logprobs_to_proto
 from wire.errors import ErrorCode, SpliceError
-from wire.sampling import FinishReason, TokenLogprobs
+from wire.sampling import FinishReason
 from wire.v1 import inference_pb2 as pb
 from wire.v1 import inference_pb2_grpc as rpc
 from wire.v1 import sampling_pb2
@@ -39,6 +39,13 @@ _OPTIONAL = (
 )
 _PLAIN = ("min_tokens", "top_k", "min_p", "frequency_penalty", "presence_penalty", "ignore_eos")
 
+_BETWEEN_ROUTER_AND_WORKER = {
+    "num_answers": "n",
+    "stop": "stop of the request",
+    "keep_special_tokens": "keep_special_tokens of the request",
+}
+"""Fields of a beam search that a client says elsewhere."""
+
 
 class InferenceServicer(rpc.InferenceServicer):
     """Errors carry `splice-error-code` and, where a field is at fault, `splice-error-param` as trailing metadata."""
@@ -54,13 +61,9 @@ class InferenceServicer(rpc.InferenceServicer):
             generation = await self._start(request, context)
             answer_id = f"gen-{self._service.randomness.draw_id():016x}"
             answers = _Answers(answer_id, generation)
-            if generation.is_whole:
-                for choice in await generation.whole():
-                    yield answers.whole(choice)
-            else:
-                async for deltas in generation.deltas():
-                    for delta in deltas:
-                        yield answers.grown(delta)
+            async for deltas in generation.deltas():
+                for delta in deltas:
+                    yield answers.message(delta)
         except SpliceError as error:
             await abort(context, error)
         except grpc.aio.AbortError:
@@ -166,10 +169,11 @@ def sampling_fields(sampling: sampling_pb2.SamplingParams) -> dict[str, Any]:
 
 
 def _beam_fields(beam: sampling_pb2.BeamSearch) -> dict[str, Any]:
-    """A width of 0 is that of `n`; how many are returned is for `n` to say."""
+    """A width of 0 is that of `n`; how many are returned is for `n` to say, and what ends them for the request."""
     fields: dict[str, Any] = {"use_beam_search": True, "beam_width": beam.width}
-    if beam.num_answers:
-        raise invalid("num_answers", "is between router and worker; set n")
+    for name, instead in _BETWEEN_ROUTER_AND_WORKER.items():
+        if getattr(beam, name):
+            raise invalid(name, f"is between router and worker; set {instead}")
     if beam.HasField("length_penalty"):
         fields["length_penalty"] = beam.length_penalty
     unknown = f"EarlyStopping {beam.early_stopping}"
@@ -213,28 +217,20 @@ class _Answers:
         self._unfinished = generation.requested.n
         self._begun = False
 
-    def grown(self, delta: TextDelta) -> pb.GenerateResponse:
-        response = self._message(delta.choice, delta.text, delta.tokens, delta.logprobs)
-        if delta.finish is not FinishReason.NONE:
-            self._close(response, delta.finish)
-        return response
-
-    def whole(self, choice: WholeChoice) -> pb.GenerateResponse:
-        response = self._message(choice.index, choice.text, choice.tokens, choice.logprobs)
-        if choice.score is not None:
-            response.score = choice.score
-        self._close(response, choice.finish)
-        return response
-
-    def _message(
-        self, choice: int, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]
-    ) -> pb.GenerateResponse:
+    def message(self, delta: TextDelta) -> pb.GenerateResponse:
         response = pb.GenerateResponse(
-            id=self._id, choice=choice, text=text, token_ids=tokens, logprobs=logprobs_to_proto(logprobs)
+            id=self._id,
+            choice=delta.choice,
+            text=delta.text,
+            token_ids=delta.tokens,
+            logprobs=logprobs_to_proto(delta.logprobs),
+            score=delta.score,
         )
         if not self._begun:
             self._begun = True
             response.prompt_logprobs.extend(logprobs_to_proto(self._generation.prompt_logprobs(0)))
+        if delta.finish is not FinishReason.NONE:
+            self._close(response, delta.finish)
         return response
 
     def _close(self, response: pb.GenerateResponse, finish: FinishReason) -> None:

@@ -1,1 +1,1 @@
-"""Text in, token ids out, and back: tokenizer, chat template, incremental detokenizer, stop strings."""
+"""Text in, token ids out: tokenizer, chat template, forbidden words. The way back is `wire.text`."""

@@ -6,14 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from tokenizers import Tokenizer
-
 from router.text.bad_words import bad_word_sequences
-from router.text.detokenizer import Detokenizer, make_detokenizer
 from router.text.template import ChatMessage, ChatTemplate
-from router.text.vocabulary import Vocabulary
-from wire.errors import ErrorCode, SpliceError
 from wire.model_card import ModelCard
+from wire.text.vocabulary import Vocabulary, load_tokenizer
 
 _INLINE_CHARACTERS = 8_192
 """Shorter texts take well under a millisecond: a thread would cost more than it spares."""
@@ -24,14 +20,7 @@ class ModelText:
 
     def __init__(self, card: ModelCard, now: Callable[[], datetime]) -> None:
         self.card = card
-        try:
-            self._tokenizer: Tokenizer = Tokenizer.from_str(card.tokenizer_json)
-        except Exception as error:  # the library raises bare Exception
-            raise SpliceError(
-                ErrorCode.BAD_MODEL_FILE, f"the tokenizer of {card.name!r} is unusable: {error}"
-            ) from error
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._tokenizer = load_tokenizer(card)
         self.vocabulary = Vocabulary(self._tokenizer, card.tokenizer_json)
         self._template = ChatTemplate(card, now)
 
@@ -56,9 +45,6 @@ class ModelText:
     def bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """See `router.text.bad_words`."""
         return bad_word_sequences(words, lambda text: self._encode(text, False))
-
-    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
-        return make_detokenizer(self.vocabulary, skip_special_tokens=skip_special_tokens)
 
     def _encode(self, text: str, add_bos: bool) -> tuple[int, ...]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids

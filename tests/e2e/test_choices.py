@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -82,6 +83,26 @@ def test_beams_are_the_same_handed_over_and_computed_in_one_place(pair: Cluster,
     for choice in answer:
         figures = choice["logprobs"]["token_logprobs"]
         assert choice["score"] == pytest.approx(sum(figures) / len(figures) ** 0.6, rel=1e-9)
+    pair.wait_idle()
+
+
+def test_stop_strings_end_beams_alike_handed_over_and_in_one_place(pair: Cluster, local: Cluster) -> None:
+    free = {**BEAMS, "stop_token_ids": [], "ignore_eos": True, "logprobs": None}
+    text = ask(pair, **free)["choices"][0]["text"]
+    stops = [text[4:6], text[9:12]]
+    body = {**free, "stop": stops, "include_stop_str_in_output": True}
+    answer = ask(pair, **body)["choices"]
+    assert answer == ask(local, **body)["choices"] == ask(pair, **body)["choices"]
+    ended = [choice for choice in answer if choice["finish_reason"] == "stop"]
+    assert ended
+    for choice in ended:
+        [stop] = [stop for stop in stops if choice["text"].endswith(stop)]
+        assert choice["text"].find(stop) == len(choice["text"]) - len(stop), "it went on behind its end"
+    payload = {"model": "tiny", "prompt": PROMPT, **body, "stream": True}
+    with httpx.stream("POST", f"{pair.base_url}/v1/completions", json=payload, timeout=60) as response:
+        events = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert events.pop() == "[DONE]"
+    assert [choice for event in events for choice in json.loads(event)["choices"]] == answer
     pair.wait_idle()
 
 

@@ -17,6 +17,7 @@ from engine.request import Request, RequestKey, RequestKind
 from engine.step_output import ComputedBlocks, Reservation, StepOutput, TokenRow
 from wire.errors import SpliceError
 from wire.sampling import Beam, FinishReason, SamplingParams, TokenLogprobs
+from wire.text.answer_text import AnswerText
 
 EOS = 60
 torch.set_num_threads(1)
@@ -56,9 +57,11 @@ class Bench:
         priority: int = 0,
         skip_tokens: int = 0,
         root: bytes = bytes(16),
+        answer_text: AnswerText | None = None,
         **sampling: object,
     ) -> RequestKey:
-        request = self._request(tokens, emitted, kind, sampling, priority=priority, skip_tokens=skip_tokens, root=root)
+        rest = {"priority": priority, "skip_tokens": skip_tokens, "root": root, "answer_text": answer_text}
+        request = self._request(tokens, emitted, kind, sampling, **rest)
         self.engine.submit(request)
         return request.key
 

@@ -221,6 +221,43 @@ async def test_a_beam_search_is_told_to_decode_and_its_best_answers_are_returned
             await cluster.client().completions.create(**options, extra_body={**extra, "beam_width": 2})
 
 
+async def test_beams_are_streamed_whole_and_cut_where_a_stop_string_begins() -> None:
+    stop = text_of(list(BEAMS[0].tokens[1:]))[1:]
+    texts = [text_of(list(beam.tokens)) for beam in BEAMS]
+    cut = [texts[0].removesuffix(stop), *texts[1:]]
+    assert cut[0] != texts[0]
+    assert not any(stop in text for text in cut)
+    async with running_cluster() as cluster:
+        cluster["d0"].script.beams = BEAMS
+        options: dict[str, Any] = {"model": "toy", "prompt": PROMPT, "max_tokens": 6, "n": 3, "stop": stop}
+        usage = {"include_usage": True}
+        for kept, expected in ((False, cut), (True, texts)):
+            extra = {"use_beam_search": True, "include_stop_str_in_output": kept}
+            create = cluster.client().completions.create
+            whole = await create(**options, logprobs=0, extra_body=extra)
+            stream = await create(**options, logprobs=0, extra_body=extra, stream=True, stream_options=usage)
+            chunks = [chunk async for chunk in stream]
+            assert [choice.text for choice in whole.choices] == expected
+            streamed = [choice for chunk in chunks for choice in chunk.choices]
+            assert streamed == whole.choices, "one chunk a choice, with all that is said of it"
+            assert [len(chunk.choices) for chunk in chunks] == [1, 1, 1, 0]
+            assert chunks[-1].usage == whole.usage
+            assert whole.usage is not None
+            assert whole.usage.completion_tokens == 6
+        chat = await cluster.client().chat.completions.create(
+            model="toy", messages=MESSAGES, max_tokens=6, n=3, stop=stop, extra_body=extra, stream=True
+        )
+        said, scores = ["", "", ""], []
+        async for part in chat:
+            [choice] = part.choices
+            said[choice.index] += choice.delta.content or ""
+            scores += [choice.score] if choice.finish_reason else []  # type: ignore[attr-defined]
+        assert (said, scores) == (texts, [beam.score for beam in BEAMS])
+        for reserve, prefill in zip(cluster["d0"].seen.reserves, cluster["p0"].seen.prefills, strict=True):
+            assert list(reserve.sampling.beam_search.stop) == [stop]
+            assert not prefill.sampling.HasField("beam_search")
+
+
 async def test_beams_over_grpc_and_after_a_lost_worker() -> None:
     async with (
         running_cluster(("p0", "p1", "d0")) as cluster,
@@ -236,6 +273,10 @@ async def test_beams_over_grpc_and_after_a_lost_worker() -> None:
             assert [each.score for each in messages] == [beam.score for beam in BEAMS]
             assert [each.choice for each in messages] == [0, 1, 2]
             assert [each.HasField("receipt") for each in messages] == [False, False, True]
+        for field in ({"num_answers": 1}, {"stop": ["x"]}, {"keep_special_tokens": True}):
+            request.sampling.beam_search.CopyFrom(sampling_pb2.BeamSearch(width=3, **field))  # type: ignore[arg-type]
+            with pytest.raises(grpc.aio.AioRpcError, match="between router and worker"):
+                await anext(aiter(rpc.InferenceStub(channel).Generate(request, timeout=10)))
 
 
 async def test_bad_words_reach_the_worker_as_the_tokens_that_spell_them() -> None:

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from router_toy_model import byte_fallback_tokenizer, byte_level_tokenizer, toy_card
 
-from router.text.detokenizer import ByteLevelDetokenizer, WindowDetokenizer, make_detokenizer
-from router.text.stop import StopMatcher
 from router.text.template import ChatTemplate
 from router.text.tokenizer import ModelText
-from router.text.vocabulary import Vocabulary
 from wire.errors import ErrorCode, SpliceError
+from wire.text.detokenizer import ByteLevelDetokenizer, WindowDetokenizer, make_detokenizer
+from wire.text.stop import StopMatcher
+from wire.text.vocabulary import Vocabulary
 
 BYTE_LEVEL = Vocabulary(byte_level_tokenizer(), byte_level_tokenizer().to_str())
 BYTE_FALLBACK = Vocabulary(byte_fallback_tokenizer(), byte_fallback_tokenizer().to_str())

@@ -48,6 +48,8 @@ SAMPLING: dict[str, st.SearchStrategy[object]] = {
             num_answers=SMALL,
             length_penalty=NUMBERS,
             early_stopping=st.sampled_from(EarlyStopping),
+            stop=st.lists(st.text(min_size=1, max_size=3), max_size=3).map(tuple),
+            skip_special_tokens=st.booleans(),
         ),
     ),
 }

@@ -18,6 +18,7 @@ from wire.convert import sampling_to_proto
 from wire.sampling import SamplingParams
 from wire.v1 import worker_pb2
 from wire.worker_record import WorkerRecord
+from worker.answer_texts import AnswerTexts
 from worker.role import Role, RoleParts
 from worker.session import RouterSession
 from worker.settings import WorkerSettings
@@ -71,7 +72,11 @@ class RoleBench(Generic[R]):
         role = "prefill" if kind.__name__.startswith("Prefill") else "decode"
         chosen = WorkerSettings(role=role, model_path=str(model), kv_transports=("shm",), **settings)  # type: ignore[arg-type]
         identity = WorkerIdentity(role, 7, "compat", "host")
-        self.role = kind(RoleParts(self.engine, self.memory, identity, chosen, self._post, lambda: self.now_s))
+        self.role = kind(
+            RoleParts(
+                self.engine, AnswerTexts(self.card), self.memory, identity, chosen, self._post, lambda: self.now_s
+            )
+        )
 
     def _post(self, command: Callable[[], None]) -> None:
         self.post(command)

@@ -10,6 +10,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from wire.errors import ErrorCode, SpliceError
+from wire.model_card import ModelCard
+
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _WORD_START = "\u2581"
 
@@ -59,6 +62,17 @@ class Vocabulary:
             return piece.encode()
         byte = _BYTE_TOKEN.fullmatch(piece)
         return bytes([int(byte[1], 16)]) if byte else piece.replace(_WORD_START, " ").encode()
+
+
+def load_tokenizer(card: ModelCard) -> Tokenizer:
+    """That of a card; raises SpliceError (bad_model_file)."""
+    try:
+        tokenizer = Tokenizer.from_str(card.tokenizer_json)
+    except Exception as error:  # the library raises bare Exception
+        raise SpliceError(ErrorCode.BAD_MODEL_FILE, f"the tokenizer of {card.name!r} is unusable: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def _uses_byte_level(decoder: dict[str, Any] | None) -> bool:

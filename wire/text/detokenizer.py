@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from typing import Protocol
 
-from router.text.vocabulary import Vocabulary
+from wire.text.vocabulary import Vocabulary
 
 
 class Detokenizer(Protocol):
@@ -16,6 +16,9 @@ class Detokenizer(Protocol):
 
     def flush(self) -> str:
         """The answer ended: the rest, with a replacement character where bytes never became a character."""
+
+    def copy(self) -> Detokenizer:
+        """Another one that stands where this one does and goes on by itself."""
 
 
 class ByteLevelDetokenizer:
@@ -33,6 +36,11 @@ class ByteLevelDetokenizer:
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
+
+    def copy(self) -> ByteLevelDetokenizer:
+        other = ByteLevelDetokenizer(self._vocabulary, skip_special_tokens=self._skip)
+        other._decoder.setstate(self._decoder.getstate())
+        return other
 
 
 class WindowDetokenizer:
@@ -61,6 +69,11 @@ class WindowDetokenizer:
 
     def flush(self) -> str:
         return self._show() if self._pending else ""
+
+    def copy(self) -> WindowDetokenizer:
+        other = WindowDetokenizer(self._vocabulary, skip_special_tokens=self._skip)
+        other._context, other._pending = self._context, list(self._pending)
+        return other
 
     def _show(self) -> str:
         before = self._vocabulary.decode(self._context)
