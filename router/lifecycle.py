@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from router.blame import REFUSALS, Blame, is_public
 from router.events import (
     Action,
     BeamsFound,
@@ -43,20 +44,6 @@ from router.events import (
 from router.wanted import TOKENS, Wanted
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import Beam, FinishReason, TokenLogprobs
-
-QUARANTINE_AFTER = 2
-"""Distinct workers a request may be seen to bring down."""
-
-_REFUSALS = frozenset({ErrorCode.OVERLOADED, ErrorCode.DRAINING, ErrorCode.RATE_LIMIT_EXCEEDED})
-_TRANSFER_FAULTS = frozenset(
-    {
-        ErrorCode.KV_TRANSFER_FAILED,
-        ErrorCode.KV_DIGEST_MISMATCH,
-        ErrorCode.INCARNATION_MISMATCH,
-        ErrorCode.LAYOUT_MISMATCH,
-    }
-)
-_INTERNAL_ONLY = _TRANSFER_FAULTS | {ErrorCode.WORKER_LOST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +81,6 @@ class RequestLifecycle:
         self.deadline_s = deadline_s
         self.phase = Phase.NEW
         self.attempt = 1
-        self.failures = 0
         self.emitted: list[int] = []
         self.prompt_logprobs: list[TokenLogprobs] = []
         """Of prompt tokens 1, 2, …, as far as they came."""
@@ -109,10 +95,7 @@ class RequestLifecycle:
         self._finish: tuple[int, FinishReason, WorkerKey] | None = None
         self._prefill_done = False
         self._decode_ready = False
-        self._excluded: set[WorkerKey] = set()
-        self._downed: set[WorkerKey] = set()
-        self._suspects: set[WorkerKey] = set()
-        self._last_error: SpliceError | None = None
+        self._blame = Blame()
         self._waiting_since_s: float | None = None
 
     def start(self) -> list[Action]:
@@ -124,6 +107,11 @@ class RequestLifecycle:
         if self._waiting_since_s is None:
             return self.deadline_s
         return min(self.deadline_s, self._waiting_since_s + self.limits.no_worker_grace_s)
+
+    @property
+    def failures(self) -> int:
+        """Attempts given up."""
+        return self._blame.failures
 
     @property
     def ended(self) -> bool:
@@ -192,7 +180,7 @@ class RequestLifecycle:
     # Choosing ---------------------------------------------------------------------------------------------------------
 
     def _choose(self) -> ChoosePair:
-        return ChoosePair(frozenset(self._excluded))
+        return ChoosePair(frozenset(self._blame.excluded))
 
     def _tokens(self) -> tuple[int, ...]:
         return self.prompt + tuple(self.emitted)
@@ -218,15 +206,12 @@ class RequestLifecycle:
     def _on_no_pair(self, error: SpliceError, now_s: float) -> list[Action]:
         if self.phase is not Phase.NEW:
             return []
-        last = self._last_error
-        if last is not None and last.code in _REFUSALS:
+        last = self._blame.last_error
+        if last is not None and last.code in REFUSALS:
             return self._end(Fail(last))
-        forgivable = self._excluded - self._downed
-        if forgivable:
-            # Whoever is left failed only in passing; a bounded second try there beats giving up.
-            self._excluded -= forgivable
-            return [self._choose()]
-        if last is not None and last.code not in _INTERNAL_ONLY:
+        if self._blame.forgive():
+            return [self._choose()]  # a bounded second try there beats giving up
+        if last is not None and is_public(last):
             return self._end(Fail(last))
         if self._waiting_since_s is None:
             self._waiting_since_s = now_s
@@ -347,39 +332,28 @@ class RequestLifecycle:
 
     def _on_failed(self, event: Failed) -> list[Action]:
         if not event.retryable:
-            return [*self._cancel_all("failed"), *self._end(Fail(self._public(event.error)))]
+            return [*self._cancel_all("failed"), *self._end(Fail(self._blame.public(event.error)))]
         culprit = event.worker
         for worker in (self.prefill, self.decode):
             if worker is not None and worker[0] == event.blamed:
                 culprit = worker
-        harmless = event.error.code in _REFUSALS or event.error.code in _TRANSFER_FAULTS
-        if event.error.code in _TRANSFER_FAULTS:
-            # A broken transfer is often the first sign of a dying source: remember whom to count if it is lost.
-            self._suspects.add(culprit)
-        return self._next_attempt(culprit, event.error, downed=not harmless)
+        return self._next_attempt(culprit, event.error)
 
     def _on_lost(self, worker: WorkerKey, reason: str) -> list[Action]:
-        lost = SpliceError(ErrorCode.WORKER_LOST, f"worker {worker[0]} was lost: {reason}")
         if worker == self.decode or (worker == self.prefill and not (self._prefill_done and self._decode_ready)):
-            return self._next_attempt(worker, lost, downed=True)
-        if worker in self._suspects:
-            self._downed.add(worker)
-            if len(self._downed) >= QUARANTINE_AFTER:
-                return [*self._cancel_all("quarantined"), *self._end(Fail(self._quarantined()))]
-        return []
+            lost = SpliceError(ErrorCode.WORKER_LOST, f"worker {worker[0]} was lost: {reason}")
+            return self._next_attempt(worker, lost)
+        self._blame.lost(worker)
+        verdict = self._blame.verdict(self.limits.max_attempts)
+        return [*self._cancel_all("quarantined"), *self._end(Fail(verdict))] if verdict is not None else []
 
-    def _next_attempt(self, culprit: WorkerKey, error: SpliceError, *, downed: bool) -> list[Action]:
+    def _next_attempt(self, culprit: WorkerKey, error: SpliceError) -> list[Action]:
         given_up, lost = self.attempt, culprit if error.code is ErrorCode.WORKER_LOST else None
         actions = self._cancel_all("attempt given up", spare=lost)
-        self._excluded.add(culprit)
-        self._last_error = error
-        self.failures += 1
-        if downed:
-            self._downed.add(culprit)
-            if len(self._downed) >= QUARANTINE_AFTER:
-                return [*actions, *self._end(Fail(self._quarantined()))]
-        if self.failures >= self.limits.max_attempts:
-            return [*actions, *self._end(Fail(self._public(error)))]
+        self._blame.charge(culprit, error)
+        verdict = self._blame.verdict(self.limits.max_attempts)
+        if verdict is not None:
+            return [*actions, *self._end(Fail(verdict))]
         self.attempt += 1
         self.phase = Phase.NEW
         self.decode = self.prefill = None
@@ -400,17 +374,3 @@ class RequestLifecycle:
         self.phase = Phase.END
         self._ahead.clear()
         return [terminal]
-
-    def _public(self, error: SpliceError) -> SpliceError:
-        if error.code not in _INTERNAL_ONLY:
-            return error
-        return SpliceError(
-            ErrorCode.INTERNAL_ERROR, f"every one of {self.failures} attempts failed, the last with {error.code.value}"
-        )
-
-    def _quarantined(self) -> SpliceError:
-        return SpliceError(
-            ErrorCode.INTERNAL_ERROR,
-            f"quarantined: {len(self._downed)} workers went down while they had this request in hand; "
-            "it is not tried on another one",
-        )
