@@ -25,7 +25,7 @@ from engine.models.causal_lm import CausalLM
 from engine.models.registry import architecture_of_config, architecture_of_gguf
 from engine.numerics import numerics_id, supports_fast_bfloat16
 from engine.ops.features import features_of, used_ops
-from engine.ops.names import Activations, ActivationsChoice, OpName
+from engine.ops.names import Activations, ActivationsChoice, OpName, OpsChoice
 from engine.spec import ModelSpec
 from engine.weights import WeightSource
 from wire.errors import ErrorCode, SpliceError
@@ -35,8 +35,6 @@ _log = logging.getLogger(__name__)
 
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
 Dtype = Literal["float32", "bfloat16"]
-OpsChoice = Literal["auto", "reference"]
-"""`auto` takes the fastest operations there are, `reference` those of plain torch."""
 
 
 @dataclass(frozen=True)

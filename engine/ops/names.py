@@ -10,6 +10,9 @@ Activations = Literal["int8", "float32"]
 ActivationsChoice = Literal["auto", "int8", "float32"]
 """`auto` is `int8` on native kernels. Weights that are not quantised do not heed it."""
 
+OpsChoice = Literal["auto", "reference"]
+"""`auto` takes the fastest operations there are, `reference` those of plain torch."""
+
 OpName = Literal[
     "linear",
     "lm_head",

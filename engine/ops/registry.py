@@ -7,14 +7,14 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from engine.ops import reference
 from engine.ops.candidate import Candidate
 from engine.ops.features import Feature, used_ops
-from engine.ops.names import OP_NAMES, Activations, OpName
+from engine.ops.names import OP_NAMES, Activations, OpName, OpsChoice
 from engine.ops.signatures import (
     AddRmsNormOp,
     GatedMulOp,
@@ -34,8 +34,6 @@ from engine.ops.weight_matrix import QuantizedMatrix, WeightMatrix
 from wire.errors import ErrorCode, SpliceError
 
 _log = logging.getLogger(__name__)
-
-OpsChoice = Literal["auto", "reference"]
 
 
 @dataclass(frozen=True, slots=True)

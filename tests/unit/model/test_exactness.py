@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from test_architecture_parity import MODELS
 from tiny_models import CONFIG, PagedRun, save_llama, save_model
 
-from engine.loader import DtypeChoice, OpsChoice, load_model
+from engine.loader import DtypeChoice, load_model
 from engine.models.causal_lm import CausalLM
+from engine.ops.names import OpsChoice
 
 
 @pytest.fixture(

@@ -15,7 +15,7 @@ from tiny_models import PagedRun
 
 from engine.loader import DtypeChoice, load_model
 from engine.models.causal_lm import CausalLM
-from engine.ops.registry import OpsChoice
+from engine.ops.names import OpsChoice
 
 KINDS = ("mixtral", "qwen3-moe", "gpt-oss", "deepseek-v2-groups", "deepseek-v3")
 ARITHMETICS = (("float32", "auto"), ("float32", "reference"), ("bfloat16", "reference"))

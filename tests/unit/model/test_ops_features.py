@@ -11,7 +11,8 @@ import torch
 from engine.models import native_decoder
 from engine.ops import reference
 from engine.ops.features import features_of
-from engine.ops.registry import OpsChoice, choose, select_ops
+from engine.ops.names import OpsChoice
+from engine.ops.registry import choose, select_ops
 from engine.rope_spec import RopeSpec
 from engine.spec import Activation, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, RoutingSpec
 
