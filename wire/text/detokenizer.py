@@ -7,6 +7,8 @@ from typing import Protocol
 
 from wire.text.vocabulary import Vocabulary
 
+_UTF8_DECODER = codecs.getincrementaldecoder("utf-8")
+
 
 class Detokenizer(Protocol):
     """What `push` and `flush` return, joined, equals decoding all ids at once."""
@@ -27,7 +29,7 @@ class ByteLevelDetokenizer:
     def __init__(self, vocabulary: Vocabulary, *, skip_special_tokens: bool = True) -> None:
         self._vocabulary = vocabulary
         self._skip = skip_special_tokens
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder = _UTF8_DECODER(errors="replace")
 
     def push(self, token_id: int) -> str:
         if self._skip and token_id in self._vocabulary.special_ids:
