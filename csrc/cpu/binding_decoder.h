@@ -2,10 +2,9 @@
 #pragma once
 
 #include <mutex>
-#include <optional>
-#include <vector>
-
+#include "binding_experts.h"
 #include "binding_kernels.h"
+#include "binding_weights.h"
 #include "context.h"
 #include "decoder.h"
 
@@ -16,7 +15,8 @@ class Decoder {
  public:
   Decoder(nb::object kernels, nb::object embedding, nb::object head, const Vector& norm, float eps, int64_t kv_heads,
           int64_t head_dim, float embedding_scale, float logit_softcap, bool int8)
-      : kernels_(nb::cast<Kernels*>(kernels)), owned_{kernels}, kv_heads_(kv_heads), head_dim_(head_dim) {
+      : kernels_(nb::cast<Kernels*>(kernels)), kv_heads_(kv_heads), head_dim_(head_dim) {
+    weights_.keep(kernels);
     require(kv_heads > 0, "num_kv_heads must be positive");
     require(head_dim > 0 && head_dim <= SPLICE_CPU_MAX_HEAD_DIM, "head_dim must be positive, at most 1024");
     require(logit_softcap >= 0.0f, "logit_softcap must not be negative");
@@ -34,7 +34,7 @@ class Decoder {
   void add_layer(const Vector& input_norm, nb::object qkv, const std::optional<Vector>& qkv_bias, nb::object output,
                  const std::optional<Vector>& output_bias, const Vector& mlp_norm, nb::object gate_up,
                  const std::optional<Vector>& gate_up_bias, nb::object down, const std::optional<Vector>& down_bias,
-                 const Matrix& cos_sin, int64_t q_heads, float scale, const std::string& activation,
+                 nb::object experts, const Matrix& cos_sin, int64_t q_heads, float scale, const std::string& activation,
                  const std::optional<Vector>& q_norm, const std::optional<Vector>& k_norm, const std::optional<Vector>& sinks,
                  const std::optional<Vector>& attention_output_norm, const std::optional<Vector>& mlp_output_norm,
                  int64_t window, float softcap) {
@@ -42,8 +42,15 @@ class Decoder {
     splice_cpu_layer layer{};
     layer.qkv = matrix(qkv, qkv_bias);
     layer.output = matrix(output, output_bias);
-    layer.gate_up = matrix(gate_up, gate_up_bias);
-    layer.down = matrix(down, down_bias);
+    if (experts.is_none()) {
+      layer.mlp = {matrix(gate_up, gate_up_bias), matrix(down, down_bias), activation_named(activation)};
+      require(layer.mlp.gate_up.k == hidden && layer.mlp.gate_up.n == 2 * layer.mlp.down.k, "gate_up has the wrong shape");
+      require(layer.mlp.down.n == hidden, "down has the wrong shape");
+    } else {
+      weights_.keep(experts);
+      layer.experts = &nb::cast<const Experts*>(experts)->get();
+      require(layer.experts->router.k == hidden, "experts have the wrong shape");
+    }
     layer.input_norm = vector(input_norm, hidden);
     layer.mlp_norm = vector(mlp_norm, hidden);
     layer.attention_output_norm = vector(attention_output_norm, hidden);
@@ -58,17 +65,13 @@ class Decoder {
     require(window >= 0 && softcap >= 0.0f, "window and softcap must not be negative");
     require(layer.qkv.k == hidden && layer.qkv.n == (q_heads + 2 * kv_heads_) * head_dim_, "qkv has the wrong shape");
     require(layer.output.n == hidden && layer.output.k == q_heads * head_dim_, "output has the wrong shape");
-    require(layer.gate_up.k == hidden && layer.gate_up.n == 2 * layer.down.k, "gate_up has the wrong shape");
-    require(layer.down.n == hidden, "down has the wrong shape");
-    tables_.push_back(cos_sin);
     positions_ = size(cos_sin, 0);
-    layer.cos_sin = cos_sin.data();
+    layer.cos_sin = weights_.table(cos_sin);
     layer.rotary_dim = size(cos_sin, 1);
     layer.q_heads = q_heads;
     layer.scale = scale;
     layer.window = window;
     layer.softcap = softcap;
-    layer.activation = activation_named(activation);
     layers_.push_back(layer);
     model_.layers = layers_.data();
     model_.num_layers = static_cast<int64_t>(layers_.size());
@@ -105,39 +108,14 @@ class Decoder {
   }
 
  private:
-  // A packed weight, or several stacked by rows.
-  splice_cpu_matrix matrix(const nb::object& weight, const std::optional<Vector>& bias) {
-    splice_cpu_matrix out{};
-    const auto add = [&](nb::handle one) {
-      const auto* packed = nb::cast<const PackedLinear*>(one);
-      require(out.num_parts < SPLICE_CPU_MAX_PARTS, "a matrix has at most 3 parts");
-      require(out.num_parts == 0 || packed->k() == out.k, "parts of a matrix differ in their columns");
-      out.parts[out.num_parts++] = {packed->data(), packed->dtype(), packed->n()};
-      out.n += packed->n();
-      out.k = packed->k();
-    };
-    if (nb::isinstance<nb::tuple>(weight))
-      for (nb::handle part : weight) add(part);
-    else
-      add(weight);
-    require(out.num_parts > 0, "a matrix needs a part");
-    owned_.push_back(weight);
-    out.bias = vector(bias, out.n);
-    return out;
-  }
-  const float* vector(const std::optional<Vector>& values, int64_t wanted) {
-    return values ? vector(*values, wanted) : nullptr;
-  }
-  const float* vector(const Vector& values, int64_t wanted) {
-    require(size(values, 0) == wanted, "a norm or bias has the wrong length");
-    tensors_.push_back(values);
-    return values.data();
+  splice_cpu_matrix matrix(const nb::object& weight, const std::optional<Vector>& bias) { return weights_.matrix(weight, bias); }
+  template <class Values>
+  const float* vector(const Values& values, int64_t wanted) {
+    return weights_.vector(values, wanted);
   }
 
   Kernels* kernels_;
-  std::vector<nb::object> owned_;
-  std::vector<Vector> tensors_;
-  std::vector<Matrix> tables_;
+  Weights weights_;
   int64_t kv_heads_, head_dim_, positions_ = 0;
   splice_cpu_decoder model_{};
   std::vector<splice_cpu_layer> layers_;

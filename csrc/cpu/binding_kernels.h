@@ -26,7 +26,8 @@ inline int isa_named(const std::string& name) {
 inline int activation_named(const std::string& name) {
   if (name == "silu") return SPLICE_CPU_SILU;
   if (name == "gelu_tanh") return SPLICE_CPU_GELU_TANH;
-  throw std::invalid_argument("activation " + name + " is unknown: use silu or gelu_tanh");
+  if (name == "swiglu_oai") return SPLICE_CPU_SWIGLU_OAI;
+  throw std::invalid_argument("activation " + name + " is unknown: use silu, gelu_tanh or swiglu_oai");
 }
 
 class Kernels {

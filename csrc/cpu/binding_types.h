@@ -28,6 +28,7 @@ using Matrix = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;
 using Heads = nb::ndarray<float, nb::ndim<3>, nb::device::cpu>;
 using Vector = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Int64s = nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Int64Matrix = nb::ndarray<int64_t, nb::ndim<2>, nb::device::cpu>;
 using Int32s = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Table = nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 

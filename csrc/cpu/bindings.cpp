@@ -3,11 +3,13 @@
 #include "binding_kernels.h"
 
 using splice::binding::Decoder;
+using splice::binding::Experts;
 using splice::binding::ISAS;
 using splice::binding::isa_name;
 using splice::binding::Kernels;
 using splice::binding::Matrix;
 using splice::binding::PackedLinear;
+using splice::binding::Routing;
 using splice::binding::Vector;
 
 NB_MODULE(_native, m) {
@@ -40,15 +42,34 @@ NB_MODULE(_native, m) {
            nb::arg("positions"), nb::arg("cos_sin"), nb::arg("kv_cache"), nb::arg("layer"), nb::arg("slots"))
       .def("paged_attention", &Kernels::paged_attention, nb::arg("out"), nb::arg("q"), nb::arg("kv_cache"),
            nb::arg("layer"), nb::arg("block_tables"), nb::arg("query_starts"), nb::arg("starts"), nb::arg("scale"),
-           nb::arg("window") = 0, nb::arg("softcap") = 0.0f, nb::arg("sinks") = nb::none());
+           nb::arg("window") = 0, nb::arg("softcap") = 0.0f, nb::arg("sinks") = nb::none())
+      .def("route", &splice::binding::route, nb::arg("experts"), nb::arg("weights"), nb::arg("logits"), nb::arg("routing"));
+  nb::class_<Routing>(m, "Routing", "How a router's logits choose experts.")
+      .def(nb::init<int64_t, int64_t, const std::string&, bool, float, int64_t, int64_t, const std::string&,
+                    const std::optional<Vector>&, const std::optional<Vector>&>(),
+           nb::arg("num_experts"), nb::arg("top_k"), nb::arg("scores"), nb::kw_only(), nb::arg("normalise"),
+           nb::arg("scale") = 1.0f, nb::arg("num_groups") = 1, nb::arg("top_groups") = 1, nb::arg("group_score") = "max",
+           nb::arg("logit_bias") = nb::none(), nb::arg("score_bias") = nb::none());
+  nb::class_<Experts>(m, "Experts",
+                      "A mixture of experts. Of gate_up and down, the experts' matrices lie one after another in one PackedLinear, "
+                      "each on a panel of its own; gate and up may be one PackedLinear each.")
+      .def(nb::init<nb::object, nb::object, nb::object, const std::optional<Matrix>&, nb::object, const std::optional<Matrix>&,
+                    const std::string&, nb::object, const std::optional<Vector>&, nb::object, const std::optional<Vector>&,
+                    const std::string&>(),
+           nb::arg("routing"), nb::arg("router"), nb::kw_only(), nb::arg("gate_up"), nb::arg("gate_up_bias").none(),
+           nb::arg("down"), nb::arg("down_bias").none(), nb::arg("activation") = "silu",
+           nb::arg("shared_gate_up") = nb::none(), nb::arg("shared_gate_up_bias") = nb::none(),
+           nb::arg("shared_down") = nb::none(), nb::arg("shared_down_bias") = nb::none(),
+           nb::arg("shared_activation") = "silu");
   nb::class_<Decoder>(m, "Decoder", "A decoder compiled into one call a step. A weight is a PackedLinear or a tuple of them.")
       .def(nb::init<nb::object, nb::object, nb::object, const Vector&, float, int64_t, int64_t, float, float, bool>(),
            nb::arg("kernels"), nb::arg("embedding"), nb::arg("head"), nb::arg("norm"), nb::kw_only(), nb::arg("eps"),
            nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("embedding_scale") = 1.0f, nb::arg("logit_softcap") = 0.0f,
            nb::arg("int8") = false)
       .def("add_layer", &Decoder::add_layer, nb::kw_only(), nb::arg("input_norm"), nb::arg("qkv"), nb::arg("qkv_bias").none(),
-           nb::arg("output"), nb::arg("output_bias").none(), nb::arg("mlp_norm"), nb::arg("gate_up"),
-           nb::arg("gate_up_bias").none(), nb::arg("down"), nb::arg("down_bias").none(), nb::arg("cos_sin"),
+           nb::arg("output"), nb::arg("output_bias").none(), nb::arg("mlp_norm"),
+           nb::arg("gate_up") = nb::none(), nb::arg("gate_up_bias") = nb::none(), nb::arg("down") = nb::none(),
+           nb::arg("down_bias") = nb::none(), nb::arg("experts") = nb::none(), nb::arg("cos_sin"),
            nb::arg("num_heads"), nb::arg("scale"), nb::arg("activation") = "silu", nb::arg("q_norm") = nb::none(),
            nb::arg("k_norm") = nb::none(), nb::arg("sinks") = nb::none(), nb::arg("attention_output_norm") = nb::none(),
            nb::arg("mlp_output_norm") = nb::none(), nb::arg("window") = 0, nb::arg("softcap") = 0.0f)

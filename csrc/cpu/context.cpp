@@ -151,3 +151,16 @@ int splice_cpu_attention(splice_cpu* cpu, float* out, const float* q, int64_t q_
   cpu->run([&](Team& team) { splice::cpu::team_attention(*cpu, team, args, [] {}); });
   return SPLICE_CPU_OK;
 }
+
+int splice_cpu_route(splice_cpu* cpu, int64_t* experts, float* weights, const float* logits, const splice_cpu_routing* routing,
+                     int64_t rows) {
+  const std::lock_guard lock(cpu->mutex);
+  if (!cpu->reserve(cpu->kernels->route_scratch(*routing))) return SPLICE_CPU_NO_MEMORY;
+  const splice::cpu::RouteArgs args{experts, weights, logits, routing};
+  cpu->run([&](Team& team) {
+    float* scratch = cpu->scratch_of(team);
+    team.share(rows, splice::cpu::ROW_GRAIN,
+               [&](int64_t first, int64_t last) { cpu->kernels->route(args, first, last, scratch); });
+  });
+  return SPLICE_CPU_OK;
+}

@@ -4,6 +4,8 @@
 
 #include "context.h"
 #include "decoder_buffers.h"
+#include "expert_step.h"
+#include "products.h"
 
 using namespace splice::cpu;
 
@@ -34,53 +36,17 @@ class Step {
   }
 
  private:
-  // A product of each part of a matrix, side by side in the columns of y.
-  struct Products {
-    LinearArgs parts[SPLICE_CPU_MAX_PARTS];
-    int count;
-  };
-
   Products products(const splice_cpu_matrix& w, const Rows& input, int64_t rows, float* y,
                     Epilogue epilogue = Epilogue::STORE) const {
-    Products out{};
-    out.count = w.num_parts;
-    int64_t column = 0;
-    for (int i = 0; i < w.num_parts; ++i) {
-      const splice_cpu_part& part = w.parts[i];
-      LinearArgs& args = out.parts[i];
-      if (model_.int8 && is_quantized(part.dtype))
-        args.x8 = input.int8;
-      else
-        args.x = input.f32;
-      args.x_stride = w.k;
-      args.y = y + column;
-      args.y_stride = w.n;
-      args.packed = part.packed;
-      args.dtype = part.dtype;
-      args.bias = w.bias ? w.bias + column : nullptr;
-      args.m = rows;
-      args.n = part.n;
-      args.k = w.k;
-      args.epilogue = epilogue;
-      column += part.n;
-    }
-    return out;
+    return products_of(model_, w, input, rows, y, epilogue);
   }
 
   // All columns of all rows, then body(first, last) over the rows of the result.
   template <class Body>
   void team_products(const Products& products, int64_t rows, const Body& body) {
-    int64_t items = 0;
-    for (int i = 0; i < products.count; ++i) items += linear_items(products.parts[i]);
+    const int64_t items = items_of(products);
     float* scratch = cpu_.scratch_of(team_);
-    const auto multiply = [&](int64_t first, int64_t last) {
-      for (int i = 0; i < products.count && first < last; ++i) {
-        const int64_t own = linear_items(products.parts[i]);
-        if (first < own) kernels_.linear(products.parts[i], first, last < own ? last : own, scratch);
-        first = first > own ? first - own : 0;
-        last -= own;
-      }
-    };
+    const auto multiply = [&](int64_t first, int64_t last) { multiply_items(kernels_, products, first, last, scratch); };
     const int64_t grain = grain_of(items, team_.threads(), products.parts[0].epilogue == Epilogue::GATE ? 1 : 4);
     if (rows <= FEW_ROWS) {
       team_.share(items, grain, multiply, [&] { body(int64_t{0}, rows); });
@@ -112,13 +78,50 @@ class Step {
                   [&](int64_t first, int64_t last) { rotate(l, index, first, last); });
     attend(l, index);
     add_to_residual(l.output, a_.attended, l.attention_output_norm, [&](int64_t first, int64_t last) {
-      norm(l.mlp_norm, forms_of(model_, l.gate_up), first, last);
+      norm(l.mlp_norm, forms_of_mlp(model_, l), first, last);
     });
-    gate(l);
     const splice_cpu_layer* next = index + 1 < model_.num_layers ? &l + 1 : nullptr;
-    add_to_residual(l.down, a_.gated, l.mlp_output_norm, [&](int64_t first, int64_t last) {
+    const auto norm_for_next = [&](int64_t first, int64_t last) {
       if (next) norm(next->input_norm, forms_of(model_, next->qkv), first, last);
+    };
+    if (l.experts) {
+      mix(l, norm_for_next);
+    } else {
+      gate(l.mlp);
+      add_to_residual(l.mlp.down, a_.gated, l.mlp_output_norm, norm_for_next);
+    }
+  }
+
+  // A mixture of experts, its sum into the residual stream; then body over the rows.
+  template <class Body>
+  void mix(const splice_cpu_layer& l, const Body& body) {
+    const splice_cpu_experts& experts = *l.experts;
+    ExpertStep step(cpu_, team_, model_, experts, a_.normed, a_.experts, batch_.rows);
+    const bool few = batch_.rows <= FEW_ROWS;
+    team_products(products(experts.router, a_.normed, batch_.rows, a_.experts.logits), batch_.rows,
+                  [&](int64_t first, int64_t last) {
+                    step.route(first, last);
+                    if (!few) return;
+                    step.group();
+                    step.gather(first, last);
+                  });
+    if (!few) {
+      team_.share(1, 1, [&](int64_t, int64_t) { step.group(); });
+      team_.share(batch_.rows, ROW_GRAIN, [&](int64_t first, int64_t last) { step.gather(first, last); });
+    }
+    if (experts.shared) {
+      gate(*experts.shared);
+      team_products(products(experts.shared->down, a_.gated, batch_.rows, a_.experts.shared), 0, [](int64_t, int64_t) {});
+    }
+    const auto finish = [&](int64_t first, int64_t last) {
+      step.combine(a_.update, first, last);
+      join(l.mlp_output_norm, first, last);
+      body(first, last);
+    };
+    step.multiply([&] {
+      if (few) finish(int64_t{0}, batch_.rows);
     });
+    if (!few) team_.share(batch_.rows, ROW_GRAIN, finish);
   }
 
   // The product joins the residual stream, through a norm of its own in models that have one; then body over the rows.
@@ -129,11 +132,17 @@ class Step {
       return;
     }
     team_products(products(w, input, batch_.rows, a_.update), batch_.rows, [&](int64_t first, int64_t last) {
-      kernels_.rms_norm(
-          {a_.update, nullptr, a_.update, hidden_, nullptr, output_norm, SPLICE_CPU_F32, model_.eps, hidden_}, first, last);
-      for (int64_t i = first * hidden_; i < last * hidden_; ++i) a_.residual[i] = a_.residual[i] + a_.update[i];
+      join(output_norm, first, last);
       body(first, last);
     });
+  }
+
+  // Rows of the update join the residual stream, through a norm if there is one.
+  void join(const float* output_norm, int64_t first, int64_t last) const {
+    if (output_norm)
+      kernels_.rms_norm(
+          {a_.update, nullptr, a_.update, hidden_, nullptr, output_norm, SPLICE_CPU_F32, model_.eps, hidden_}, first, last);
+    for (int64_t i = first * hidden_; i < last * hidden_; ++i) a_.residual[i] = a_.residual[i] + a_.update[i];
   }
 
   void rotate(const splice_cpu_layer& l, int64_t index, int64_t first, int64_t last) const {
@@ -160,19 +169,17 @@ class Step {
       });
   }
 
-  void gate(const splice_cpu_layer& l) {
-    const int64_t width = l.down.k;
-    const Forms forms = forms_of(model_, l.down);
-    if (l.gate_up.num_parts == 1 && width % GATE_COLUMNS == 0 && forms.int8 != forms.f32) {
-      Products fused = products(l.gate_up, a_.normed, batch_.rows, a_.gated.f32, Epilogue::GATE);
-      fused.parts[0].y_stride = width;
-      fused.parts[0].y8 = forms.int8 ? a_.gated.int8 : nullptr;
-      fused.parts[0].activation = l.activation;
+  void gate(const splice_cpu_mlp& mlp) {
+    const int64_t width = mlp.down.k;
+    const Forms forms = forms_of(model_, mlp.down);
+    if (gates_at_once(mlp.gate_up, forms)) {
+      const Products fused =
+          gate_products(products(mlp.gate_up, a_.normed, batch_.rows, nullptr), a_.gated, forms, mlp.activation);
       team_products(fused, 0, [](int64_t, int64_t) {});
       return;
     }
-    team_products(products(l.gate_up, a_.normed, batch_.rows, a_.gate_up), batch_.rows, [&](int64_t first, int64_t last) {
-      kernels_.gated_mul({a_.gated.f32, a_.gate_up, l.gate_up.n, l.activation, width}, first, last);
+    team_products(products(mlp.gate_up, a_.normed, batch_.rows, a_.gate_up), batch_.rows, [&](int64_t first, int64_t last) {
+      kernels_.gated_mul({a_.gated.f32, a_.gate_up, mlp.gate_up.n, mlp.activation, width}, first, last);
       if (forms.int8) kernels_.quantize({a_.gated.int8, a_.gated.f32, width, width}, first, last);
     });
   }
@@ -204,13 +211,23 @@ size_t widest(const Kernels& kernels, const splice_cpu_decoder& model, splice_cp
   AttentionArgs attention{};
   attention.kv = kv;
   linear.k = model.head.k;
+  size_t of_route = 0;
   for (int64_t i = 0; i < model.num_layers; ++i) {
     const splice_cpu_layer& layer = model.layers[i];
-    for (const splice_cpu_matrix* w : {&layer.qkv, &layer.output, &layer.down}) linear.k = w->k > linear.k ? w->k : linear.k;
+    for (const splice_cpu_matrix* w : {&layer.qkv, &layer.output}) linear.k = w->k > linear.k ? w->k : linear.k;
+    for (const splice_cpu_mlp* mlp : {layer.experts ? layer.experts->shared : &layer.mlp})
+      if (mlp) linear.k = mlp->down.k > linear.k ? mlp->down.k : linear.k;
+    if (layer.experts) {
+      const int64_t k = layer.experts->down.first.k;
+      linear.k = k > linear.k ? k : linear.k;
+      const size_t own = kernels.route_scratch(layer.experts->routing);
+      of_route = own > of_route ? own : of_route;
+    }
     attention.q_heads = layer.q_heads > attention.q_heads ? layer.q_heads : attention.q_heads;
   }
   const size_t of_linear = kernels.linear_scratch(linear), of_attention = kernels.attention_scratch(attention);
-  return of_linear > of_attention ? of_linear : of_attention;
+  const size_t most = of_linear > of_attention ? of_linear : of_attention;
+  return most > of_route ? most : of_route;
 }
 
 }  // namespace

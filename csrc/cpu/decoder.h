@@ -26,10 +26,35 @@ typedef struct {
   const float* bias;
 } splice_cpu_matrix;
 
-// qkv: [(q_heads + 2·kv_heads)·head_dim, hidden]; output: [hidden, q_heads·head_dim]; gate_up: [2·intermediate, hidden];
-// down: [hidden, intermediate]. Vectors are fp32; NULL: the model has no such thing.
+// A gated MLP. gate_up: [2·intermediate, hidden]; down: [hidden, intermediate].
 typedef struct {
-  splice_cpu_matrix qkv, output, gate_up, down;
+  splice_cpu_matrix gate_up, down;
+  int activation;
+} splice_cpu_mlp;
+
+// Matrices of one shape and the same types, one after another: the first, and how many bytes on the next one's parts lie. Their
+// biases are [count, n].
+typedef struct {
+  splice_cpu_matrix first;
+  size_t bytes[SPLICE_CPU_MAX_PARTS];
+} splice_cpu_stack;
+
+// Every row goes through those of the MLPs that its routing chooses, and through `shared`, unless that is NULL. router:
+// [num_experts, hidden].
+typedef struct {
+  splice_cpu_routing routing;
+  splice_cpu_matrix router;
+  splice_cpu_stack gate_up, down;
+  int activation;
+  const splice_cpu_mlp* shared;
+} splice_cpu_experts;
+
+// qkv: [(q_heads + 2·kv_heads)·head_dim, hidden]; output: [hidden, q_heads·head_dim]. Vectors are fp32; NULL: the model has no
+// such thing. With `experts` the layer has no mlp.
+typedef struct {
+  splice_cpu_matrix qkv, output;
+  splice_cpu_mlp mlp;
+  const splice_cpu_experts* experts;
   const float *input_norm, *mlp_norm;                     // [hidden]
   const float *attention_output_norm, *mlp_output_norm;   // [hidden], of what joins the residual stream
   const float *q_norm, *k_norm;                           // [head_dim]
@@ -37,7 +62,6 @@ typedef struct {
   const float* cos_sin;                                   // [positions, rotary_dim], see splice_cpu_rope_store
   int64_t rotary_dim, q_heads, window;                    // window 0: none
   float scale, softcap;                                   // of the scores; softcap 0: none
-  int activation;
 } splice_cpu_layer;
 
 // embedding and head: [vocab, hidden] of one part, perhaps the same.

@@ -17,16 +17,50 @@ inline Forms forms_of(const splice_cpu_decoder& model, const splice_cpu_matrix& 
   return forms;
 }
 
+// What the MLP of a layer, or all that a mixture of experts multiplies its rows with, reads of them.
+inline Forms forms_of_mlp(const splice_cpu_decoder& model, const splice_cpu_layer& layer) {
+  if (!layer.experts) return forms_of(model, layer.mlp.gate_up);
+  const splice_cpu_experts& experts = *layer.experts;
+  Forms forms = forms_of(model, experts.router);
+  for (const splice_cpu_matrix* w : {&experts.gate_up.first, experts.shared ? &experts.shared->gate_up : nullptr}) {
+    if (!w) continue;
+    const Forms own = forms_of(model, *w);
+    forms = {forms.f32 || own.f32, forms.int8 || own.int8};
+  }
+  return forms;
+}
+
 // Rows on their way into a matrix, in the forms it reads.
 struct Rows {
   float* f32;
   Int8Block* int8;
+
+  Rows from(int64_t row, int64_t width) const {
+    return {f32 ? f32 + row * width : nullptr, int8 ? int8 + row * (width / INT8_DEPTH) : nullptr};
+  }
+};
+
+// Rows of one step that chose the same expert, one after another among all rows that experts read.
+struct ExpertGroup {
+  int64_t expert, first, count;
+};
+
+// What a mixture of experts needs of its own: `choices` = rows · top_k rows go through experts.
+struct ExpertBuffers {
+  float *logits, *weights;      // [rows, num_experts], [rows, top_k]
+  int64_t *experts, *places;    // [rows, top_k]: the choices, and where each stands among the choices in order of experts
+  int64_t *starts, *num_groups; // [num_experts], [1]
+  ExpertGroup* groups;
+  Rows chosen, gated;           // [choices, hidden], [choices, intermediate]
+  float *gate_up, *parts;       // [choices, 2·intermediate], [choices, hidden]
+  float* shared;                // [rows, hidden]
 };
 
 class Buffers {
  public:
   float *residual, *update, *qkv, *rotated, *gate_up;
   Rows normed, attended, gated;
+  ExpertBuffers experts;
 
   // With no scratch, only measures.
   Buffers(const splice_cpu_decoder& model, int64_t rows, void* scratch) : scratch_(static_cast<uint8_t*>(scratch)) {
@@ -36,7 +70,8 @@ class Buffers {
       const splice_cpu_layer& layer = model.layers[i];
       qkv_width = layer.qkv.n > qkv_width ? layer.qkv.n : qkv_width;
       heads = layer.output.k > heads ? layer.output.k : heads;
-      intermediate = layer.down.k > intermediate ? layer.down.k : intermediate;
+      const splice_cpu_mlp* mlp = layer.experts ? layer.experts->shared : &layer.mlp;
+      if (mlp) intermediate = mlp->down.k > intermediate ? mlp->down.k : intermediate;
     }
     residual = take<float>(rows * hidden);
     update = take<float>(rows * hidden);
@@ -46,6 +81,7 @@ class Buffers {
     normed = take_rows(model, rows, hidden);
     attended = take_rows(model, rows, heads);
     gated = take_rows(model, rows, intermediate);
+    take_experts(model, rows);
   }
   size_t bytes() const { return used_; }
 
@@ -59,6 +95,30 @@ class Buffers {
   // Layers may differ in the types of a matrix, so there is room for both forms.
   Rows take_rows(const splice_cpu_decoder& model, int64_t rows, int64_t width) {
     return {take<float>(rows * width), model.int8 ? take<Int8Block>(rows * (width / INT8_DEPTH)) : nullptr};
+  }
+
+  void take_experts(const splice_cpu_decoder& model, int64_t rows) {
+    const int64_t hidden = model.embedding.k;
+    int64_t count = 0, choices = 0, width = 0;
+    for (int64_t i = 0; i < model.num_layers; ++i) {
+      const splice_cpu_experts* own = model.layers[i].experts;
+      if (!own) continue;
+      count = own->routing.num_experts > count ? own->routing.num_experts : count;
+      choices = rows * own->routing.top_k > choices ? rows * own->routing.top_k : choices;
+      width = own->down.first.k > width ? own->down.first.k : width;
+    }
+    experts.logits = take<float>(rows * count);
+    experts.weights = take<float>(choices);
+    experts.experts = take<int64_t>(choices);
+    experts.places = take<int64_t>(choices);
+    experts.starts = take<int64_t>(count);
+    experts.num_groups = take<int64_t>(1);
+    experts.groups = take<ExpertGroup>(count < choices ? count : choices);
+    experts.chosen = take_rows(model, choices, hidden);
+    experts.gated = take_rows(model, choices, width);
+    experts.gate_up = take<float>(choices * width * 2);
+    experts.parts = take<float>(choices * hidden);
+    experts.shared = take<float>(count ? rows * hidden : 0);
   }
 
   uint8_t* scratch_;

@@ -64,7 +64,16 @@ SPLICE_INLINE F16 gelu_times(F16 x, F16 up) {
   return mul(div(x, add(splat(1.0f), exp(z))), up);
 }
 
+// GPT-OSS's clamped SwiGLU; what is not a number stays so.
+SPLICE_INLINE F16 swiglu_oai(F16 x, F16 up) {
+  const F16 limit = splat(7.0f), one = splat(1.0f);
+  x = min(limit, x);
+  up = max(sub(zero(), limit), min(limit, up));
+  return mul(div(x, add(one, exp(mul(splat(-1.702f), x)))), add(up, one));
+}
+
 SPLICE_INLINE F16 gated(int activation, F16 x, F16 up) {
+  if (activation == SPLICE_CPU_SWIGLU_OAI) return swiglu_oai(x, up);
   return activation == SPLICE_CPU_GELU_TANH ? gelu_times(x, up) : silu_times(x, up);
 }
 

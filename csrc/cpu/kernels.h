@@ -108,6 +108,22 @@ struct AttentionArgs {
   const float* sinks;
 };
 
+struct RouteArgs {
+  int64_t* experts;  // [rows][top_k]
+  float* weights;    // [rows][top_k]
+  const float* logits;
+  const splice_cpu_routing* routing;
+};
+
+struct CombineArgs {
+  float* y;            // [rows][size]
+  const float* parts;  // [rows · top_k][size]
+  const int64_t* places;  // [rows][top_k]: which part each choice made
+  const float* weights;   // [rows][top_k]
+  const float* shared;    // [rows][size], or null
+  int64_t top_k, size;
+};
+
 // Query tokens that share one reading of a KV block.
 constexpr int64_t ATTENTION_QUERY_TILE = 16;
 
@@ -121,9 +137,13 @@ struct Kernels {
   void (*rope_store)(const RopeArgs&, int64_t first_token, int64_t last_token);
   void (*attention)(const AttentionArgs&, int64_t sequence, int64_t head, int64_t first_query, int64_t last_query,
                     float* scratch);
+  void (*route)(const RouteArgs&, int64_t first_row, int64_t last_row, float* scratch);
+  // y = Σ weight · part over a row's choices in their order, then + shared.
+  void (*combine)(const CombineArgs&, int64_t first_row, int64_t last_row);
   // Floats of scratch that one thread needs.
   size_t (*linear_scratch)(const LinearArgs&);
   size_t (*attention_scratch)(const AttentionArgs&);
+  size_t (*route_scratch)(const splice_cpu_routing&);
 };
 
 const Kernels& portable_kernels();

@@ -1,6 +1,7 @@
 // Compiled once per instruction set: SPLICE_TABLE names the table this unit provides, the flags decide what F16 is made of.
 #include "attention.h"
 #include "elementwise.h"
+#include "experts.h"
 #include "int8_rows.h"
 #include "kernels.h"
 #include "linear.h"
@@ -9,8 +10,8 @@
 namespace splice::cpu {
 
 const Kernels& SPLICE_TABLE() {
-  static constexpr Kernels table{quantize_rows, linear,    rms_norm,       gated_mul,        cap,
-                                 rope_store,    attention, linear_scratch, attention_scratch};
+  static constexpr Kernels table{quantize_rows, linear, rms_norm, gated_mul,      cap,               rope_store,
+                                 attention,     route,  combine,  linear_scratch, attention_scratch, route_scratch};
   return table;
 }
 

@@ -74,9 +74,9 @@ int splice_cpu_linear(splice_cpu* cpu, float* y, int64_t y_stride, const float* 
 int splice_cpu_rms_norm(splice_cpu* cpu, float* y, const float* x, int64_t x_stride, float* residual, const void* weight,
                         int weight_dtype, float eps, int64_t rows, int64_t size);
 
-// Of a gate: x / (1 + e^-x), or GELU by its tanh formula.
-enum { SPLICE_CPU_SILU = 0, SPLICE_CPU_GELU_TANH = 1 };
-// y[m, size] = activation(x[m, 0:size]) · x[m, size:2·size].
+// Of a gate: x / (1 + e^-x), or GELU by its tanh formula; y[m, size] = activation(x[m, 0:size]) · x[m, size:2·size]. GPT-OSS's
+// clamped one has x at most 7 and the other side within ±7: y = x / (1 + e^-1.702x) · (other + 1).
+enum { SPLICE_CPU_SILU = 0, SPLICE_CPU_GELU_TANH = 1, SPLICE_CPU_SWIGLU_OAI = 2 };
 int splice_cpu_gated_mul(splice_cpu* cpu, float* y, const float* x, int64_t x_stride, int activation, int64_t rows,
                          int64_t size);
 
@@ -106,6 +106,25 @@ int splice_cpu_attention(splice_cpu* cpu, float* out, const float* q, int64_t q_
                          const int32_t* block_tables, int64_t table_stride, const int32_t* query_starts,
                          const int32_t* starts, int64_t sequences, int64_t q_heads, float scale, int64_t window,
                          float softcap, const float* sinks);
+
+// What a router's logits are made into: softmax over all of them, softmax over the chosen ones, or each its own sigmoid.
+enum { SPLICE_CPU_SOFTMAX = 0, SPLICE_CPU_SOFTMAX_OF_CHOSEN = 1, SPLICE_CPU_SIGMOID = 2 };
+// What a group of experts is worth: its best score, or the sum of its two best.
+enum { SPLICE_CPU_GROUP_MAX = 0, SPLICE_CPU_GROUP_TOP2_SUM = 1 };
+
+// Which experts a row goes through: the top_k best by score + score_bias out of the top_groups best groups, the lower index first
+// of two alike. Biases are [num_experts] or NULL; logit_bias joins the logits. top_k ≤ num_experts / num_groups · top_groups.
+typedef struct {
+  int64_t num_experts, top_k, num_groups, top_groups;
+  int scores, group_score, normalise;
+  float scale;
+  const float *logit_bias, *score_bias;
+} splice_cpu_routing;
+
+// Of every row of logits [rows, num_experts] the chosen experts [rows, top_k], best first, and their weights: the scores without
+// score_bias, divided by their sum in that order if so wished, times scale. A score that is NaN is chosen before any other.
+int splice_cpu_route(splice_cpu* cpu, int64_t* experts, float* weights, const float* logits, const splice_cpu_routing* routing,
+                     int64_t rows);
 
 #ifdef __cplusplus
 }

@@ -25,25 +25,55 @@ class Projection:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """One layer of grouped-query attention and a gated MLP; norms `[hidden]`, the offset of the spec added.
-
-    What a spec does not ask for is None.
-    """
+class AttentionWeights:
+    """Of grouped-query attention. What a spec does not ask for is None."""
 
     cos_sin: Floats
     """`[positions, rotary_dim]` float32; layers with one rope share one array."""
-    input_norm: Floats
     qkv: Projection
     output: Projection
-    mlp_norm: Floats
-    gate_up: Projection
-    down: Projection
     q_norm: Floats | None = None
     """`[head_dim]`, as `k_norm`."""
     k_norm: Floats | None = None
     sinks: Floats | None = None
     """`[num_heads]` float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class MlpWeights:
+    gate_up: Projection
+    down: Projection
+
+
+@dataclass(frozen=True, slots=True)
+class StackedProjection:
+    """One projection of every expert of a layer."""
+
+    weight: Any
+    """What `native_kernels.pack_stack` returned."""
+    bias: Floats | None
+    """`[num_experts, rows]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsWeights:
+    router: Projection
+    """Its bias joins the logits."""
+    score_bias: Floats | None
+    """`[num_experts]`."""
+    gate_up: StackedProjection
+    down: StackedProjection
+    shared: MlpWeights | None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """Norms `[hidden]`, the offset of the spec added; None where a spec asks for none."""
+
+    input_norm: Floats
+    attention: AttentionWeights
+    mlp_norm: Floats
+    mlp: MlpWeights | ExpertsWeights
     attention_output_norm: Floats | None = None
     mlp_output_norm: Floats | None = None
 

@@ -14,9 +14,10 @@ import torch
 from engine._native import Kernels, PackedLinear
 from engine.ops.candidate import Candidate
 from engine.ops.names import Activations
+from engine.ops.native_decoder import routing_of
 from engine.ops.native_kernels import KERNELS, QUANTISED_KINDS, Packed, pack, product_name
 from engine.ops.weight_matrix import QuantizedMatrix, WeightMatrix
-from engine.spec import Activation
+from engine.spec import Activation, RoutingSpec
 from engine.weights import StoredMatrix
 
 _RANK = 10
@@ -110,10 +111,20 @@ class NativeOps:
         return out.to(q.dtype)
 
     def gated_mul(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
-        """See `signatures.GatedMulOp`; `silu` and `gelu_tanh`, as the candidate's `features` say."""
+        """See `signatures.GatedMulOp`."""
         out = torch.empty(gate_up.shape[0], gate_up.shape[1] // 2)
         self._kernels.gated_mul(out, gate_up.float(), activation)
         return out.to(gate_up.dtype)
+
+    def route(
+        self, routing: RoutingSpec, logits: torch.Tensor, score_bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `signatures.RouteOp`."""
+        experts = torch.empty(len(logits), routing.top_k, dtype=torch.int64)
+        weights = torch.empty(len(logits), routing.top_k)
+        bias = None if score_bias is None else score_bias.numpy()
+        self._kernels.route(experts, weights, logits, routing_of(routing, None, bias))
+        return experts, weights
 
     def _product(self, x: torch.Tensor, weight: Packed, bias: torch.Tensor | None) -> torch.Tensor:
         parts = weight if isinstance(weight, tuple) else (weight,)
@@ -186,6 +197,7 @@ def candidates(activations: Activations) -> tuple[Candidate, ...]:
             fn=ops.gated_mul,
             supports=_supports,
             rank=_RANK,
-            features=frozenset({"gelu_tanh"}),
+            features=frozenset({"gelu_tanh", "swiglu_oai"}),
         ),
+        Candidate(op="route", name="native", fn=ops.route, supports=_supports, rank=_RANK),
     )

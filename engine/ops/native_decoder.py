@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine._native import Decoder, Kernels
-from engine.ops.decoder import DecoderStep, DecoderWeights, Floats, LayerWeights
+from engine._native import Decoder, Experts, Kernels, Routing
+from engine.ops.decoder import DecoderStep, DecoderWeights, ExpertsWeights, Floats, LayerWeights, MlpWeights
 from engine.ops.names import Activations
-from engine.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
+from engine.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, RoutingSpec
 from engine.step_arrays import StepArrays
-
-_ACTIVATIONS = frozenset({"silu", "gelu_tanh"})
 
 
 class NativeDecoderCompiler:
@@ -24,12 +22,9 @@ class NativeDecoderCompiler:
         self._activations = activations
 
     def obstacle(self, spec: ModelSpec) -> str | None:
-        """See `DecoderCompiler.obstacle`: layers of grouped-query attention and gated MLPs only."""
-        for layer in dict.fromkeys(spec.layers):
-            if not isinstance(layer.attention, AttentionSpec) or not isinstance(layer.mlp, MlpSpec):
-                return "it has other layers than grouped-query attention and a gated MLP"
-            if layer.mlp.activation not in _ACTIVATIONS:
-                return f"its MLPs have {layer.mlp.activation}"
+        """See `DecoderCompiler.obstacle`."""
+        if any(not isinstance(layer.attention, AttentionSpec) for layer in spec.layers):
+            return "it has other attention than that of grouped queries"
         return None
 
     def compile(self, spec: ModelSpec, weights: DecoderWeights) -> DecoderStep:
@@ -62,27 +57,23 @@ class NativeDecoder:
             self._add(layer, own)
 
     def _add(self, spec: LayerSpec, layer: LayerWeights) -> None:
-        attention, mlp = spec.attention, spec.mlp
-        if not isinstance(attention, AttentionSpec) or not isinstance(mlp, MlpSpec):
+        attention, own = spec.attention, layer.attention
+        if not isinstance(attention, AttentionSpec):
             raise TypeError("a layer of another kind than an obstacle-free spec has")
         self._decoder.add_layer(
             input_norm=layer.input_norm,
-            qkv=layer.qkv.weight,
-            qkv_bias=layer.qkv.bias,
-            output=layer.output.weight,
-            output_bias=layer.output.bias,
+            qkv=own.qkv.weight,
+            qkv_bias=own.qkv.bias,
+            output=own.output.weight,
+            output_bias=own.output.bias,
             mlp_norm=layer.mlp_norm,
-            gate_up=layer.gate_up.weight,
-            gate_up_bias=layer.gate_up.bias,
-            down=layer.down.weight,
-            down_bias=layer.down.bias,
-            cos_sin=layer.cos_sin,
+            **_mlp(spec.mlp, layer.mlp),
+            cos_sin=own.cos_sin,
             num_heads=attention.num_heads,
             scale=attention.scale,
-            activation=mlp.activation,
-            q_norm=layer.q_norm,
-            k_norm=layer.k_norm,
-            sinks=layer.sinks,
+            q_norm=own.q_norm,
+            k_norm=own.k_norm,
+            sinks=own.sinks,
             attention_output_norm=layer.attention_output_norm,
             mlp_output_norm=layer.mlp_output_norm,
             window=attention.window or 0,
@@ -104,3 +95,53 @@ class NativeDecoder:
             kv_cache,
         )
         return logits
+
+
+def routing_of(spec: RoutingSpec, logit_bias: Floats | None, score_bias: Floats | None) -> Routing:
+    """The routing of a spec, with its biases `[num_experts]`."""
+    return Routing(
+        spec.num_experts,
+        spec.top_k,
+        spec.scores,
+        normalise=spec.normalise,
+        scale=spec.scale,
+        num_groups=spec.num_groups,
+        top_groups=spec.top_groups,
+        group_score=spec.group_score,
+        logit_bias=logit_bias,
+        score_bias=score_bias,
+    )
+
+
+def _mlp(spec: MlpSpec | MoeSpec, weights: MlpWeights | ExpertsWeights) -> dict[str, Any]:
+    """What `add_layer` is told of it."""
+    if isinstance(spec, MlpSpec) and isinstance(weights, MlpWeights):
+        return {**_projections(weights, ""), "activation": spec.activation}
+    if isinstance(spec, MoeSpec) and isinstance(weights, ExpertsWeights):
+        return {"experts": _experts(spec, weights)}
+    raise TypeError("weights of another MLP than the spec's")
+
+
+def _experts(spec: MoeSpec, weights: ExpertsWeights) -> Experts:
+    shared = {}
+    if spec.shared is not None and weights.shared is not None:
+        shared = {**_projections(weights.shared, "shared_"), "shared_activation": spec.shared.activation}
+    return Experts(
+        routing_of(spec.routing, weights.router.bias, weights.score_bias),
+        weights.router.weight,
+        gate_up=weights.gate_up.weight,
+        gate_up_bias=weights.gate_up.bias,
+        down=weights.down.weight,
+        down_bias=weights.down.bias,
+        activation=spec.expert.activation,
+        **shared,
+    )
+
+
+def _projections(weights: MlpWeights, prefix: str) -> dict[str, Any]:
+    return {
+        f"{prefix}gate_up": weights.gate_up.weight,
+        f"{prefix}gate_up_bias": weights.gate_up.bias,
+        f"{prefix}down": weights.down.weight,
+        f"{prefix}down_bias": weights.down.bias,
+    }

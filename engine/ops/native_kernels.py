@@ -6,7 +6,7 @@ Importing this loads no torch.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from engine._native import Kernels, PackedLinear
@@ -17,6 +17,8 @@ QUANTISED_KINDS = frozenset({"q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5
 """Types that are multiplied as files have them."""
 KINDS = QUANTISED_KINDS | FLOAT_KINDS
 KERNELS = Kernels("auto", 1)
+_PANEL = 16
+"""Rows of a packed weight that lie together."""
 
 
 def set_num_threads(num_threads: int) -> None:
@@ -53,14 +55,44 @@ def pack(*parts: StoredMatrix) -> Packed:
     return packed[0] if len(packed) == 1 else packed
 
 
-def _pack_run(parts: list[StoredMatrix]) -> PackedLinear:
-    rows, (_, columns) = sum(part.shape[0] for part in parts), parts[0].shape
-    packed = PackedLinear(rows, columns, parts[0].kind)
-    first = 0
+def _pack_run(parts: Sequence[StoredMatrix]) -> PackedLinear:
+    packed = PackedLinear(sum(part.shape[0] for part in parts), parts[0].shape[1], parts[0].kind)
+    _load(packed, parts, 0)
+    return packed
+
+
+def _load(packed: PackedLinear, parts: Sequence[StoredMatrix], first: int) -> None:
     for part in parts:
         if part.kind in FLOAT_KINDS:
             packed.load(part.data, first)
         else:
             packed.load_blocks(part.data, part.kind, first)
         first += part.shape[0]
-    return packed
+
+
+def pack_stack(matrices: Iterable[Sequence[StoredMatrix]], count: int) -> Packed:
+    """`count` matrices of one shape one after another, each on a panel of its own and given as parts stacked by rows;
+    taken one at a time, so that no more than one need be in memory unpacked.
+
+    Raises MixedKindsError when they are not all of the same kinds.
+    """
+    kinds: list[str] = []
+    packed: list[PackedLinear] = []
+    for index, parts in enumerate(matrices):
+        runs = [list(run) for _, run in itertools.groupby(parts, key=lambda part: part.kind)]
+        if not packed:
+            kinds = [run[0].kind for run in runs]
+            packed = [PackedLinear(count * _padded(run), run[0].shape[1], run[0].kind) for run in runs]
+        if [run[0].kind for run in runs] != kinds:
+            raise MixedKindsError(f"matrix {index} is {[run[0].kind for run in runs]}, those before it {kinds}")
+        for stack, run in zip(packed, runs, strict=True):
+            _load(stack, run, index * _padded(run))
+    return packed[0] if len(packed) == 1 else tuple(packed)
+
+
+class MixedKindsError(Exception):
+    """Matrices that cannot be stacked as they are."""
+
+
+def _padded(parts: Sequence[StoredMatrix]) -> int:
+    return -(-sum(part.shape[0] for part in parts) // _PANEL) * _PANEL

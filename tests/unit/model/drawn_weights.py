@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType
-from gguf.quants import quantize
+from gguf.quants import dequantize, quantize
 
 from engine.rope_spec import RopeSpec
 from engine.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
@@ -42,9 +42,12 @@ class DrawnWeights:
     def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> StoredMatrix:
         kind = self._kind_of(name)
         values = self.take(name, shape)
-        if kind == "float32" or kind not in kinds:
-            return StoredMatrix("float32", shape, values)
-        return StoredMatrix(kind, shape, quantize(values, GGMLQuantizationType[kind.upper()]))
+        if kind == "float32":
+            return StoredMatrix(kind, shape, values)
+        blocks = quantize(values, GGMLQuantizationType[kind.upper()])
+        if kind in kinds:
+            return StoredMatrix(kind, shape, blocks)
+        return StoredMatrix("float32", shape, dequantize(blocks, GGMLQuantizationType[kind.upper()]))
 
     def release(self) -> None:
         """Nothing is mapped."""

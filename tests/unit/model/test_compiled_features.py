@@ -19,13 +19,26 @@ from engine.ops.names import Activations
 from engine.ops.native_kernels import set_num_threads
 from engine.ops.registry import select_ops
 from engine.rope_spec import RopeSpec
-from engine.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
+from engine.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, RoutingSpec
 
 LOCAL = replace(ATTENTION, rope=RopeSpec(theta=1e3), window=21)
 
 
 def with_attention(*attentions: AttentionSpec, **changes: object) -> ModelSpec:
     layers = tuple(LayerSpec(attention, LAYER.mlp, post_norms=bool(changes.get("post"))) for attention in attentions)
+    changes.pop("post", None)
+    return replace(MODEL, layers=layers, **changes)
+
+
+ROUTING = RoutingSpec(num_experts=7, top_k=3, scores="softmax", normalise=True)
+GROUPED = RoutingSpec(
+    12, 4, "sigmoid", normalise=True, scale=2.5, num_groups=4, top_groups=2, group_score="top2_sum", score_bias=True
+)
+OPEN_AI = replace(ROUTING, scores="softmax_of_chosen", normalise=False, logit_bias=True)
+
+
+def with_mlps(*mlps: MlpSpec | MoeSpec, **changes: object) -> ModelSpec:
+    layers = tuple(LayerSpec(ATTENTION, mlp, post_norms=bool(changes.get("post"))) for mlp in mlps)
     changes.pop("post", None)
     return replace(MODEL, layers=layers, **changes)
 
@@ -42,6 +55,15 @@ SPECS = {
     "norms of outputs": with_attention(ATTENTION, ATTENTION, post=True, norm_offset=1.0, embedding_scale=96**0.5),
     "gelu": replace(MODEL, layers=(replace(LAYER, mlp=MlpSpec(160, "gelu_tanh", bias=True)),) * 2),
     "odd widths": replace(MODEL, layers=(replace(LAYER, mlp=MlpSpec(150)),) * 2),
+    "clamped gates": with_mlps(MlpSpec(160, "swiglu_oai", bias=True), MlpSpec(150, "swiglu_oai")),
+    "experts": with_mlps(MoeSpec(ROUTING, MlpSpec(64)), MoeSpec(replace(ROUTING, top_k=1), MlpSpec(96))),
+    "experts with biases": with_mlps(*[MoeSpec(OPEN_AI, MlpSpec(64, "swiglu_oai", bias=True))] * 2),
+    "groups of experts, shared ones": with_mlps(
+        MlpSpec(160), MoeSpec(GROUPED, MlpSpec(32), MlpSpec(64)), MoeSpec(GROUPED, MlpSpec(32), MlpSpec(96, bias=True))
+    ),
+    "experts of odd widths, norms of outputs": with_mlps(
+        *[MoeSpec(ROUTING, MlpSpec(42, bias=True), MlpSpec(90))] * 2, post=True, norm_offset=1.0
+    ),
     "untied, other heads": replace(
         with_attention(ATTENTION, replace(ATTENTION, num_heads=4)), tie_embeddings=False, vocab_size=205
     ),
@@ -64,7 +86,8 @@ KINDS: dict[str, Callable[[str], str]] = {
 
 def _kind_of(kinds: str, spec: ModelSpec) -> Callable[[str], str]:
     """Widths that are no multiple of 32 cannot be quantised."""
-    odd = any(isinstance(layer.mlp, MlpSpec) and layer.mlp.intermediate_size % 32 for layer in spec.layers)
+    mlps = [layer.mlp.expert if isinstance(layer.mlp, MoeSpec) else layer.mlp for layer in spec.layers]
+    odd = any(mlp.intermediate_size % 32 for mlp in mlps)
     return lambda name: "float32" if odd and "down_proj" in name else KINDS[kinds](name)
 
 
@@ -102,9 +125,21 @@ def test_capped_logits_are_those_of_the_operations_but_for_a_rounding() -> None:
         torch.testing.assert_close(compiled.step(step), opwise.step(step), rtol=0, atol=1e-6)
 
 
+def test_experts_of_several_types_in_a_layer_count_as_their_float32_values() -> None:
+    weights = DrawnWeights(lambda name: "q8_0" if "experts.3." in name else _mixed(name))
+    spec = SPECS["groups of experts, shared ones"]
+    ops = select_ops(torch.float32, "auto", features_of(spec), "float32")
+    compiled = PagedRun(NativeDecoder(spec, weights, 200, "float32"), 24)
+    opwise = PagedRun(Decoder(spec, ops, TorchWeights(weights, torch.float32), 200), 24)
+    for step in random_steps(3):
+        assert torch.equal(compiled.step(step), opwise.step(step))
+
+
 @pytest.mark.parametrize("activations", ["int8", "float32"])
 def test_alone_equals_batched_equals_chunked_on_any_number_of_threads(activations: Activations) -> None:
-    spec = with_attention(replace(LOCAL, qk_norm=True), replace(ATTENTION, qk_norm=True), post=True)
+    dense = with_attention(replace(LOCAL, qk_norm=True), replace(ATTENTION, qk_norm=True), post=True)
+    experts = SPECS["groups of experts, shared ones"]
+    spec = replace(dense, layers=dense.layers + experts.layers)
     model = NativeDecoder(spec, DrawnWeights(KINDS["mixed"]), 200, activations)
     sequences = [[(7 * i + 3 * s) % 200 for i in range(90 + s)] for s in range(4)]
     alone = [PagedRun(model, 8).step([(s, 0, tokens)])[0] for s, tokens in enumerate(sequences)]

@@ -14,7 +14,16 @@ from engine.ops.features import features_of
 from engine.ops.names import OpsChoice
 from engine.ops.registry import choose, select_ops
 from engine.rope_spec import RopeSpec
-from engine.spec import Activation, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, RoutingSpec
+from engine.spec import (
+    Activation,
+    AttentionSpec,
+    LatentAttentionSpec,
+    LayerSpec,
+    MlpSpec,
+    ModelSpec,
+    MoeSpec,
+    RoutingSpec,
+)
 
 ATTENTION = AttentionSpec(4, 2, 12, RopeSpec(10000.0), scale=12**-0.5)
 PLAIN = ModelSpec("plain", 48, 320, 512, 1e-5, (LayerSpec(ATTENTION, MlpSpec(72)),) * 2, tie_embeddings=True)
@@ -126,14 +135,13 @@ def test_a_plain_rms_norm_of_float32_weights_rounds_once() -> None:
 
 
 def test_what_cannot_be_compiled_says_why() -> None:
-    assert native_decoder.obstacle(PLAIN) is None
-    assert native_decoder.obstacle(with_attention(qk_norm=True, window=8, sinks=True, softcap=3.0)) is None
     layer = PLAIN.layers[0]
-    experts = MoeSpec(RoutingSpec(4, 2, "softmax", normalise=True), MlpSpec(72))
-    for other, word in (
-        (replace(layer, mlp=MlpSpec(72, "swiglu_oai")), "swiglu_oai"),
-        (replace(layer, mlp=experts), "other layers"),
-    ):
-        obstacle = native_decoder.obstacle(replace(PLAIN, layers=(layer, other)))
-        assert obstacle is not None
-        assert word in obstacle
+    experts = MoeSpec(RoutingSpec(4, 2, "softmax", normalise=True), MlpSpec(72), MlpSpec(40))
+    clamped = MlpSpec(72, "swiglu_oai")
+    for mlp in (layer.mlp, experts, clamped, replace(experts, expert=clamped)):
+        assert native_decoder.obstacle(replace(PLAIN, layers=(layer, replace(layer, mlp=mlp)))) is None
+    assert native_decoder.obstacle(with_attention(qk_norm=True, window=8, sinks=True, softcap=3.0)) is None
+    latent = LatentAttentionSpec(4, 24, 20, 10, 6, 12, RopeSpec(10000.0), 0.25)
+    obstacle = native_decoder.obstacle(replace(PLAIN, layers=(replace(layer, attention=latent),)))
+    assert obstacle is not None
+    assert "attention" in obstacle

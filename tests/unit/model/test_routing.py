@@ -9,7 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.ops.routing import route
+from engine.ops.native import NativeOps
+from engine.ops.native_kernels import KERNELS
+from engine.ops.routing import route as reference
+from engine.ops.signatures import RouteOp
 from engine.spec import RoutingSpec
 
 SOFTMAX = RoutingSpec(num_experts=12, top_k=4, scores="softmax", normalise=False)
@@ -23,6 +26,11 @@ KINDS = {
         SOFTMAX, scores="sigmoid", normalise=True, num_groups=3, top_groups=2, group_score="top2_sum", score_bias=True
     ),
 }
+
+
+@pytest.fixture(params=["torch", "native"])
+def route(request: pytest.FixtureRequest) -> RouteOp:
+    return reference if request.param == "torch" else NativeOps(KERNELS).route
 
 
 def _route_one(routing: RoutingSpec, logits: list[float], bias: list[float]) -> tuple[list[int], list[float]]:
@@ -51,7 +59,7 @@ def _route_one(routing: RoutingSpec, logits: list[float], bias: list[float]) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_choices_and_weights_are_those_of_the_definition(kind: str) -> None:
+def test_choices_and_weights_are_those_of_the_definition(route: RouteOp, kind: str) -> None:
     rng, routing = random.Random(5), KINDS[kind]
     logits = [[rng.gauss(0, 2) for _ in range(12)] for _ in range(50)]
     bias = [rng.gauss(0, 0.3) if routing.score_bias else 0.0 for _ in range(12)]
@@ -63,7 +71,7 @@ def test_choices_and_weights_are_those_of_the_definition(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_token_is_routed_the_same_in_any_company(kind: str) -> None:
+def test_a_token_is_routed_the_same_in_any_company(route: RouteOp, kind: str) -> None:
     routing = KINDS[kind]
     logits = torch.randn(70, 12, generator=torch.Generator().manual_seed(1)) * 3
     bias = torch.linspace(-0.2, 0.2, 12) if routing.score_bias else None
@@ -74,15 +82,25 @@ def test_a_token_is_routed_the_same_in_any_company(kind: str) -> None:
         assert torch.equal(some_weights, weights[first:last])
 
 
-def test_of_two_alike_the_lower_index_is_chosen() -> None:
+def test_of_two_alike_the_lower_index_is_chosen(route: RouteOp) -> None:
     experts, weights = route(replace(SOFTMAX, num_groups=4, top_groups=2), torch.zeros(2, 12), None)
     assert experts.tolist() == [[0, 1, 2, 3]] * 2
     assert weights.tolist() == [[pytest.approx(1 / 12)] * 4] * 2
 
 
-def test_scores_that_are_all_zero_divide_by_nothing() -> None:
+def test_scores_that_are_all_zero_divide_by_nothing(route: RouteOp) -> None:
     _, weights = route(KINDS["sigmoid"], torch.full((1, 12), -200.0), torch.zeros(12))
-    assert weights.tolist() == [[0.0] * 4]
+    assert weights.tolist() == [[pytest.approx(0.0, abs=1e-15)] * 4]
+
+
+def test_a_logit_that_is_no_number_is_seen_in_the_weights(route: RouteOp) -> None:
+    for kind, routing in KINDS.items():
+        logits = torch.linspace(-1, 1, 24).view(2, 12)
+        logits[0, 5] = torch.nan
+        experts, weights = route(routing, logits, torch.zeros(12) if routing.score_bias else None)
+        assert weights[0].isnan().any(), kind
+        assert weights[1].isfinite().all()
+        assert all(len(set(row)) == 4 and 0 <= min(row) <= max(row) < 12 for row in experts.tolist())
 
 
 def test_a_routing_that_cannot_choose_is_named() -> None:
