@@ -9,8 +9,14 @@ import numpy.typing as npt
 
 from wire.kv_layout import KVLayout
 
-_ELEMENTS = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}
-"""numpy has no bfloat16: its bits stand in a uint16."""
+_ELEMENTS = {
+    "float32": np.float32,
+    "bfloat16": np.uint16,
+    "float16": np.float16,
+    "int8": np.int8,
+    "fp8_e4m3": np.uint8,
+}
+"""numpy has no bfloat16 and no fp8: their bits stand in unsigned integers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +45,11 @@ class KVCache:
         return len(self.blocks)
 
     def elements(self) -> npt.NDArray[np.generic]:
-        """The same memory as `[num_blocks, *layout.block_shape]`; bfloat16 as uint16. Of int8, whose values and scales
-        take turns, bytes: `[num_blocks, num_layers, planes, num_kv_heads, layout.plane_bytes]`."""
-        if self.layout.dtype == "int8":
+        """The same memory as `[num_blocks, *layout.block_shape]`; bfloat16 as uint16. Of types of 8 bits, whose numbers
+        and scales take turns, `[num_blocks, num_layers, planes, num_kv_heads, layout.plane_bytes]`: int8, or uint8 for
+        fp8_e4m3."""
+        elements = self.blocks.view(_ELEMENTS[self.layout.dtype])
+        if self.layout.is_scaled:
             layers, planes, heads, _, _ = self.layout.block_shape
-            return self.blocks.reshape(len(self.blocks), layers, planes, heads, self.layout.plane_bytes)
-        return self.blocks.view(_ELEMENTS[self.layout.dtype]).reshape(len(self.blocks), *self.layout.block_shape)
+            return elements.reshape(len(self.blocks), layers, planes, heads, self.layout.plane_bytes)
+        return elements.reshape(len(self.blocks), *self.layout.block_shape)

@@ -7,9 +7,9 @@ from typing import Literal
 
 import msgspec
 
-KVDtype = Literal["float32", "bfloat16", "float16", "int8"]
-_ITEM_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
-_SCALE_BYTES: dict[str, int] = {"int8": 4}
+KVDtype = Literal["float32", "bfloat16", "float16", "int8", "fp8_e4m3"]
+_ITEM_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "fp8_e4m3": 1}
+_SCALE_BYTES: dict[str, int] = {"int8": 4, "fp8_e4m3": 4}
 
 BLOCK_ORDER = "layer,kv,head,token,dim"
 """Order within a block: one contiguous span; a range of layers is contiguous in it; heads can be sliced."""
@@ -33,8 +33,13 @@ class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
         return (self.num_layers, self.planes, self.num_kv_heads, self.block_tokens, self.head_dim)
 
     @property
+    def is_scaled(self) -> bool:
+        """Whether every token has a float32 scale a head, in each plane."""
+        return self.dtype in _SCALE_BYTES
+
+    @property
     def plane_bytes(self) -> int:
-        """One head's `[block_tokens, head_dim]`; with int8, the float32 scales of its tokens follow."""
+        """One head's `[block_tokens, head_dim]`; if `is_scaled`, the float32 scales of its tokens follow."""
         token_bytes = self.head_dim * _ITEM_BYTES[self.dtype] + _SCALE_BYTES.get(self.dtype, 0)
         return self.block_tokens * token_bytes
 

@@ -17,9 +17,9 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     model_path: str
     served_model_name: str | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    activations: Literal["auto", "int8", "float32"] = "auto"
-    """What quantised weights are multiplied with."""
-    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    activations: Literal["auto", "int8", "bfloat16", "float32"] = "auto"
+    """What weights are multiplied with; int8 concerns quantised ones."""
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "int8", "fp8_e4m3"] = "auto"
     block_size: int = 32
     num_kv_blocks: int | None = None
     """Size of the KV pool in blocks; wins over `kv_cache_bytes`."""

@@ -7,8 +7,8 @@
 // change it. With a window, spans and positions before it take no part at all. A cap turns a score into cap·tanh(score / cap).
 // A sink is one more score, of no position and no value, that joins at the end.
 //
-// An int8 cache has one fp32 scale a token and head: keys are multiplied as integers in fp32 and the score by its scale, and a
-// value's scale goes into the weight that meets it.
+// A cache in int8 or fp8 has one fp32 scale a token and head: keys are multiplied as the numbers they are in fp32 and the score by its
+// scale, and a value's scale goes into the weight that meets it.
 //
 // Reads 2·32·head_dim cache elements a span, once per 16 queries and for the whole group of query heads that shares them, and
 // does 4·head_dim operations per (query, head, position).
@@ -29,6 +29,16 @@ using splice::cpu::ATTENTION_QUERY_TILE;
 using splice::cpu::AttentionArgs;
 
 constexpr int64_t SPAN = 32;
+
+// What a stored scale is multiplied with as it is read; 0: a type without scales.
+template <class Element>
+constexpr float SCALE_UNIT = 0.0f;
+template <>
+constexpr float SCALE_UNIT<int8_t> = 1.0f;
+template <>
+constexpr float SCALE_UNIT<Fp8> = FP8_UNIT;
+template <class Element>
+constexpr bool IS_SCALED = SCALE_UNIT<Element> != 0.0f;
 
 SPLICE_INLINE int64_t padded(int64_t head_dim) { return (head_dim + LANES - 1) / LANES * LANES; }
 
@@ -57,7 +67,7 @@ SPLICE_INLINE AttentionTile cut_tile(float* scratch, int64_t rows, int64_t dim) 
 template <class Element>
 struct SpanRows {
   const Element *keys[SPAN], *values[SPAN];
-  float key_scales[SPAN], value_scales[SPAN];  // int8 only
+  float key_scales[SPAN], value_scales[SPAN];  // of scaled types only
   bool contiguous;                             // whether values follow one another in the cache
 
   SPLICE_MEMBER void find(const AttentionArgs& args, const int32_t* table, int64_t head, int64_t start, int64_t count) {
@@ -74,10 +84,10 @@ struct SpanRows {
       if (j == 0 || offset == 0) base = kv_head(kv, args.layer, table[block], head);
       keys[j] = reinterpret_cast<const Element*>(base) + offset * kv.head_dim;
       values[j] = reinterpret_cast<const Element*>(base + kv.kv_heads * plane) + offset * kv.head_dim;
-      if constexpr (sizeof(Element) == 1) {
+      if constexpr (IS_SCALED<Element>) {
         const int64_t scales = kv.block_tokens * kv.head_dim;
-        key_scales[j] = reinterpret_cast<const float*>(base + scales)[offset];
-        value_scales[j] = reinterpret_cast<const float*>(base + kv.kv_heads * plane + scales)[offset];
+        key_scales[j] = reinterpret_cast<const float*>(base + scales)[offset] * SCALE_UNIT<Element>;
+        value_scales[j] = reinterpret_cast<const float*>(base + kv.kv_heads * plane + scales)[offset] * SCALE_UNIT<Element>;
       }
     }
     for (int64_t j = count; j < SPAN; ++j) {
@@ -126,7 +136,7 @@ SPLICE_INLINE void soften_row(const AttentionTile& t, const SpanRows<Element>& s
   }
   const F16 scale = exp(splat(before - maximum));
   store(t.sums + row * LANES, fma(load(t.sums + row * LANES), scale, add(first, second)));
-  if constexpr (sizeof(Element) == 1) {
+  if constexpr (IS_SCALED<Element>) {
     first = mul(first, load(span.value_scales));
     second = mul(second, load(span.value_scales + LANES));
   }
@@ -139,10 +149,10 @@ SPLICE_INLINE void soften_row(const AttentionTile& t, const SpanRows<Element>& s
 // What becomes of a raw score before the softmax.
 template <class Element>
 SPLICE_INLINE void finish_scores(const AttentionArgs& args, const SpanRows<Element>& span, float* scores, int64_t rows) {
-  if (sizeof(Element) != 1 && args.softcap == 0.0f) return;
+  if (!IS_SCALED<Element> && args.softcap == 0.0f) return;
   for (int64_t i = 0; i < rows * SPAN; i += LANES) {
     F16 score = load(scores + i);
-    if constexpr (sizeof(Element) == 1) score = mul(score, load(span.key_scales + i % SPAN));
+    if constexpr (IS_SCALED<Element>) score = mul(score, load(span.key_scales + i % SPAN));
     if (args.softcap != 0.0f) score = mul(splat(args.softcap), tanh(div(score, splat(args.softcap))));
     store(scores + i, score);
   }
@@ -242,8 +252,10 @@ void attention(const AttentionArgs& args, int64_t sequence, int64_t head, int64_
     attend<float>(args, t, sequence, head, group, first_position, end);
   else if (args.kv.dtype == SPLICE_CPU_BF16)
     attend<uint16_t>(args, t, sequence, head, group, first_position, end);
-  else
+  else if (args.kv.dtype == SPLICE_CPU_INT8)
     attend<int8_t>(args, t, sequence, head, group, first_position, end);
+  else
+    attend<Fp8>(args, t, sequence, head, group, first_position, end);
 
   for (int64_t row = 0; row < t.rows; ++row) {
     const int64_t own = head * group + row % group;

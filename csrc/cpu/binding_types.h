@@ -137,18 +137,20 @@ class PackedLinear {
   std::shared_ptr<void> data_;
 };
 
-// Planes of int8 come with the scales of their tokens: uint8 [blocks, layers, 2, kv_heads, block_tokens · (head_dim + 4)].
-inline splice_cpu_kv int8_kv_of(const Array& cache, int64_t layer, int64_t head_dim) {
+// Planes of 8 bits come with the scales of their tokens: [blocks, layers, 2, kv_heads, block_tokens · (head_dim + 4)], of int8 where
+// numbers are that, of uint8 where they are E4M3, which numpy does not have.
+inline splice_cpu_kv scaled_kv_of(const Array& cache, int dtype, int64_t layer, int64_t head_dim) {
   require(cache.shape(2) == 2 && contiguous(cache),
-          "an int8 kv_cache must be contiguous [blocks, layers, 2, kv_heads, block_tokens · (head_dim + 4)]");
+          "a kv_cache of 8 bits must be contiguous [blocks, layers, 2, kv_heads, block_tokens · (head_dim + 4)]");
   require(layer >= 0 && layer < size(cache, 1), "layer is not in kv_cache");
   require(head_dim <= SPLICE_CPU_MAX_HEAD_DIM && head_dim % 4 == 0, "head_dim must be a multiple of 4, at most 1024");
   require(size(cache, 4) % (head_dim + 4) == 0, "head_dim differs between the query and kv_cache");
-  return {cache.data(), SPLICE_CPU_INT8, size(cache, 1), size(cache, 3), size(cache, 4) / (head_dim + 4), head_dim};
+  return {cache.data(), dtype, size(cache, 1), size(cache, 3), size(cache, 4) / (head_dim + 4), head_dim};
 }
 
 inline splice_cpu_kv kv_of(const Array& cache, int64_t layer, int64_t head_dim) {
-  if (cache.ndim() == 5 && cache.dtype() == nb::dtype<uint8_t>()) return int8_kv_of(cache, layer, head_dim);
+  if (cache.ndim() == 5 && cache.dtype() == nb::dtype<int8_t>()) return scaled_kv_of(cache, SPLICE_CPU_INT8, layer, head_dim);
+  if (cache.ndim() == 5 && cache.dtype() == nb::dtype<uint8_t>()) return scaled_kv_of(cache, SPLICE_CPU_FP8, layer, head_dim);
   require(cache.ndim() == 6 && cache.shape(2) == 2 && contiguous(cache),
           "kv_cache must be contiguous [blocks, layers, 2, kv_heads, block_tokens, head_dim]");
   require(layer >= 0 && layer < size(cache, 1), "layer is not in kv_cache");

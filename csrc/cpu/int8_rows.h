@@ -113,23 +113,6 @@ SPLICE_INLINE void quantize_row(Int8Block* out, const float* x, int64_t k) {
   for (int64_t d = 0; d < k; d += splice::cpu::INT8_DEPTH, ++out) quantize_block(out, load(x + d), load(x + d + LANES));
 }
 
-// A head's keys or values: one scale for all of it, by the rules of a block; quants in their own order.
-SPLICE_INLINE void quantize_head(int8_t* quants, float* scale, const float* x, int64_t size) {
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < size; ++i) {
-    const uint32_t magnitude = as_bits(x[i]) & MAGNITUDE;
-    largest = magnitude > largest ? magnitude : largest;
-  }
-  const bool counts = largest >= SMALLEST && largest < INFINITE;
-  *scale = counts ? as_float(largest) / 127.0f : largest < SMALLEST ? 0.0f : as_float(0x7fc00000u);
-  const float inverse = counts ? 127.0f / as_float(largest) : 0.0f;
-  constexpr float MAGIC = 12582912.0f;  // 1.5·2^23: in the sum, the low mantissa bits are the nearest integer
-  for (int64_t i = 0; i < size; ++i) {
-    const float value = counts ? x[i] * inverse : 0.0f;
-    quants[i] = static_cast<int8_t>(as_bits(value + MAGIC) - as_bits(MAGIC));
-  }
-}
-
 // Rows first..last of x [rows, k] into [rows][k/32] blocks.
 void quantize_rows(const splice::cpu::QuantizeArgs& args, int64_t first, int64_t last) {
   const int64_t blocks = args.k / splice::cpu::INT8_DEPTH;

@@ -5,11 +5,13 @@
 
 namespace splice::cpu {
 
+// Whether every token has an fp32 scale a head.
+constexpr bool kv_is_scaled(int dtype) { return dtype == SPLICE_CPU_INT8 || dtype == SPLICE_CPU_FP8; }
 constexpr int64_t kv_element_bytes(int dtype) { return dtype == SPLICE_CPU_F32 ? 4 : dtype == SPLICE_CPU_BF16 ? 2 : 1; }
 
-// Keys, or values, of one head and block: [block_tokens, head_dim], then with int8 their fp32 scales [block_tokens].
+// Keys, or values, of one head and block: [block_tokens, head_dim], then in scaled types their fp32 scales [block_tokens].
 inline int64_t kv_plane_bytes(const splice_cpu_kv& kv) {
-  const int64_t scale = kv.dtype == SPLICE_CPU_INT8 ? static_cast<int64_t>(sizeof(float)) : 0;
+  const int64_t scale = kv_is_scaled(kv.dtype) ? static_cast<int64_t>(sizeof(float)) : 0;
   return kv.block_tokens * (kv.head_dim * kv_element_bytes(kv.dtype) + scale);
 }
 

@@ -6,9 +6,9 @@
 #pragma once
 
 #include "elementwise.h"
-#include "int8_rows.h"
 #include "kernels.h"
 #include "kv_cache.h"
+#include "scaled_head.h"
 
 namespace {
 
@@ -38,8 +38,11 @@ SPLICE_INLINE void store_kv(const splice_cpu_kv& kv, uint8_t* plane, int64_t off
     uint16_t* dst = reinterpret_cast<uint16_t*>(plane) + offset * dim;
     for (int64_t i = 0; i < dim; ++i) dst[i] = to_bf16(src[i]);
   } else {
-    quantize_head(reinterpret_cast<int8_t*>(plane) + offset * dim,
-                  reinterpret_cast<float*>(plane + kv.block_tokens * dim) + offset, src, dim);
+    float* scale = reinterpret_cast<float*>(plane + kv.block_tokens * dim) + offset;
+    if (kv.dtype == SPLICE_CPU_INT8)
+      scale_head(reinterpret_cast<int8_t*>(plane) + offset * dim, scale, src, dim);
+    else
+      scale_head(reinterpret_cast<Fp8*>(plane) + offset * dim, scale, src, dim);
   }
 }
 

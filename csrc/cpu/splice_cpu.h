@@ -40,7 +40,8 @@ enum {
   SPLICE_CPU_Q4_K = 7,
   SPLICE_CPU_Q5_K = 8,
   SPLICE_CPU_Q6_K = 9,
-  SPLICE_CPU_INT8 = 10  // of caches only
+  SPLICE_CPU_INT8 = 10,  // of caches only, as the next
+  SPLICE_CPU_FP8 = 11    // E4M3
 };
 enum { SPLICE_CPU_PANEL = 16, SPLICE_CPU_MAX_HEAD_DIM = 1024 };
 
@@ -81,7 +82,8 @@ int splice_cpu_gated_mul(splice_cpu* cpu, float* y, const float* x, int64_t x_st
                          int64_t size);
 
 // The paged cache `[blocks, layers, 2, kv_heads, block_tokens, head_dim]`; head_dim ≤ SPLICE_CPU_MAX_HEAD_DIM. With
-// SPLICE_CPU_INT8 every `[block_tokens, head_dim]` is followed by the fp32 scales of its tokens, and head_dim is a multiple of 4.
+// SPLICE_CPU_INT8 and SPLICE_CPU_FP8 every `[block_tokens, head_dim]` is followed by the fp32 scales of its tokens, and head_dim is a
+// multiple of 4.
 typedef struct {
   void* data;
   int dtype;

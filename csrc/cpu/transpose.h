@@ -1,6 +1,7 @@
 // Rows of the cache as fp32, and keys turned so that positions lie in lanes.
 #pragma once
 
+#include "fp8.h"
 #include "kv_cache.h"
 #include "vec.h"
 

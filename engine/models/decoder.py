@@ -41,6 +41,7 @@ class Decoder:
         norm = weights.take("model.norm.weight", (spec.hidden_size,))
         self.dtype = norm.dtype
         self._norm = with_offset(norm, spec.norm_offset)
+        self._block_tokens = 0
         self._kv_cache: torch.Tensor | None = None
 
     def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
@@ -50,6 +51,10 @@ class Decoder:
     def bind_kv_cache(self, kv_cache: KVCache) -> None:
         """See `CausalLM.bind_kv_cache`."""
         layout = kv_cache.layout
+        self._block_tokens = layout.block_tokens
+        if layout.is_scaled:
+            self._kv_cache = torch.from_numpy(kv_cache.elements())
+            return
         blocks = torch.from_numpy(kv_cache.blocks).view(getattr(torch, layout.dtype))
         self._kv_cache = blocks.view(len(kv_cache), *layout.block_shape)
 
@@ -57,7 +62,7 @@ class Decoder:
     def forward(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """See `CausalLM.forward`."""
         assert self._kv_cache is not None  # noqa: S101 - the engine binds it before the first step
-        plan = StepPlan.of(batch, self._kv_cache.shape[4])
+        plan = StepPlan.of(batch, self._block_tokens)
         logits: npt.NDArray[np.float32] = self._op_by_op(plan, self._kv_cache).numpy()
         return logits
 

@@ -8,22 +8,22 @@ from engine.spec import ModelSpec
 from wire.errors import ErrorCode, SpliceError
 from wire.kv_layout import KVDtype, KVLayout
 
-_KV_DTYPES = ("float32", "bfloat16")
-NATIVE_KV_DTYPES = (*_KV_DTYPES, "int8")
+_PLAIN = ("float32", "bfloat16")
+_SCALED = ("int8", "fp8_e4m3")
 
 
-def decoder_kv_layout(
-    spec: ModelSpec, model_dtype: str, block_tokens: int, kv_dtype: str, kinds: tuple[str, ...] = _KV_DTYPES
-) -> KVLayout:
-    """See `CausalLM.kv_layout`. `kinds` are those the model computes with."""
+def decoder_kv_layout(spec: ModelSpec, model_dtype: str, block_tokens: int, kv_dtype: str) -> KVLayout:
+    """See `CausalLM.kv_layout`."""
     dtype = model_dtype if kv_dtype == "auto" else kv_dtype
+    planes, heads, head_dim = spec.kv_shape
+    # Scales stand behind whole words of numbers; latents are no heads, and nothing reads them scaled.
+    kinds = (*_PLAIN, *_SCALED) if planes == 2 and head_dim % 4 == 0 else _PLAIN
     if dtype not in kinds:
         raise SpliceError(
             ErrorCode.BAD_SETTING,
-            f"KV cache dtype {kv_dtype!r} is not supported: by this model: use auto, {' or '.join(kinds)}",
+            f"KV cache dtype {kv_dtype!r} is not supported by this model: use auto, {' or '.join(kinds)}",
             param="kv_cache_dtype",
         )
-    planes, heads, head_dim = spec.kv_shape
     return KVLayout(
         num_layers=spec.num_layers,
         num_kv_heads=heads,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from engine.batch import StepBatch
 from engine.kv_cache import KVCache
 from engine.models.assembly import Assembly
-from engine.models.kv_layouts import NATIVE_KV_DTYPES, decoder_kv_layout
+from engine.models.kv_layouts import decoder_kv_layout
 from engine.ops.names import Activations
 from engine.ops.native_decoder import NativeDecoderCompiler
 from engine.ops.native_kernels import KERNELS
@@ -45,7 +45,7 @@ class NativeDecoder:
 
     def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
         """See `CausalLM.kv_layout`."""
-        return decoder_kv_layout(self.spec, "float32", block_tokens, kv_dtype, NATIVE_KV_DTYPES)
+        return decoder_kv_layout(self.spec, "float32", block_tokens, kv_dtype)
 
     def bind_kv_cache(self, kv_cache: KVCache) -> None:
         """See `CausalLM.bind_kv_cache`."""

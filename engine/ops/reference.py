@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from engine.ops import scaled_kv
 from engine.ops.candidate import Candidate
 from engine.ops.features import FEATURES
 from engine.ops.latent_attention import latent_attention, store_latents
@@ -78,10 +79,15 @@ def rope_and_store(
 ) -> torch.Tensor:
     """See `signatures.RopeAndStoreOp`."""
     cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)
+    rotated = _rotate(k, cos, sin)
+    if scaled_kv.is_scaled(kv_cache):
+        scaled_kv.store(kv_cache, layer, 0, slots, rotated)
+        scaled_kv.store(kv_cache, layer, 1, slots, v.float())
+        return _rotate(q, cos, sin).to(q.dtype)
     block_tokens = kv_cache.shape[4]
     blocks, offsets = slots // block_tokens, slots % block_tokens
     cache = kv_cache[:, layer]
-    cache[blocks, 0, :, offsets] = _rotate(k, cos, sin).to(kv_cache.dtype)
+    cache[blocks, 0, :, offsets] = rotated.to(kv_cache.dtype)
     cache[blocks, 1, :, offsets] = v.to(kv_cache.dtype)
     return _rotate(q, cos, sin).to(q.dtype)
 
@@ -108,7 +114,7 @@ def paged_attention(
         end = start + last - first
         first_tile = start - start % TILE_ROWS
         origin = scores.first_key(first_tile)
-        keys, values = _gather(kv_cache, layer, block_tables[sequence], origin, end)
+        keys, values = _gather(kv_cache, layer, block_tables[sequence], (origin, end), q.shape[2])
         for tile in range(first_tile, end, TILE_ROWS):
             low, high = max(tile, start), min(tile + TILE_ROWS, end)
             rows = slice(first + low - start, first + high - start)
@@ -186,13 +192,16 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 
 def _gather(
-    kv_cache: torch.Tensor, layer: int, block_table: torch.Tensor, origin: int, end: int
+    kv_cache: torch.Tensor, layer: int, block_table: torch.Tensor, span: tuple[int, int], head_dim: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of positions `origin` to the end of the tile of `end - 1` as fp32 `[num_kv_heads, n, D]`, zero
-    from `end` on."""
-    _, _, _, heads, block_tokens, head_dim = kv_cache.shape
+    """Keys and values from the first position of `span` to the end of the tile of its last as fp32
+    `[num_kv_heads, n, D]`, zero behind the span."""
+    (origin, end), heads = span, kv_cache.shape[3]
+    is_scaled = scaled_kv.is_scaled(kv_cache)
+    block_tokens = scaled_kv.block_tokens_of(kv_cache, head_dim) if is_scaled else kv_cache.shape[4]
     first_block = origin // block_tokens
-    blocks = kv_cache[block_table[first_block : -(-end // block_tokens)].long(), layer].float()
+    own = block_table[first_block : -(-end // block_tokens)].long()
+    blocks = scaled_kv.load(kv_cache, layer, own, head_dim) if is_scaled else kv_cache[own, layer].float()
     paged = blocks.permute(1, 2, 0, 3, 4).reshape(2, heads, -1, head_dim)
     both = paged.new_zeros(2, heads, _padded(end) - origin, head_dim)
     skipped = origin - first_block * block_tokens

@@ -69,8 +69,9 @@ class RopeAndStoreOp(Protocol):
         `q` `[M, num_heads, D]`, `k`, `v` `[M, num_kv_heads, D]`: rows may be strided (views into one fused QKV
         row), the last two axes are contiguous. `positions` `[M]` int64; `cos_sin` `[max_len, R]` float32, R <= D: cos
         in the first R/2 columns, sin in the rest. `kv_cache` `[num_blocks, num_layers, 2, num_kv_heads, block_tokens,
-        D]`, float32 or bfloat16, perhaps other than q's dtype. `slots` `[M]` int64 = block id * block_tokens +
-        offset in the block. The result is `[M, num_heads, D]`, contiguous, in q's dtype; q may be overwritten.
+        D]`, float32 or bfloat16, perhaps other than q's dtype, or of 8 bits with scales: see `engine.ops.scaled_kv`.
+        `slots` `[M]` int64 = block id * block_tokens + offset in the block. The result is `[M, num_heads, D]`,
+        contiguous, in q's dtype; q may be overwritten.
         """
 
 

@@ -27,8 +27,8 @@ class ModelSettings:
     )
     activations: str = setting(
         "auto",
-        parse.choice("auto", "int8", "float32"),
-        "What quantised weights are multiplied with: int8 (auto; fast) or float32. Others follow --dtype.",
+        parse.choice("auto", "int8", "bfloat16", "float32", aliases={"bf16": "bfloat16"}),
+        "What weights are multiplied with: int8 (quantised ones; auto; fast), bfloat16, or float32.",
         group="Model",
     )
     max_model_len: int | None = setting(
@@ -59,8 +59,8 @@ class EngineSettings:
     )
     kv_cache_dtype: str = setting(
         "auto",
-        parse.choice(*DTYPES, "int8"),
-        "Type of the KV cache: auto (as --dtype), float32, bfloat16, int8 (with a scale a token and head).",
+        parse.choice(*DTYPES, "int8", "fp8_e4m3", aliases={"fp8": "fp8_e4m3"}),
+        "Type of the KV cache: auto (as --dtype), float32, bfloat16; int8 or fp8 with a scale a token and head.",
         group="Engine",
     )
     max_num_seqs: int = setting(64, parse.integer(1, 4096), "Most requests computed in one step.", group="Engine")

@@ -6,7 +6,8 @@ Each raises ValueError saying what was expected; the caller adds which setting i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?", re.IGNORECASE)
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -83,11 +84,13 @@ def switch(raw: str) -> bool:
     raise ValueError("expected true or false")
 
 
-def choice(*allowed: str) -> Callable[[str], str]:
+def choice(*allowed: str, aliases: Mapping[str, str] = MappingProxyType({})) -> Callable[[str], str]:
+    """`aliases` are other spellings, each with what it stands for."""
+
     def parse(raw: str) -> str:
-        if raw not in allowed:
-            raise ValueError(f"expected one of {', '.join(allowed)}")
-        return raw
+        if raw not in allowed and raw not in aliases:
+            raise ValueError(f"expected one of {', '.join([*allowed, *aliases])}")
+        return aliases.get(raw, raw)
 
     return parse
 

@@ -13,8 +13,8 @@ from wire.worker_record import Role
 from worker.settings import WorkerSettings
 
 _Dtype = Literal["auto", "float32", "bfloat16"]
-_KVDtype = Literal["auto", "float32", "bfloat16", "int8"]
-_Activations = Literal["auto", "int8", "float32"]
+_KVDtype = Literal["auto", "float32", "bfloat16", "int8", "fp8_e4m3"]
+_Activations = Literal["auto", "int8", "bfloat16", "float32"]
 
 
 def worker_settings(settings: WorkerCommandSettings) -> WorkerSettings:

@@ -42,9 +42,12 @@ class Bench:
         generations = ListGenerations(config.num_blocks)
         self.pool = BlockPool(config.num_blocks, generations, config.num_host_blocks, config.host_min_tokens)
         layout = self.model.kv_layout(self.config.block_tokens, "auto")
-        shape = (self.config.num_blocks, *layout.block_shape)
         # Rows nobody wrote yet must not look like anything a request could have written.
-        self.kv_cache = torch.full(shape, 8000.0, dtype=getattr(torch, layout.dtype))
+        if layout.is_scaled:
+            self.kv_cache = torch.full((self.config.num_blocks, layout.block_bytes), 127, dtype=torch.uint8)
+        else:
+            shape = (self.config.num_blocks, *layout.block_shape)
+            self.kv_cache = torch.full(shape, 8000.0, dtype=getattr(torch, layout.dtype))
         self.blocks = KVCache(layout, self.kv_cache.view(torch.uint8).numpy().reshape(self.config.num_blocks, -1))
         self.engine = Engine(self.model, self.blocks, self.config, self.pool)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,12 @@ class Pair:
 
 @pytest.fixture
 async def pair(tiny: Path) -> AsyncIterator[Pair]:
-    prefill, decode = RoleBench(tiny, PrefillRole), RoleBench(tiny, DecodeRole)
+    async with joined(RoleBench(tiny, PrefillRole), RoleBench(tiny, DecodeRole)) as both:
+        yield both
+
+
+@asynccontextmanager
+async def joined(prefill: RoleBench[PrefillRole], decode: RoleBench[DecodeRole]) -> AsyncIterator[Pair]:
     server = grpc.aio.server()
     prefill.role.add_to_server(server)
     port = server.add_insecure_port("127.0.0.1:0")

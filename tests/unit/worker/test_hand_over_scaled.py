@@ -1,0 +1,33 @@
+"""A hand-off of KV in 8 bits: its scales travel in the blocks, and the answer goes on with the bits of one worker."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from role_bench import RoleBench, submit
+from test_hand_over import Pair, joined
+
+from decode_worker.role import DecodeRole
+from engine.request import RequestKind
+from prefill_worker.role import PrefillRole
+
+
+@pytest.fixture(params=["int8", "fp8_e4m3"])
+async def pair(tiny: Path, request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
+    benches = (RoleBench(tiny, kind, kv_cache_dtype=request.param) for kind in (PrefillRole, DecodeRole))
+    async with joined(*benches) as both:
+        yield both
+
+
+async def test_the_answer_is_that_of_decode_alone(pair: Pair) -> None:
+    assert pair.decode.layout.is_scaled
+    pair.decode.role.submit(RequestKind.GENERATE, submit(9, tokens=list(submit(1).tokens)), pair.decode.session)
+    await pair.turn_until(lambda: len(pair.decode.session.tokens) == 8)
+    alone = pair.decode.session.tokens
+    assert len(set(alone)) > 3
+    pair.begin(submit(1))
+    await pair.turn_until(lambda: len(pair.decode.session.tokens) == 15)
+    assert pair.prefill.session.tokens + pair.decode.session.tokens[8:] == alone
+    await pair.both_empty()
