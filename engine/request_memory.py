@@ -104,11 +104,11 @@ class RequestMemory:
         request.num_computed_tokens += num_new_tokens
         full = request.num_computed_tokens // size
         if self._config.enable_prefix_caching and full > sealed:
-            names = [request.root, *request.hashes(full, size)]
+            names = request.hashes(full, size)
             for index in range(sealed, full):
                 start, end = index * size, (index + 1) * size
-                parent = request.parent_of(index, end, size) if request.answer_is_apart else names[index]
-                content = BlockContent(names[index + 1], parent, tuple(request.tokens[start:end]), is_full=True)
+                parent = request.parent_of(index, end, size)
+                content = BlockContent(names[index], parent, tuple(request.tokens[start:end]), is_full=True)
                 self._pool.seal(request.key, index, content)
 
     def release(self, request: Request) -> None:

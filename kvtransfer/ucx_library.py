@@ -14,10 +14,10 @@ def why_missing() -> str:
         return "built without UCX: pip install libucx-cu12, or install UCX, and build again"
     try:
         if importlib.util.find_spec("libucx") is not None:
-            import libucx  # noqa: PLC0415
+            import libucx  # noqa: PLC0415 (not everywhere there)
 
             libucx.load_library()
-        import kvtransfer._ucx  # noqa: F401, PLC0415
+        import kvtransfer._ucx  # noqa: F401, PLC0415 (whether it can be)
     except (ImportError, OSError) as error:
         return f"libucp cannot be loaded ({error}): pip install libucx-cu12, or install UCX"
     return ""

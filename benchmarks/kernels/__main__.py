@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from engine._native import Kernels, PackedLinear
 from engine.batch import SequenceSlice, StepBatch
 from engine.kv_cache import KVCache
 from engine.loader import load_model
+from engine.models.causal_lm import CausalLM
 
 _BLOCK_BYTES = {
     "q4_0": (32, 18),
@@ -54,7 +56,8 @@ def linears(kernels: Kernels) -> None:
             x, out = generator.standard_normal((m, k), dtype=np.float32), np.empty((m, n), np.float32)
             line = f"linear {kind:5} {n:6} x {k:4}, {m:4} rows:"
             for int8 in (True, False):
-                seconds = best_s(lambda: kernels.linear(out, x, packed, None, int8=int8), 20 if m < 64 else 4)  # noqa: B023
+                work = partial(kernels.linear, out, x, packed, None, int8=int8)
+                seconds = best_s(work, 20 if m < 64 else 4)
                 name = "int8" if int8 else "float32"
                 line += f"  {name} {seconds * 1e6:9.1f} us {packed.nbytes / seconds / 1e9:6.1f} GB/s"
                 line += f" {2 * m * n * k / seconds / 1e9:6.1f} GOP/s"
@@ -69,18 +72,19 @@ def steps(path: Path) -> None:
         cache = KVCache.zeros(layout, 600)
         loaded.model.bind_kv_cache(cache)
         blocks = np.random.default_rng(1).permutation(len(cache)).tolist()
-
-        def run(slices: list[SequenceSlice], name: str, runs: int, model=loaded.model, of=activations) -> None:  # type: ignore[no-untyped-def]
-            seconds = best_s(lambda: model.forward(StepBatch(tuple(slices))), runs)
-            tokens = sum(len(part.token_ids) for part in slices)
-            print(f"step {of:7} {name}: {seconds * 1e3:8.2f} ms {tokens / seconds:7.0f} tokens/s", flush=True)
-
         for tokens in (32, 128, 512):
-            run([SequenceSlice(list(range(tokens)), 0, blocks[:20], True)], f"prompt of {tokens:4}", 4)
+            prompt = SequenceSlice(list(range(tokens)), 0, blocks[:20], True)
+            time_step(loaded.model, [prompt], f"{activations:7} prompt of {tokens:4}", 4)
         for sequences, past in ((1, 64), (1, 512), (1, 1024), (4, 64), (16, 64), (16, 512)):
             need = past // 32 + 1
             parts = [SequenceSlice([7], past, blocks[i * need : (i + 1) * need], True) for i in range(sequences)]
-            run(parts, f"{sequences:3} x 1 after {past:4}", 15)
+            time_step(loaded.model, parts, f"{activations:7} {sequences:3} x 1 after {past:4}", 15)
+
+
+def time_step(model: CausalLM, slices: list[SequenceSlice], name: str, runs: int) -> None:
+    seconds = best_s(lambda: model.forward(StepBatch(tuple(slices))), runs)
+    tokens = sum(len(part.token_ids) for part in slices)
+    print(f"step {name}: {seconds * 1e3:8.2f} ms {tokens / seconds:7.0f} tokens/s", flush=True)
 
 
 def main(words: list[str]) -> int:

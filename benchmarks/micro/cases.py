@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -175,11 +176,11 @@ def admission(prompt_tokens: int = 512) -> Work:
     return admit
 
 
-def drawing(rows: int = ROWS, **params: float) -> Work:
+def drawing(rows: int = ROWS, **params: Any) -> Work:
     """One token for each of `rows` rows of logits."""
     logits = np.random.default_rng(0).normal(0.0, 3.0, (rows, VOCAB)).astype(np.float32)
     prompt = list(range(100, 228))
-    chosen = [SamplingRow(SamplingParams(max_tokens=1000, seed=row, **params), prompt, 128) for row in range(rows)]  # type: ignore[arg-type]
+    chosen = [SamplingRow(SamplingParams(max_tokens=1000, seed=row, **params), prompt, 128) for row in range(rows)]
     return lambda: sample(logits, chosen)
 
 

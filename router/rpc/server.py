@@ -38,7 +38,7 @@ async def grpc_server(service: InferenceService, keys: KeyRing, settings: Router
         ),
     )
     rpc.add_InferenceServicer_to_server(InferenceServicer(service), server)
-    health_servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
+    health_servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in its stub
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     address = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -70,7 +70,7 @@ async def _publish_health(service: InferenceService, servicer: Any) -> None:
         await asyncio.sleep(_HEALTH_PERIOD_S)
 
 
-class _KeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+class _KeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stub alone
     """Denies by default: every method but health needs the key, in metadata `authorization: Bearer <key>`."""
 
     def __init__(self, keys: KeyRing) -> None:

@@ -71,7 +71,7 @@ def with_settings(settings_class: type[S], *, model_argument: bool = False) -> C
         if model_argument:
             word = typer.Argument(help="The same as --model.", metavar="[MODEL]", show_default=False)
             parameters.insert(0, _extra("model_word", str | None, word, None))
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions take it, their type does not say so
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         del run.__wrapped__  # typer must see the signature made here
         return run

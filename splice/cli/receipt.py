@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.panel import Panel
 from rich.table import Table
 
@@ -34,6 +36,6 @@ def receipt_panel(last: Delta) -> Panel:
     return Panel(rows, title="receipt", title_align="left", expand=False)
 
 
-def _ms(receipt: dict[str, object], name: str) -> str:
+def _ms(receipt: dict[str, Any], name: str) -> str:
     value = receipt.get(name) or 0.0
-    return f"{float(value) * 1000:.1f} ms"  # type: ignore[arg-type]
+    return f"{float(value) * 1000:.1f} ms"

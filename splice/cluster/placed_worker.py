@@ -18,7 +18,7 @@ class PlacedWorker:
     """A WorkerActor whose results are plain bytes, so that nothing but bytes is unpickled by whoever asked."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        from splice.cluster.roles import role_builder  # noqa: PLC0415
+        from splice.cluster.roles import role_builder  # noqa: PLC0415 (whoever asks for a worker needs none of it)
         from worker.actor import WorkerActor  # noqa: PLC0415
 
         if settings.host == NODE_HOST:
@@ -34,9 +34,9 @@ class PlacedWorker:
 
 
 def _node_address() -> str:
-    import ray.util  # noqa: PLC0415
+    import ray.util  # noqa: PLC0415 (runs in a process of Ray's, which has it)
 
-    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # Ray's
     return address
 
 

@@ -73,7 +73,7 @@ class _Head(Node):
 
     def _wait_registered(self) -> None:
         """Ray itself would look once and then once a second."""
-        client: Any = self.get_gcs_client()  # type: ignore[no-untyped-call]
+        client: Any = self.get_gcs_client()  # type: ignore[no-untyped-call]  # Ray's
         ends = time.monotonic() + REGISTRATION_S
         while not client.get_all_node_info(timeout=REGISTRATION_S) and time.monotonic() < ends:
             time.sleep(_POLL_S)

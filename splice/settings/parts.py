@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from router.settings import RouterSettings
 from splice.models import find_model
@@ -77,7 +77,7 @@ def router_settings(settings: RouterCommandSettings) -> RouterSettings:
     )
 
 
-def _worker(model: ModelSettings, engine: EngineSettings, **rest: object) -> WorkerSettings:
+def _worker(model: ModelSettings, engine: EngineSettings, **rest: Any) -> WorkerSettings:
     found = find_model(model.model)
     return WorkerSettings(
         model_path=str(found.path),
@@ -96,5 +96,5 @@ def _worker(model: ModelSettings, engine: EngineSettings, **rest: object) -> Wor
         enable_prefix_caching=engine.enable_prefix_caching,
         kv_transports=engine.kv_transport,
         lease_ttl_s=engine.lease_ttl,
-        **rest,  # type: ignore[arg-type]
+        **rest,
     )
