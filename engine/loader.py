@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from engine.formats.bad_file import bad_file
 from engine.formats.fields import read_json_object
 from engine.formats.gguf_file import GgufFile
@@ -19,7 +21,6 @@ from engine.formats.gguf_tokenizer import tokenizer_from_gguf
 from engine.formats.gguf_weights import GgufWeights
 from engine.formats.hf_tokenizer import expect_tokenizer, tokenizer_from_directory
 from engine.formats.hf_weights import SafetensorsWeights, weight_files
-from engine.formats.tokenizer_data import TokenizerData
 from engine.heap import return_freed
 from engine.models.causal_lm import CausalLM
 from engine.models.registry import architecture_of_config, architecture_of_gguf
@@ -29,7 +30,7 @@ from engine.ops.names import Activations, ActivationsChoice, OpName, OpsChoice
 from engine.spec import ModelSpec
 from engine.weights import WeightSource
 from wire.errors import ErrorCode, SpliceError
-from wire.model_card import ModelCard
+from wire.model_card import ModelCard, TokenizerData
 
 _log = logging.getLogger(__name__)
 
@@ -96,13 +97,7 @@ def load_model(
         model_digest=digest.result(),
         vocab_size=spec.vocab_size,
         max_model_len=length,
-        tokenizer_json=text.tokenizer_json,
-        chat_template=text.chat_template,
-        bos_token=text.bos_token,
-        eos_token=text.eos_token,
-        bos_token_id=text.bos_token_id,
-        eos_token_ids=text.eos_token_ids,
-        add_bos=text.add_bos,
+        **msgspec.structs.asdict(text),
     )
     del description, build  # the file's own vocabulary is in the card now
     return_freed()

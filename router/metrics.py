@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from router.events import Fail, Finish
@@ -18,78 +20,41 @@ class RouterMetrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        model = ("model_name",)
-        self.running = Gauge("splice:num_requests_running", "Requests in hand", model, registry=registry)
-        self.success = Counter(
-            "splice:request_success", "Requests answered", (*model, "finished_reason"), registry=registry
-        )
-        self.errors = Counter("splice:request_errors", "Requests that ended in an error", ("code",), registry=registry)
-        self.prompt_tokens = Counter("splice:prompt_tokens", "Prompt tokens served", model, registry=registry)
-        self.cached_tokens = Counter(
-            "splice:prompt_tokens_cached", "Prompt tokens found in a prefix cache", model, registry=registry
-        )
-        self.ttft = Histogram(
-            "splice:time_to_first_token_seconds",
-            "Receipt to first token released",
-            model,
-            buckets=_LATENCY_S,
-            registry=registry,
-        )
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        latency = partial(Histogram, buckets=_LATENCY_S, registry=registry)
+        length = partial(Histogram, buckets=_LENGTH, registry=registry)
+        model, transport = ("model_name",), ("transport",)
+        self.running = gauge("splice:num_requests_running", "Requests in hand", model)
+        self.success = counter("splice:request_success", "Requests answered", (*model, "finished_reason"))
+        self.errors = counter("splice:request_errors", "Requests that ended in an error", ("code",))
+        self.prompt_tokens = counter("splice:prompt_tokens", "Prompt tokens served", model)
+        self.cached_tokens = counter("splice:prompt_tokens_cached", "Prompt tokens found in a prefix cache", model)
+        self.ttft = latency("splice:time_to_first_token_seconds", "Receipt to first token released", model)
         self._pace = TokenPace()
         registry.register(self._pace)
-        self.e2e = Histogram(
-            "splice:e2e_request_latency_seconds", "Receipt to end", model, buckets=_LATENCY_S, registry=registry
+        self.e2e = latency("splice:e2e_request_latency_seconds", "Receipt to end", model)
+        self.queue = latency("splice:request_queue_time_seconds", "Waiting for memory on decode", model)
+        self.request_prompt = length("splice:request_prompt_tokens", "Prompt length", model)
+        self.request_generation = length("splice:request_generation_tokens", "Answer length", model)
+        self.kv_bytes = counter("splice:kv_transfer_bytes", "KV bytes handed over", transport)
+        self.kv_seconds = counter("splice:kv_transfer_seconds", "Time spent copying KV, summed over copies", transport)
+        self.kv_exposed = latency(
+            "splice:kv_transfer_exposed_seconds", "End of prefill to decode being ready", transport
         )
-        self.queue = Histogram(
-            "splice:request_queue_time_seconds",
-            "Waiting for memory on decode",
-            model,
-            buckets=_LATENCY_S,
-            registry=registry,
+        self.fallbacks = counter("splice:kv_transport_fallbacks", "Transports tried and given up", transport)
+        self.refetched = counter("splice:kv_blocks_refetched", "Blocks whose digest did not match at first", transport)
+        self.migrations = counter(
+            "splice:request_migrations", "Attempts given up and continued elsewhere", (*model, "reason")
         )
-        self.request_prompt = Histogram(
-            "splice:request_prompt_tokens", "Prompt length", model, buckets=_LENGTH, registry=registry
+        self.local_prefills = counter(
+            "splice:local_prefills", "Prompts computed on decode for want of a prefill worker", model
         )
-        self.request_generation = Histogram(
-            "splice:request_generation_tokens", "Answer length", model, buckets=_LENGTH, registry=registry
-        )
-        transport = ("transport",)
-        self.kv_bytes = Counter("splice:kv_transfer_bytes", "KV bytes handed over", transport, registry=registry)
-        self.kv_seconds = Counter(
-            "splice:kv_transfer_seconds", "Time spent copying KV, summed over copies", transport, registry=registry
-        )
-        self.kv_exposed = Histogram(
-            "splice:kv_transfer_exposed_seconds",
-            "End of prefill to decode being ready",
-            transport,
-            buckets=_LATENCY_S,
-            registry=registry,
-        )
-        self.fallbacks = Counter(
-            "splice:kv_transport_fallbacks", "Transports tried and given up", transport, registry=registry
-        )
-        self.refetched = Counter(
-            "splice:kv_blocks_refetched", "Blocks whose digest did not match at first", transport, registry=registry
-        )
-        self.migrations = Counter(
-            "splice:request_migrations",
-            "Attempts given up and continued elsewhere",
-            (*model, "reason"),
-            registry=registry,
-        )
-        self.local_prefills = Counter(
-            "splice:local_prefills", "Prompts computed on decode for want of a prefill worker", model, registry=registry
-        )
-        self.dropped_tokens = Counter(
-            "splice:stale_tokens_dropped", "Late or repeated tokens kept from clients", model, registry=registry
-        )
-        self.disconnects = Counter("splice:client_disconnects", "Clients that left early", registry=registry)
-        self.responses = Counter("splice:http_responses", "HTTP responses begun", ("status",), registry=registry)
-        self.workers = Gauge("splice:workers", "Workers that can be sent work", ("role",), registry=registry)
-        self.view_age = Gauge(
-            "splice:membership_view_age_seconds", "Since membership was last heard of", registry=registry
-        )
-        self.loop_lag = Gauge("splice:event_loop_lag_seconds", "How late the event loop wakes up", registry=registry)
+        self.dropped_tokens = counter("splice:stale_tokens_dropped", "Late or repeated tokens kept from clients", model)
+        self.disconnects = counter("splice:client_disconnects", "Clients that left early")
+        self.responses = counter("splice:http_responses", "HTTP responses begun", ("status",))
+        self.workers = gauge("splice:workers", "Workers that can be sent work", ("role",))
+        self.view_age = gauge("splice:membership_view_age_seconds", "Since membership was last heard of")
+        self.loop_lag = gauge("splice:event_loop_lag_seconds", "How late the event loop wakes up")
 
     def on_tokens(self, model: str, timings: Timings, count: int, now_s: float) -> None:
         gap_s = timings.on_tokens(count, now_s)

@@ -7,17 +7,9 @@ import hashlib
 import msgspec
 
 
-class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokenizer, template and limits of one served model."""
+class TokenizerData(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model's files say about its text side, whatever their format."""
 
-    name: str
-    """Served name, as clients write it in `model`."""
-    architecture: str
-    model_digest: str
-    """32 hexadecimal digits over architecture and weights; equal digests mean equal models."""
-    vocab_size: int
-    max_model_len: int
-    """Most tokens of prompt and answer together."""
     tokenizer_json: str
     """A `tokenizers` file as text."""
     chat_template: str | None
@@ -29,6 +21,19 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """Any of these ends an answer unless the request says `ignore_eos`."""
     add_bos: bool
     """Whether plain (untemplated) prompts begin with the BOS token."""
+
+
+class ModelCard(TokenizerData, frozen=True, kw_only=True):
+    """Tokenizer, template and limits of one served model."""
+
+    name: str
+    """Served name, as clients write it in `model`."""
+    architecture: str
+    model_digest: str
+    """32 hexadecimal digits over architecture and weights; equal digests mean equal models."""
+    vocab_size: int
+    max_model_len: int
+    """Most tokens of prompt and answer together."""
 
     def encode(self) -> bytes:
         return msgspec.json.encode(self)

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from engine.formats.bad_file import DOWNLOAD_AGAIN, bad_file
 from engine.formats.fields import Fields
-from engine.formats.tokenizer_data import TokenizerData
+from wire.model_card import TokenizerData
 
 _CONTROL, _USER_DEFINED = 3, 4
 _UNKNOWN = 2

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from engine.formats.bad_file import DOWNLOAD_AGAIN, bad_file
 from engine.formats.fields import Fields, read_json_object
-from engine.formats.tokenizer_data import TokenizerData
+from wire.model_card import TokenizerData
 
 
 def tokenizer_from_directory(directory: Path, config: Fields, vocab_size: int) -> TokenizerData:

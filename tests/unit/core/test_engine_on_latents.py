@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
-
 import numpy as np
 import pytest
 import torch
 from engine_bench import Bench
+from recorded_model import RecordedModel
+from weights_by_name import WeightsByName
 
 from engine.config import EngineConfig
 from engine.models.decoder import Decoder
@@ -27,39 +27,12 @@ PROMPT = [(7 * i * i + 3 * i + 1) % 300 for i in range(45)]
 RUN = {"ignore_eos": True, "max_tokens": 40, "temperature": 0.9, "seed": 11}
 
 
-class RandomWeights:
-    """Each tensor from its name, so that two models are the same model."""
-
-    def take(self, name, shape, dtype=None):
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        return torch.randn(shape, generator=generator) * 0.3
-
-    def take_matrix(self, name, shape, kinds):
-        return self.take(name, shape)
-
-
-class Recording:
-    """A model, and the logits of every request's last tokens as it gave them, by position."""
-
-    def __init__(self, model):
-        self._model = model
-        self.spec, self.kv_layout, self.bind_kv_cache = model.spec, model.kv_layout, model.bind_kv_cache
-        self.logits = {}
-
-    def forward(self, batch):
-        logits = self._model.forward(batch)
-        wanted = [part for part in batch.slices if part.wants_logits]
-        for part, row in zip(wanted, logits, strict=True):
-            self.logits.setdefault((part.num_prompt_tokens, part.start + len(part.token_ids)), []).append(row.copy())
-        return logits
-
-
 @pytest.fixture
 def make_bench():
     def make(**sizes):
         config = EngineConfig(**{"num_blocks": 64, "max_model_len": 256, "block_tokens": 32, **sizes})
         table = select_ops(torch.float32, features=features_of(SPEC))
-        return Bench(config, model=Recording(Decoder(SPEC, table, RandomWeights(), 256)))
+        return Bench(config, model=RecordedModel(Decoder(SPEC, table, WeightsByName(), 256)))
 
     return make
 

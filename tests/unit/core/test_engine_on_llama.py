@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
-
 import pytest
 import torch
 from engine_bench import Bench
+from recorded_model import RecordedModel
+from weights_by_name import WeightsByName
 
 from engine.config import EngineConfig
 from engine.models.decoder import Decoder
@@ -21,25 +21,11 @@ PROMPT = [(7 * i * i + 3 * i + 1) % 300 for i in range(75)]
 RUN = {"ignore_eos": True, "max_tokens": 40, "temperature": 0.9, "seed": 11}
 
 
-class RandomWeights:
-    """Each tensor from its name, so that two models are the same model."""
-
-    def __init__(self, dtype):
-        self._dtype = dtype
-
-    def take(self, name, shape):
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        return (torch.randn(shape, generator=generator) * 0.3).to(self._dtype)
-
-    def take_matrix(self, name, shape, kinds):
-        return self.take(name, shape)
-
-
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
 def make_llama_bench(request):
     def make(**sizes):
         config = EngineConfig(**{"num_blocks": 64, "max_model_len": 256, **sizes})
-        return Bench(config, model=Decoder(SPEC, select_ops(request.param), RandomWeights(request.param), 256))
+        return Bench(config, model=Decoder(SPEC, select_ops(request.param), WeightsByName(request.param), 256))
 
     return make
 
@@ -91,31 +77,15 @@ def test_a_llama_handed_over_gives_the_same_tokens(make_llama_bench):
     assert source.answer(key) + dest.answer(reserved) == alone
 
 
-class Recorded:
-    """A model whose logits are kept by the position they were computed for."""
-
-    def __init__(self, model):
-        self._model = model
-        self.spec, self.kv_layout, self.bind_kv_cache = model.spec, model.kv_layout, model.bind_kv_cache
-        self.logits = {}
-
-    def forward(self, batch):
-        logits = self._model.forward(batch)
-        wanted = [part.start + len(part.token_ids) for part in batch.slices if part.wants_logits]
-        for position, row in zip(wanted, logits, strict=True):
-            self.logits.setdefault(position, set()).add(row.tobytes())
-        return logits
-
-
 def recorded(bench):
-    return Bench(bench.config, model=Recorded(bench.model))
+    return Bench(bench.config, model=RecordedModel(bench.model))
 
 
 @pytest.mark.parametrize("host_blocks", [0, 20], ids=["recompute", "swap"])
 def test_a_llama_preempted_gives_the_same_logits_as_one_that_runs_through(make_llama_bench, host_blocks):
     alone = recorded(make_llama_bench(num_blocks=12))
     whole = alone.generate(PROMPT, **{**RUN, "max_tokens": 80})
-    assert all(len(rows) == 1 for rows in alone.model.logits.values())
+    once = {place: row.tobytes() for place, [row] in alone.model.logits.items()}
 
     tight = recorded(make_llama_bench(num_blocks=8, num_host_blocks=host_blocks))
     keys = [tight.submit(PROMPT, **{**RUN, "max_tokens": 80}, root=bytes([i] * 16)) for i in range(3)]
@@ -123,7 +93,8 @@ def test_a_llama_preempted_gives_the_same_logits_as_one_that_runs_through(make_l
     stats = tight.engine.stats
     assert stats.preemptions > 0
     assert (stats.swapped_in_blocks > 0) == (host_blocks > 0)
-    assert tight.model.logits == alone.model.logits
+    assert tight.model.logits.keys() == once.keys()
+    assert all(row.tobytes() == once[place] for place, rows in tight.model.logits.items() for row in rows)
     assert [tight.answer(key) for key in keys] == [whole] * 3
 
 

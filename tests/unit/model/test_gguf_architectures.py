@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from test_architecture_parity import GEMMA, LONG, SMALL, model, relative_error
-from tiny_models import PagedRun, byte_tokenizer
+from tiny_models import PagedRun, add_byte_tokenizer
 
 from engine.loader import load_model
 
@@ -61,12 +61,7 @@ def _write(path: Path, name: str, reference: Any, fields: dict[str, Any]) -> Non
     for key, value in {**sizes, "attention.layer_norm_rms_epsilon": config.rms_norm_eps, **fields}.items():
         add = {int: writer.add_uint32, str: writer.add_string}.get(type(value), writer.add_float32)
         add(f"{architecture}.{key}", value)
-    tokens = sorted(byte_tokenizer().get_vocab().items(), key=lambda item: item[1])
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*(token for token, _ in tokens), "ab"])
-    writer.add_token_types([*(3 if token in ("<s>", "</s>") else 1 for token, _ in tokens), 1])
-    writer.add_token_merges(["a b"])
+    add_byte_tokenizer(writer)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
     for ours, parameter in reference.named_parameters():
         values = parameter.detach().numpy()

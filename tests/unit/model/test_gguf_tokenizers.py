@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, pre_tokenizers
 
 from engine.formats.fields import Fields
 from engine.formats.gguf_tokenizer import tokenizer_from_gguf
-from engine.formats.tokenizer_data import TokenizerData
 from wire.errors import SpliceError
+from wire.model_card import TokenizerData
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 

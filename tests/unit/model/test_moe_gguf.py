@@ -13,7 +13,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 from moe_models import save_moe
-from tiny_models import PagedRun, byte_tokenizer
+from tiny_models import PagedRun, add_byte_tokenizer
 
 from engine.formats.gguf_file import GgufFile
 from engine.formats.gguf_weights import GgufWeights
@@ -79,12 +79,7 @@ def _write(path: Path, kind: str, reference: Any, quantised: Kind | None = None,
     adders = {int: writer.add_uint32, str: writer.add_string, bool: writer.add_bool, float: writer.add_float32}
     for key, value in {**sizes, **fields, **overrides}.items():
         adders[type(value)](f"{architecture}.{key}", value)
-    tokens = sorted(byte_tokenizer().get_vocab().items(), key=lambda item: item[1])
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*(token for token, _ in tokens), "ab"])
-    writer.add_token_types([*(3 if token in ("<s>", "</s>") else 1 for token, _ in tokens), 1])
-    writer.add_token_merges(["a b"])
+    add_byte_tokenizer(writer)
     names = gguf.get_tensor_name_map(ARCHITECTURES[architecture], config.num_hidden_layers)
     for name, parameter in (*reference.named_parameters(), *reference.named_buffers()):
         for part, values in _parts(architecture, name, parameter.data, config):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -54,6 +55,16 @@ def byte_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<s>", "</s>"])
     return tokenizer
+
+
+def add_byte_tokenizer(writer: gguf.GGUFWriter) -> None:
+    """`byte_tokenizer` with one merge, as GGUF files hold it."""
+    tokens = sorted(byte_tokenizer().get_vocab().items(), key=lambda item: item[1])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*(token for token, _ in tokens), "ab"])
+    writer.add_token_types([*(3 if token in ("<s>", "</s>") else 1 for token, _ in tokens), 1])
+    writer.add_token_merges(["a b"])
 
 
 def forward(model: CausalLM, batch: StepBatch, kv_cache: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +33,22 @@ def attend(ops: NativeOps, batch: PagedBatch, **extras: Any) -> torch.Tensor:
     scale = batch.q.shape[2] ** -0.5
     tables = batch.block_tables, batch.query_starts, batch.starts
     return ops.paged_attention(batch.q, batch.kv_cache, 1, *tables, scale, **extras)
+
+
+def in_chunks(ops: NativeOps, whole: PagedBatch, cuts: Sequence[int], **extras: Any) -> torch.Tensor:
+    """The one sequence of a batch, so many tokens a call; all of its rows."""
+    rows, at, length = [], 0, len(whole.q)
+    for size in cuts:
+        end = min(at + size, length)
+        part = replace(
+            whole,
+            q=whole.q[at:end],
+            query_starts=torch.tensor([0, end - at], dtype=torch.int32),
+            starts=torch.tensor([at], dtype=torch.int32),
+        )
+        rows.append(attend(ops, part, **extras))
+        at = end
+    return torch.cat(rows)
 
 
 def with_sinks(extras: dict[str, Any], heads: int) -> dict[str, Any]:
@@ -73,17 +90,7 @@ def test_bits_do_not_depend_on_chunks_or_neighbours(best_ops: NativeOps, heads: 
     whole = make_batch([(0, length)], heads=heads, kv_heads=3, head_dim=64)
     expected = attend(best_ops, whole)
     for cuts in ([1] * length, [7] * 19, [32] * 5, [33, 64, 1, 40], [16, 100, 20]):
-        at = 0
-        for size in cuts:
-            end = min(at + size, length)
-            part = replace(
-                whole,
-                q=whole.q[at:end],
-                query_starts=torch.tensor([0, end - at], dtype=torch.int32),
-                starts=torch.tensor([at], dtype=torch.int32),
-            )
-            assert torch.equal(attend(best_ops, part), expected[at:end]), (cuts, at)
-            at = end
+        assert torch.equal(in_chunks(best_ops, whole, cuts), expected), cuts
     # The same sequence as five slices of one batch.
     bounds = [0, 3, 40, 64, 65, length]
     split = replace(
@@ -114,17 +121,7 @@ def test_with_windows_too_bits_do_not_depend_on_chunks(best_ops: NativeOps, extr
     extras = with_sinks(extras, 4)
     expected = attend(best_ops, whole, **extras)
     for cuts in ([1] * length, [7] * 19, [33, 64, 1, 40]):
-        at = 0
-        for size in cuts:
-            end = min(at + size, length)
-            part = replace(
-                whole,
-                q=whole.q[at:end],
-                query_starts=torch.tensor([0, end - at], dtype=torch.int32),
-                starts=torch.tensor([at], dtype=torch.int32),
-            )
-            assert torch.equal(attend(best_ops, part, **extras), expected[at:end]), (cuts, at)
-            at = end
+        assert torch.equal(in_chunks(best_ops, whole, cuts, **extras), expected), cuts
 
 
 def test_what_a_window_has_left_behind_may_be_anything(ops: NativeOps) -> None:
