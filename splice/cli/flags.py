@@ -14,6 +14,7 @@ from rich.table import Table
 from splice.cli.console import out
 from splice.settings.commands import names_of_all_commands
 from splice.settings.environment import setting_variables
+from splice.settings.parse import size_text
 from splice.settings.resolve import Resolved, resolve
 from splice.settings.setting import Setting, settings_of
 
@@ -80,12 +81,12 @@ def with_settings(settings_class: type[S], *, model_argument: bool = False) -> C
 
 
 def _parameter(known: Setting) -> inspect.Parameter:
-    default = "" if known.default is None else f" [dim]\\[default: {_shown(known.default)}][/dim]"
+    default = "" if known.default is None else f" [dim]\\[default: {_shown(known, known.default)}][/dim]"
     names = [known.flag, f"--no-{known.flag[2:]}"] if known.is_switch else [known.flag]
     option = typer.Option(
         "/".join(names) if known.is_switch else known.flag,
         help=known.help + default,
-        metavar=None if known.is_switch else (known.metavar or _metavar(known)),
+        metavar=None if known.is_switch else known.metavar,
         rich_help_panel=known.group,
         show_default=False,
     )
@@ -96,22 +97,24 @@ def _extra(name: str, kind: Any, info: Any, default: object) -> inspect.Paramete
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
 
-def _metavar(known: Setting) -> str:
-    return {"int": "N", "float": "S", "tuple": "LIST"}.get(type(known.default).__name__, "TEXT")
-
-
 def _written(value: object) -> str:
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
 
 
-def _shown(value: object) -> str:
-    return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
+def _shown(known: Setting, value: object) -> str:
+    if value is None or value == ():
+        return "none"
+    if isinstance(value, bool):
+        return _written(value)
+    if isinstance(value, int) and known.metavar == "SIZE":
+        return size_text(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _print(resolved: Resolved[Any]) -> None:
     table = Table("setting", "value", "from", box=None, pad_edge=False)
     for name, known in settings_of(type(resolved.settings)).items():
         value = getattr(resolved.settings, name)
-        shown = "(hidden)" if known.secret and value is not None else _shown(value)
+        shown = "(hidden)" if known.secret and value is not None else _shown(known, value)
         table.add_row(known.flag[2:], shown, resolved.origins[name])
     out.print(table)

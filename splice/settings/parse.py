@@ -76,6 +76,13 @@ def size(raw: str) -> int:
     return value
 
 
+def size_text(num_bytes: int) -> str:
+    """As `size` reads it: `512M`, with the largest unit that divides it."""
+    exact = {unit: num_bytes // 1024**power for unit, power in _UNITS.items() if num_bytes % 1024**power == 0}
+    unit = min(exact, key=exact.__getitem__) if num_bytes else ""
+    return f"{exact[unit]}{unit.upper()}"
+
+
 def switch(raw: str) -> bool:
     if raw.lower() in _YES:
         return True

@@ -106,9 +106,8 @@ def _value(known: Setting, raw: object, origin: str) -> object:
         return known.parse(written)
     except ValueError as error:
         shown = "that value" if known.secret else repr(written)
-        raise SpliceError(
-            ErrorCode.BAD_SETTING, f"{origin} gives {known.flag} {shown}: {error}", param=known.name
-        ) from None
+        given = f"{known.flag} {shown}" if origin == known.flag else f"{origin} gives {known.flag} {shown}"
+        raise SpliceError(ErrorCode.BAD_SETTING, f"{given}: {error}", param=known.name) from None
 
 
 def _unknown(key: str, where: str, known: Iterable[str]) -> SpliceError:

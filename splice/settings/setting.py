@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 ENVIRONMENT_PREFIX = "SPLICE_"
@@ -33,16 +35,6 @@ class Setting:
         return ENVIRONMENT_PREFIX + self.name.upper()
 
 
-@dataclass(frozen=True, slots=True)
-class _Meta:
-    parse: Callable[[str], object]
-    help: str
-    group: str
-    metavar: str
-    is_switch: bool
-    secret: bool
-
-
 def setting(  # Any: the value goes into a field of whatever type
     default: object,
     parse: Callable[[str], object],
@@ -54,16 +46,28 @@ def setting(  # Any: the value goes into a field of whatever type
     secret: bool = False,
 ) -> Any:
     """A dataclass field with everything the command line, the file and the environment need."""
-    meta = _Meta(parse, text, group, metavar, is_switch, secret)
-    return dataclasses.field(default=default, metadata={_KEY: meta})
+    named = partial(
+        Setting,
+        default=default,
+        parse=parse,
+        help=text,
+        group=group,
+        metavar=metavar,
+        is_switch=is_switch,
+        secret=secret,
+    )
+    return dataclasses.field(default=default, metadata={_KEY: named})
 
 
 def settings_of(settings_class: type) -> dict[str, Setting]:
     """All settings of a class by name, in the order in which they are declared."""
-    found = {}
-    for field in dataclasses.fields(settings_class):
-        meta: _Meta = field.metadata[_KEY]
-        found[field.name] = Setting(
-            field.name, field.default, meta.parse, meta.help, meta.group, meta.metavar, meta.is_switch, meta.secret
-        )
-    return found
+    known = {field: field.metadata[_KEY](field.name) for field in dataclasses.fields(settings_class)}
+    return {
+        field.name: one if one.metavar else dataclasses.replace(one, metavar=_metavar(str(field.type)))
+        for field, one in known.items()
+    }
+
+
+def _metavar(annotation: str) -> str:
+    """`annotation` as it is written, such as `int | None`."""
+    return {"int": "N", "float": "S", "tuple": "LIST"}.get(re.split(r"\W", annotation)[0], "TEXT")

@@ -7,6 +7,8 @@ import typer
 from splice.cli.bench import compare, contest, floor, plot, run, show, workloads
 
 app = typer.Typer(
+    name="bench",
+    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
     help=(
