@@ -76,7 +76,7 @@ def load_model(
     `served_name` defaults to the file's or directory's name. `dtype` `auto` is float32 for GGUF files, whose quantised
     weights are multiplied packed, and for others bfloat16 where the CPU multiplies it. `max_model_len` defaults to the
     model's context length. `num_threads` share each step; in this process, it holds for all models. `activations` are
-    what quantised weights meet, see `engine.ops.names`; another choice is another `numerics_id`. torch is loaded only
+    what weights meet, see `engine.ops.names`; another choice is another `numerics_id`. torch is loaded only
     for what the native kernels do not compute. Raises SpliceError: bad_model_file for anything wrong with the
     files, bad_setting for the arguments.
     """
@@ -186,13 +186,16 @@ def _build_with_torch(this: _Build) -> _Built:
 
 
 def _activations(choice: ActivationsChoice, ops: OpsChoice) -> Activations:
-    if ops == "reference" and choice == "int8":
+    if ops == "reference" and choice in ("int8", "bfloat16"):
         raise SpliceError(
             ErrorCode.BAD_SETTING,
-            "activations are int8, but the reference operations multiply in the model's dtype: use auto or float32",
+            f"activations are {choice}, but the reference operations multiply in the dtype of the model: use auto or "
+            "float32",
             param="activations",
         )
-    return "float32" if ops == "reference" or choice == "float32" else "int8"
+    if choice == "auto":
+        return "float32" if ops == "reference" else "int8"
+    return choice
 
 
 def _describe(path: Path) -> _Description:

@@ -14,7 +14,7 @@ namespace splice::binding {
 class Decoder {
  public:
   Decoder(nb::object kernels, nb::object embedding, nb::object head, const Vector& norm, float eps, int64_t kv_heads,
-          int64_t head_dim, float embedding_scale, float logit_softcap, bool int8)
+          int64_t head_dim, float embedding_scale, float logit_softcap, bool int8, bool bf16)
       : kernels_(nb::cast<Kernels*>(kernels)), kv_heads_(kv_heads), head_dim_(head_dim) {
     weights_.keep(kernels);
     require(kv_heads > 0, "num_kv_heads must be positive");
@@ -28,7 +28,9 @@ class Decoder {
     model_.eps = eps;
     model_.embedding_scale = embedding_scale;
     model_.logit_softcap = logit_softcap;
+    require(!(int8 && bf16), "activations are of one type");
     model_.int8 = int8;
+    model_.bf16 = bf16;
   }
 
   void add_layer(const Vector& input_norm, nb::object qkv, const std::optional<Vector>& qkv_bias, nb::object output,

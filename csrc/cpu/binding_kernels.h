@@ -50,14 +50,16 @@ class Kernels {
     check(splice_cpu_set_num_threads(cpu_, num_threads));
   }
 
-  void linear(Matrix out, const Matrix& x, const PackedLinear& weight, const std::optional<Vector>& bias, bool int8) {
+  void linear(Matrix out, const Matrix& x, const PackedLinear& weight, const std::optional<Vector>& bias, bool int8, bool bf16) {
+    require(!(int8 && bf16), "activations are of one type");
+    const int activations = bf16 ? SPLICE_CPU_ACTIVATIONS_BF16 : int8 ? SPLICE_CPU_ACTIVATIONS_INT8 : SPLICE_CPU_ACTIVATIONS_F32;
     const int64_t m = size(x, 0), n = weight.n(), k = weight.k();
     require(size(x, 1) == k, "x has another number of columns than the weight");
     require(size(out, 0) == m && size(out, 1) == n, "out must be [rows of x, rows of weight]");
     require(!bias || size(*bias, 0) == n, "bias must have one element per row of weight");
     const int64_t out_stride = row_stride(out, "out"), x_stride = row_stride(x, "x");
     nb::gil_scoped_release release;
-    check(splice_cpu_linear(cpu_, out.data(), out_stride, x.data(), x_stride, weight.data(), weight.dtype(), int8,
+    check(splice_cpu_linear(cpu_, out.data(), out_stride, x.data(), x_stride, weight.data(), weight.dtype(), activations,
                             bias ? bias->data() : nullptr, m, n, k));
   }
 

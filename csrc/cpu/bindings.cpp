@@ -34,7 +34,8 @@ NB_MODULE(_native, m) {
       .def_prop_ro("isa", &Kernels::isa)
       .def_prop_rw("num_threads", &Kernels::num_threads, &Kernels::set_num_threads)
       .def("linear", &Kernels::linear, nb::arg("out"), nb::arg("x"), nb::arg("weight"), nb::arg("bias").none(),
-           nb::arg("int8") = false, "Quantised weights meet activations in int8, or else in float32.")
+           nb::arg("int8") = false, nb::arg("bf16") = false,
+           "Quantised weights meet activations in int8, all weights activations in bf16, or else in float32.")
       .def("rms_norm", &Kernels::rms_norm, nb::arg("out"), nb::arg("x"), nb::arg("residual").none(), nb::arg("weight"),
            nb::arg("eps"))
       .def("gated_mul", &Kernels::gated_mul, nb::arg("out"), nb::arg("gate_up"), nb::arg("activation") = "silu")
@@ -62,10 +63,10 @@ NB_MODULE(_native, m) {
            nb::arg("shared_down") = nb::none(), nb::arg("shared_down_bias") = nb::none(),
            nb::arg("shared_activation") = "silu");
   nb::class_<Decoder>(m, "Decoder", "A decoder compiled into one call a step. A weight is a PackedLinear or a tuple of them.")
-      .def(nb::init<nb::object, nb::object, nb::object, const Vector&, float, int64_t, int64_t, float, float, bool>(),
+      .def(nb::init<nb::object, nb::object, nb::object, const Vector&, float, int64_t, int64_t, float, float, bool, bool>(),
            nb::arg("kernels"), nb::arg("embedding"), nb::arg("head"), nb::arg("norm"), nb::kw_only(), nb::arg("eps"),
            nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("embedding_scale") = 1.0f, nb::arg("logit_softcap") = 0.0f,
-           nb::arg("int8") = false)
+           nb::arg("int8") = false, nb::arg("bf16") = false)
       .def("add_layer", &Decoder::add_layer, nb::kw_only(), nb::arg("input_norm"), nb::arg("qkv"), nb::arg("qkv_bias").none(),
            nb::arg("output"), nb::arg("output_bias").none(), nb::arg("mlp_norm"),
            nb::arg("gate_up") = nb::none(), nb::arg("gate_up_bias") = nb::none(), nb::arg("down") = nb::none(),

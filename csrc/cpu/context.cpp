@@ -84,12 +84,13 @@ int splice_cpu_set_num_threads(splice_cpu* cpu, int num_threads) {
 }
 
 int splice_cpu_linear(splice_cpu* cpu, float* y, int64_t y_stride, const float* x, int64_t x_stride, const void* packed,
-                      int dtype, int int8, const float* bias, int64_t m, int64_t n, int64_t k) {
+                      int dtype, int activations, const float* bias, int64_t m, int64_t n, int64_t k) {
   if (m == 0 || n == 0) return SPLICE_CPU_OK;
   const std::lock_guard lock(cpu->mutex);
-  LinearArgs args{y, y_stride, nullptr, x, x_stride, nullptr, packed, dtype, bias, m, n, k, splice::cpu::Epilogue::STORE, 0};
+  LinearArgs args{y, y_stride, nullptr, x, x_stride, nullptr, packed, dtype, bias, m, n, k, splice::cpu::Epilogue::STORE, 0,
+                  activations == SPLICE_CPU_ACTIVATIONS_BF16};
+  const bool int8 = activations == SPLICE_CPU_ACTIVATIONS_INT8 && splice::cpu::is_quantized(dtype);
   if (!cpu->reserve(cpu->kernels->linear_scratch(args))) return SPLICE_CPU_NO_MEMORY;
-  int8 = int8 && splice::cpu::is_quantized(dtype);
   splice::cpu::QuantizeArgs rows{nullptr, x, x_stride, k};
   if (int8) {
     const auto blocks = static_cast<size_t>(m * k / splice::cpu::INT8_DEPTH);

@@ -211,6 +211,7 @@ size_t widest(const Kernels& kernels, const splice_cpu_decoder& model, splice_cp
   AttentionArgs attention{};
   attention.kv = kv;
   linear.k = model.head.k;
+  linear.bf16 = model.bf16;
   size_t of_route = 0;
   for (int64_t i = 0; i < model.num_layers; ++i) {
     const splice_cpu_layer& layer = model.layers[i];

@@ -69,7 +69,7 @@ typedef struct {
   splice_cpu_matrix embedding, head;
   const float* norm;
   float eps, embedding_scale, logit_softcap;  // logit_softcap 0: none
-  int int8;                                   // whether quantised weights are multiplied with int8 activations
+  int int8, bf16;                             // what weights are multiplied with, see splice_cpu_linear; at most one
   int64_t num_layers;
   const splice_cpu_layer* layers;
 } splice_cpu_decoder;

@@ -1,4 +1,6 @@
-// Products with fp32 activations, the weights being fp32, bf16 or quantised and then counting as their fp32 values.
+// Products with fp32 activations, the weights being fp32, bf16 or quantised and then counting as their fp32 values. With bf16
+// activations rows come rounded (linear.h) and quantised weights count as their values rounded to bf16: products of two bf16
+// numbers are exact in fp32, and each is added by one FMA, in the same order.
 //
 // Moves n·k weights once per 96 rows (4 bytes each, or 2 as bf16) and does 2·m·n·k operations. Few rows (one register tile)
 // stream the weights and are bound by memory; many rows hold a 16-column slab of weights in the first-level cache and are
@@ -52,12 +54,12 @@ SPLICE_INLINE void widen_slab(float* dst, const uint32_t* pairs, int64_t depth) 
 }
 
 // Few rows of x under quantised weights.
-template <int DTYPE, int ROWS, int PANELS>
+template <int DTYPE, bool BF16, int ROWS, int PANELS>
 SPLICE_INLINE int64_t quant_panels(const LinearArgs& args, const float* x, int64_t first, int64_t p, int64_t panels, float* c) {
   const int64_t stride = splice::cpu::quant_panel_bytes(DTYPE, args.k);
   for (; p + PANELS <= panels; p += PANELS) {
     const uint8_t* data = static_cast<const uint8_t*>(args.packed) + (first + p) * stride;
-    quant_tile<DTYPE, ROWS, PANELS>(x, args.x_stride, data, stride, args.k, c + p * ROWS * LANES);
+    quant_tile<DTYPE, BF16, ROWS, PANELS>(x, args.x_stride, data, stride, args.k, c + p * ROWS * LANES);
   }
   return p;
 }
@@ -70,8 +72,9 @@ SPLICE_INLINE PanelsF32 depth_slab(const LinearArgs& args, int64_t panel, int64_
     const int64_t stride = splice::cpu::quant_panel_bytes(args.dtype, args.k), first = k / QUANT_DEPTH;
     const uint8_t* data = static_cast<const uint8_t*>(args.packed) + panel * stride;
     with_quant(args.dtype, [&]<int DTYPE>() {
+      const auto widen = args.bf16 ? widen_quants<DTYPE, true> : widen_quants<DTYPE, false>;
       for (int64_t p = 0; p < panels; ++p)
-        widen_quants<DTYPE>(data + p * stride, first, first + depth / QUANT_DEPTH, slab + p * DEPTH_CHUNK * LANES);
+        widen(data + p * stride, first, first + depth / QUANT_DEPTH, slab + p * DEPTH_CHUNK * LANES);
     });
   } else {
     const int64_t stride = (args.k + 1) / 2 * LANES;
@@ -101,8 +104,11 @@ SPLICE_INLINE void float_product(const LinearArgs& args, int64_t panel, int64_t 
   if (rows == 1 && splice::cpu::is_quantized(args.dtype) && quant_direct(args.dtype)) {
     with_quant(args.dtype, [&]<int DTYPE>() {
       if constexpr (quant_direct(DTYPE)) {
-        const int64_t rest = quant_panels<DTYPE, 1, QUANT_PANELS>(args, x, panel, 0, panels, c);
-        quant_panels<DTYPE, 1, 1>(args, x, panel, rest, panels, c);
+        const auto multiply = [&]<bool BF16>() {
+          const int64_t rest = quant_panels<DTYPE, BF16, 1, QUANT_PANELS>(args, x, panel, 0, panels, c);
+          quant_panels<DTYPE, BF16, 1, 1>(args, x, panel, rest, panels, c);
+        };
+        args.bf16 ? multiply.template operator()<true>() : multiply.template operator()<false>();
       }
     });
     return;

@@ -45,6 +45,7 @@ struct LinearArgs {
   int64_t m, n, k;
   Epilogue epilogue;
   int activation;  // of the gate
+  bool bf16;       // x, and the values of quantised weights, are rounded to bf16 first
 };
 // Work items of a product: panels, or with GATE groups of 32 columns of either half.
 constexpr int64_t GATE_COLUMNS = 32;

@@ -2,6 +2,7 @@
 // residual sum, SwiGLU with the quantisation of its result) is done while the tile is in the first-level cache.
 #pragma once
 
+#include "bf16.h"
 #include "elementwise.h"
 #include "float_linear.h"
 #include "int8_linear.h"
@@ -69,10 +70,26 @@ SPLICE_INLINE void finish_gate(const LinearArgs& args, int64_t item, int64_t fir
   }
 }
 
-void linear(const LinearArgs& args, int64_t first, int64_t last, float* scratch) {
+// Rows first_row..first_row+rows as they go into the product.
+SPLICE_INLINE LinearArgs with_rounded_rows(const LinearArgs& args, int64_t first_row, int64_t rows, float* rounded) {
+  round_rows_to_bf16(rounded, args.x + first_row * args.x_stride, args.x_stride, rows, args.k);
+  LinearArgs own = args;
+  own.x = rounded - first_row * args.k;
+  own.x_stride = args.k;
+  return own;
+}
+
+SPLICE_INLINE size_t product_scratch(int64_t k) {
+  const int64_t int8_slab = k / splice::cpu::INT8_DEPTH * SLAB_BLOCK / static_cast<int64_t>(sizeof(float));
+  return static_cast<size_t>(TILE_FLOATS + (int8_slab > FLOAT_SLAB ? int8_slab : FLOAT_SLAB));
+}
+
+void linear(const LinearArgs& all, int64_t first, int64_t last, float* scratch) {
   float *c = scratch, *slab = scratch + TILE_FLOATS;
+  LinearArgs args = all;
   for (int64_t row = 0; row < args.m; row += ROW_CHUNK) {
     const int64_t rows = args.m - row < ROW_CHUNK ? args.m - row : ROW_CHUNK;
+    if (args.bf16) args = with_rounded_rows(all, row, rows, scratch + product_scratch(args.k));
     if (args.epilogue == Epilogue::GATE) {
       constexpr int64_t PANELS = GATE_COLUMNS / LANES;
       for (int64_t item = first; item < last; ++item) {
@@ -91,8 +108,7 @@ void linear(const LinearArgs& args, int64_t first, int64_t last, float* scratch)
 }
 
 size_t linear_scratch(const LinearArgs& args) {
-  const int64_t int8_slab = args.k / splice::cpu::INT8_DEPTH * SLAB_BLOCK / static_cast<int64_t>(sizeof(float));
-  return static_cast<size_t>(TILE_FLOATS + (int8_slab > FLOAT_SLAB ? int8_slab : FLOAT_SLAB));
+  return product_scratch(args.k) + (args.bf16 ? static_cast<size_t>(ROW_CHUNK * args.k) : 0);
 }
 
 }  // namespace

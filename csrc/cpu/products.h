@@ -33,6 +33,7 @@ inline Products products_of(const splice_cpu_decoder& model, const splice_cpu_ma
     args.n = part.n;
     args.k = w.k;
     args.epilogue = epilogue;
+    args.bf16 = model.bf16;
     column += part.n;
   }
   return out;

@@ -1,4 +1,4 @@
-// Products with quantised weights, bit for bit those with the same weights dequantised to fp32.
+// Products with quantised weights, bit for bit those with the same weights dequantised to fp32, or to fp32 and then to bf16.
 //
 // A weight is scale · quant (+ minimum): the product of a scale and a quant is exact in fp32 (11 bits by 8; in K-quants 17 by 5), so
 // one FMA gives the dequantised value with its one rounding, and the chain over depth is that of tile.h. Q6_K, 19 bits by 6,
@@ -8,6 +8,7 @@
 // while 5 bytes of Q4_1 (9 of Q8_0) come from memory. More rows share a slab of fp32 in the first-level cache.
 #pragma once
 
+#include "bf16.h"
 #include "int8_blocks.h"
 #include "int8_linear.h"
 #include "tile.h"
@@ -84,7 +85,14 @@ struct QuantBlock {
   }
 };
 
-template <int DTYPE, int ROWS, int PANELS, int J>
+// A vector of weights as the product takes them.
+template <int DTYPE, bool BF16, int J>
+SPLICE_INLINE F16 weights_of(const QuantBlock<DTYPE>& block, int w) {
+  const F16 values = block.template weights<J>(w);
+  return BF16 ? rounded_to_bf16(values) : values;
+}
+
+template <int DTYPE, bool BF16, int ROWS, int PANELS, int J>
 SPLICE_INLINE void quant_depths(QuantBlock<DTYPE> (&block)[PANELS], F16 (&acc)[ROWS][PANELS], const float* x, int64_t x_row) {
 #pragma GCC unroll 4
   for (int p = 0; p < PANELS; ++p) block[p].template turn<J>();
@@ -92,13 +100,13 @@ SPLICE_INLINE void quant_depths(QuantBlock<DTYPE> (&block)[PANELS], F16 (&acc)[R
   for (int w = 0; w < 4; ++w) {
     F16 values[PANELS];
 #pragma GCC unroll 4
-    for (int p = 0; p < PANELS; ++p) values[p] = block[p].template weights<J>(w);
+    for (int p = 0; p < PANELS; ++p) values[p] = weights_of<DTYPE, BF16, J>(block[p], w);
     multiply_add(acc, values, x + 4 * J + w, x_row);
   }
 }
 
 // c[p][r][16]: ROWS rows of x over PANELS neighbouring panels, `panel` bytes apart.
-template <int DTYPE, int ROWS, int PANELS>
+template <int DTYPE, bool BF16, int ROWS, int PANELS>
 void quant_tile(const float* x, int64_t x_row, const uint8_t* packed, int64_t panel, int64_t k, float* c) {
   F16 acc[ROWS][PANELS];
   read_tile(acc, c, LANES, ROWS * LANES, false);
@@ -106,39 +114,39 @@ void quant_tile(const float* x, int64_t x_row, const uint8_t* packed, int64_t pa
     QuantBlock<DTYPE> block[PANELS];
 #pragma GCC unroll 4
     for (int p = 0; p < PANELS; ++p) block[p].open(packed + p * panel, b);
-    quant_depths<DTYPE, ROWS, PANELS, 0>(block, acc, x, x_row);
-    quant_depths<DTYPE, ROWS, PANELS, 1>(block, acc, x, x_row);
-    quant_depths<DTYPE, ROWS, PANELS, 2>(block, acc, x, x_row);
-    quant_depths<DTYPE, ROWS, PANELS, 3>(block, acc, x, x_row);
-    quant_depths<DTYPE, ROWS, PANELS, 4>(block, acc, x, x_row);
-    quant_depths<DTYPE, ROWS, PANELS, 5>(block, acc, x, x_row);
-    quant_depths<DTYPE, ROWS, PANELS, 6>(block, acc, x, x_row);
-    quant_depths<DTYPE, ROWS, PANELS, 7>(block, acc, x, x_row);
+    quant_depths<DTYPE, BF16, ROWS, PANELS, 0>(block, acc, x, x_row);
+    quant_depths<DTYPE, BF16, ROWS, PANELS, 1>(block, acc, x, x_row);
+    quant_depths<DTYPE, BF16, ROWS, PANELS, 2>(block, acc, x, x_row);
+    quant_depths<DTYPE, BF16, ROWS, PANELS, 3>(block, acc, x, x_row);
+    quant_depths<DTYPE, BF16, ROWS, PANELS, 4>(block, acc, x, x_row);
+    quant_depths<DTYPE, BF16, ROWS, PANELS, 5>(block, acc, x, x_row);
+    quant_depths<DTYPE, BF16, ROWS, PANELS, 6>(block, acc, x, x_row);
+    quant_depths<DTYPE, BF16, ROWS, PANELS, 7>(block, acc, x, x_row);
   }
   write_tile(acc, c, LANES, ROWS * LANES);
 }
 
-template <int DTYPE, int J>
+template <int DTYPE, bool BF16, int J>
 SPLICE_INLINE void widen_depths(QuantBlock<DTYPE>& block, float* dst) {
   block.template turn<J>();
 #pragma GCC unroll 4
-  for (int w = 0; w < 4; ++w) store(dst + (4 * J + w) * LANES, block.template weights<J>(w));
+  for (int w = 0; w < 4; ++w) store(dst + (4 * J + w) * LANES, weights_of<DTYPE, BF16, J>(block, w));
 }
 
 // Blocks first..last of one panel as fp32 `[depth][16]`.
-template <int DTYPE>
+template <int DTYPE, bool BF16>
 void widen_quants(const uint8_t* panel, int64_t first, int64_t last, float* dst) {
   for (int64_t b = first; b < last; ++b, dst += QUANT_DEPTH * LANES) {
     QuantBlock<DTYPE> block;
     block.open(panel, b);
-    widen_depths<DTYPE, 0>(block, dst);
-    widen_depths<DTYPE, 1>(block, dst);
-    widen_depths<DTYPE, 2>(block, dst);
-    widen_depths<DTYPE, 3>(block, dst);
-    widen_depths<DTYPE, 4>(block, dst);
-    widen_depths<DTYPE, 5>(block, dst);
-    widen_depths<DTYPE, 6>(block, dst);
-    widen_depths<DTYPE, 7>(block, dst);
+    widen_depths<DTYPE, BF16, 0>(block, dst);
+    widen_depths<DTYPE, BF16, 1>(block, dst);
+    widen_depths<DTYPE, BF16, 2>(block, dst);
+    widen_depths<DTYPE, BF16, 3>(block, dst);
+    widen_depths<DTYPE, BF16, 4>(block, dst);
+    widen_depths<DTYPE, BF16, 5>(block, dst);
+    widen_depths<DTYPE, BF16, 6>(block, dst);
+    widen_depths<DTYPE, BF16, 7>(block, dst);
   }
 }
 

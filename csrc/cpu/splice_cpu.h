@@ -1,5 +1,5 @@
 // The C ABI of the CPU kernels: the forward pass of a paged transformer in fp32 arithmetic, its products with quantised weights
-// in int8 if so wished.
+// in int8 or bf16 if so wished.
 //
 // Promise, kept by every function here: each output element is one fixed chain of IEEE-754 fp32 operations (and exact integer ones). Its bits do not
 // depend on the number of rows in the call, on the row's place among them, on how a prompt was cut into chunks, on the number
@@ -64,11 +64,14 @@ void splice_cpu_pack(void* dst, int dst_dtype, int64_t k, int64_t first, int64_t
 // out[i, :] = row ids[i] of the packed matrix, as fp32: an embedding tied to the output head needs no second copy.
 void splice_cpu_packed_rows(const void* packed, int dtype, int64_t k, const int64_t* ids, int64_t count, float* out);
 
-// y[m, n] = x[m, k] · Wᵀ (+ bias[n] unless NULL). A quantised weight counts as its fp32 value, with the bits the same weights in
-// fp32 give; or, with `int8`, x is quantised to 8 bits in blocks of 32 and multiplied exactly (int8_rows.h, int8_linear.h).
-// Other weights do not heed `int8`.
+// What weights are multiplied with. F32: x as it is; a quantised weight counts as its fp32 value, with the bits the same weights in
+// fp32 give. INT8: under quantised weights x is quantised to 8 bits in blocks of 32 and multiplied exactly (int8_rows.h, int8_linear.h);
+// other weights do as with F32. BF16: x is rounded to bf16, and so is the fp32 value of a quantised weight; weights in fp32 stay that.
+enum { SPLICE_CPU_ACTIVATIONS_F32 = 0, SPLICE_CPU_ACTIVATIONS_INT8 = 1, SPLICE_CPU_ACTIVATIONS_BF16 = 2 };
+
+// y[m, n] = x[m, k] · Wᵀ (+ bias[n] unless NULL).
 int splice_cpu_linear(splice_cpu* cpu, float* y, int64_t y_stride, const float* x, int64_t x_stride, const void* packed,
-                      int dtype, int int8, const float* bias, int64_t m, int64_t n, int64_t k);
+                      int dtype, int activations, const float* bias, int64_t m, int64_t n, int64_t k);
 
 // y = x / sqrt(mean(x²) + eps) · weight, by rows. With `residual` (same shape as x, contiguous): residual += x first, and the
 // norm is of the sum.

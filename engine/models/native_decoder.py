@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,7 @@ from wire.kv_layout import KVLayout
 
 Floats = npt.NDArray[np.float32]
 _COMPILERS: dict[Activations, NativeDecoderCompiler] = {
-    "int8": NativeDecoderCompiler(KERNELS, "int8"),
-    "float32": NativeDecoderCompiler(KERNELS, "float32"),
+    activations: NativeDecoderCompiler(KERNELS, activations) for activations in get_args(Activations)
 }
 
 
@@ -32,8 +31,8 @@ def obstacle(spec: ModelSpec) -> str | None:
 
 
 class NativeDecoder:
-    """See `CausalLM`. Weights stay in the precision they came in; activations are float32, on their way into quantised
-    weights perhaps int8."""
+    """See `CausalLM`. Weights stay in the precision they came in; activations are float32, on their way into
+    weights perhaps int8 or bfloat16."""
 
     def __init__(self, spec: ModelSpec, weights: WeightSource, max_len: int, activations: Activations) -> None:
         """For specs without an `obstacle`. `max_len`: positions the rotary table covers, at least the longest sequence

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Activations = Literal["int8", "float32"]
-"""What quantised weights are multiplied with: rows quantised to 8 bits in blocks of 32, exactly (the arithmetic is in
-`csrc/cpu/int8_linear.h`), or rows as they are, the weights counting as their float32 values."""
-ActivationsChoice = Literal["auto", "int8", "float32"]
-"""`auto` is `int8` on native kernels. Weights that are not quantised do not heed it."""
+Activations = Literal["int8", "bfloat16", "float32"]
+"""What weights are multiplied with on native kernels.
+
+`int8`: under quantised weights, rows quantised to 8 bits in blocks of 32, exactly (the arithmetic is in
+`csrc/cpu/int8_linear.h`); under others, as `float32`. `bfloat16`: rows rounded to bfloat16, quantised weights counting
+as their values rounded to it, sums in float32. `float32`: rows as they are, weights counting as their float32 values.
+Float32 weights stay that in all of them."""
+ActivationsChoice = Literal["auto", "int8", "bfloat16", "float32"]
+"""`auto` is `int8` on native kernels."""
 
 OpsChoice = Literal["auto", "reference"]
 """`auto` takes the fastest operations there are, `reference` those of plain torch."""

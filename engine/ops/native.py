@@ -28,7 +28,7 @@ class NativeOps:
 
     def __init__(self, kernels: Kernels, activations: Activations = "float32") -> None:
         self._kernels = kernels
-        self._int8 = activations == "int8"
+        self._int8, self._bf16 = activations == "int8", activations == "bfloat16"
 
     def set_num_threads(self, num_threads: int) -> None:
         """Threads that share each operation, the caller included. Results do not depend on it."""
@@ -132,7 +132,7 @@ class NativeOps:
         for part in parts:
             columns = slice(first, first + part.n)
             own = None if bias is None else bias[columns]
-            self._kernels.linear(out[:, columns], wide, part, own, int8=self._int8)
+            self._kernels.linear(out[:, columns], wide, part, own, int8=self._int8, bf16=self._bf16)
             first += part.n
         return out
 

@@ -32,13 +32,13 @@ class NativeDecoderCompiler:
         obstacle = self.obstacle(spec)
         if obstacle is not None:
             raise TypeError(f"{spec.architecture} cannot be compiled: {obstacle}")
-        return NativeDecoder(self._kernels, spec, weights, int8=self._activations == "int8")
+        return NativeDecoder(self._kernels, spec, weights, self._activations)
 
 
 class NativeDecoder:
     """See `DecoderStep`. Between operations no Python runs; the GIL is free for the length of the step."""
 
-    def __init__(self, kernels: Kernels, spec: ModelSpec, weights: DecoderWeights, *, int8: bool) -> None:
+    def __init__(self, kernels: Kernels, spec: ModelSpec, weights: DecoderWeights, activations: Activations) -> None:
         self._vocab_size = spec.vocab_size
         _, num_kv_heads, head_dim = spec.kv_shape
         self._decoder = Decoder(
@@ -51,7 +51,8 @@ class NativeDecoder:
             head_dim=head_dim,
             embedding_scale=spec.embedding_scale,
             logit_softcap=spec.logit_softcap or 0.0,
-            int8=int8,
+            int8=activations == "int8",
+            bf16=activations == "bfloat16",
         )
         for layer, own in zip(spec.layers, weights.layers, strict=True):
             self._add(layer, own)

@@ -30,9 +30,9 @@ def store(kv_cache: torch.Tensor, layer: int, plane: int, slots: torch.Tensor, h
     tokens = block_tokens_of(kv_cache, head_dim)
     blocks, offsets = slots // tokens, slots % tokens
     own = kv_cache[:, layer, plane]
-    places = own[..., : tokens * head_dim].unflatten(-1, (tokens, head_dim))
+    places = own[..., : tokens * head_dim].view(*own.shape[:-1], tokens, head_dim)
     places[blocks, :, offsets] = numbers
-    scale_places = own[..., tokens * head_dim :].unflatten(-1, (tokens, _SCALE_BYTES))
+    scale_places = own[..., tokens * head_dim :].view(*own.shape[:-1], tokens, _SCALE_BYTES)
     scale_places[blocks, :, offsets] = scales.view(kv_cache.dtype)
 
 
@@ -42,7 +42,7 @@ def load(kv_cache: torch.Tensor, layer: int, blocks: torch.Tensor, head_dim: int
     own = kv_cache[blocks, layer]
     numbers = own[..., : tokens * head_dim].contiguous().view(_NUMBERS[kv_cache.dtype]).float()
     scales = own[..., tokens * head_dim :].contiguous().view(torch.float32)
-    return numbers.unflatten(-1, (tokens, head_dim)) * scales.unsqueeze(-1)
+    return numbers.view(*own.shape[:-1], tokens, head_dim) * scales.unsqueeze(-1)
 
 
 def _rounded(heads: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

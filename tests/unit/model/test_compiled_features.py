@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -118,6 +119,14 @@ def test_a_compiled_step_has_the_bits_of_its_operations(spec: ModelSpec, kinds: 
         assert torch.equal(compiled.step(step), opwise.step(step))
 
 
+@pytest.mark.parametrize("kinds", ["mixed", "some float32"])
+@pytest.mark.parametrize("spec", ["plain", "norms of outputs", "gelu", "odd widths", "groups of experts, shared ones"])
+def test_a_compiled_step_in_bfloat16_has_the_bits_of_its_operations(spec: str, kinds: str) -> None:
+    compiled, opwise = (PagedRun(model, 24) for model in both(SPECS[spec], kinds, "bfloat16"))
+    for step in random_steps(3):
+        assert torch.equal(compiled.step(step), opwise.step(step))
+
+
 def test_capped_logits_are_those_of_the_operations_but_for_a_rounding() -> None:
     spec = replace(MODEL, logit_softcap=2.0)
     compiled, opwise = (PagedRun(model, 24) for model in both(spec, "q4_1", "int8"))
@@ -135,7 +144,7 @@ def test_experts_of_several_types_in_a_layer_count_as_their_float32_values() -> 
         assert torch.equal(compiled.step(step), opwise.step(step))
 
 
-@pytest.mark.parametrize("activations", ["int8", "float32"])
+@pytest.mark.parametrize("activations", get_args(Activations))
 def test_alone_equals_batched_equals_chunked_on_any_number_of_threads(activations: Activations) -> None:
     dense = with_attention(replace(LOCAL, qk_norm=True), replace(ATTENTION, qk_norm=True), post=True)
     experts = SPECS["groups of experts, shared ones"]

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from engine.formats.gguf_file import GgufFile
 from engine.formats.gguf_names import gguf_name
 from engine.loader import load_model
+from engine.ops.names import ActivationsChoice
 from wire.errors import ErrorCode, SpliceError
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "vocab_size": 320}
@@ -89,6 +90,33 @@ def test_logits_equal_those_of_the_same_weights(tmp_path: Path, kind: Kind | Non
     assert (found - expected).abs().max() / expected.abs().max() < 1e-4
     assert loaded.card.name == "tiny"
     assert loaded.card.max_model_len == 100
+
+
+def test_activations_of_each_type_are_an_arithmetic_of_their_own(tmp_path: Path) -> None:
+    _write(tmp_path / "m.gguf", tmp_path, save_llama(tmp_path, **SIZES), Kind.Q4_1)
+    choices: list[ActivationsChoice] = ["int8", "bfloat16", "float32"]
+    loaded = [
+        load_model(tmp_path / "m.gguf", served_name=None, dtype="float32", max_model_len=None, activations=choice)
+        for choice in choices
+    ]
+    assert len({one.numerics_id for one in loaded}) == 3
+    logits = [PagedRun(one.model, 4).step([(0, 0, list(range(40, 90)))])[0] for one in loaded]
+    errors = [float((found - logits[2]).abs().max() / logits[2].abs().max()) for found in logits]
+    assert errors[0] < 0.05
+    assert 0 < errors[1] < 0.02
+
+
+def test_the_reference_operations_have_no_activations_of_their_own(tmp_path: Path) -> None:
+    _write(tmp_path / "m.gguf", tmp_path, save_llama(tmp_path, **SIZES), Kind.Q4_1)
+    with pytest.raises(SpliceError, match="activations are bfloat16"):
+        load_model(
+            tmp_path / "m.gguf",
+            served_name=None,
+            dtype="float32",
+            max_model_len=None,
+            ops="reference",
+            activations="bfloat16",
+        )
 
 
 @pytest.mark.parametrize("k_kind", [Kind.Q4_1, Kind.Q8_0, Kind.F16], ids=lambda kind: kind.name)
