@@ -21,6 +21,10 @@ class EngineConfig:
     """Most requests that hold a place in the batch: running, or reserved to run once their KV has arrived."""
     max_num_batched_tokens: int = 512
     """Most query tokens of one step."""
+    max_step_ms: float = 250.0
+    """Most milliseconds one step is predicted to take, one block of a prompt excepted."""
+    max_mixed_step_ms: float = 150.0
+    """The same for steps that compute prompts and give somebody a token: about the longest ITL beside prompts."""
     max_scored_tokens: int = 128
     """Most prompt tokens of one step that all want their logits, for `prompt_logprobs`; at least one block."""
     enable_prefix_caching: bool = True
@@ -37,6 +41,10 @@ class EngineConfig:
             value = getattr(self, name)
             if value < 1:
                 raise SpliceError(ErrorCode.BAD_SETTING, f"{name} is {value}, expected at least 1", param=name)
+        for name in ("max_step_ms", "max_mixed_step_ms"):
+            value = getattr(self, name)
+            if not value > 0:
+                raise SpliceError(ErrorCode.BAD_SETTING, f"{name} is {value}, expected more than 0", param=name)
         for name in ("num_host_blocks", "block_copy_cost"):
             value = getattr(self, name)
             if value < 0:

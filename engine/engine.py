@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from engine.schedule_plan import ScheduledRequest, SchedulePlan
 from engine.scheduler import Scheduler
 from engine.step_output import ComputedBlocks, EngineStats, Reservation, ScoredPrompt, StepOutput, TokenRow
 from engine.stopping import finish_reason, stopping_ids
+from engine.warm_up import measure_cost
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import FinishReason, TokenLogprobs
 
@@ -36,7 +38,15 @@ class Engine:
     is bound to them from now on.
     """
 
-    def __init__(self, model: CausalLM, kv_cache: KVCache, config: EngineConfig, pool: BlockPool) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        kv_cache: KVCache,
+        config: EngineConfig,
+        pool: BlockPool,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`clock` in seconds: how long steps take."""
         if pool.cache.num_host_blocks != config.num_host_blocks:
             raise SpliceError(
                 ErrorCode.BAD_SETTING,
@@ -53,11 +63,18 @@ class Engine:
             )
         self.config = config
         self.stats = EngineStats()
+        self.expected_step_s = 0.0
+        """What the step under way, or the last one, is predicted to take; 0 before `warm_up`. Any thread reads it."""
+        self._clock = clock
         self._model = model
         model.bind_kv_cache(kv_cache)
         self._mover = BlockMover(kv_cache, config.num_host_blocks)
         self._scheduler = Scheduler(config, pool, model.spec.vocab_size)
         self._beams = BeamGroups(self._scheduler, config)
+
+    def warm_up(self) -> None:
+        """Computes a few small steps before the first request; from now on time bounds steps too."""
+        self._scheduler.cost = measure_cost(self._model.forward, self.config, self._clock)
 
     def submit(self, request: Request) -> None:
         """Takes a request in. Raises SpliceError (context_length_exceeded, invalid_request) if it can never run."""
@@ -113,7 +130,9 @@ class Engine:
         What was submitted, activated or aborted since the last step has been received. A failure ends the requests
         it concerns, named in `failed`; the others and the engine go on.
         """
+        began_s = self._clock()
         plan = self._scheduler.schedule()
+        self._expect(plan)
         self._mover.run(plan.copies)
         self.stats.count_copies(plan.copies)
         output = StepOutput()
@@ -121,6 +140,7 @@ class Engine:
         if plan.scheduled:
             self._count(plan)
             self._compute(plan, output)
+            self._learn(plan, self._clock() - began_s)
         self._beams.report(output)
         return output
 
@@ -147,6 +167,17 @@ class Engine:
             skip = request.num_computed_tokens // self.config.block_tokens
             blocks = tuple(request.block_ids[: self.config.blocks_for(request.num_tokens)])
             output.reserved.append(Reservation(request.key, request.num_computed_tokens, blocks, skip))
+
+    def _expect(self, plan: SchedulePlan) -> None:
+        cost = self._scheduler.cost
+        if cost is not None:
+            self.expected_step_s = cost.predict_ms(plan.work) / 1e3
+
+    def _learn(self, plan: SchedulePlan, took_s: float) -> None:
+        self.stats.longest_step_s = max(self.stats.longest_step_s, took_s)
+        cost = self._scheduler.cost
+        if cost is not None and not plan.copies:  # copies are no part of the work that is predicted
+            cost.observe(plan.work, took_s * 1e3)
 
     def _count(self, plan: SchedulePlan) -> None:
         stats = self.stats

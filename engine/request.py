@@ -82,6 +82,8 @@ class Request:
     """Step of arrival, put off by the priority; given by the scheduler, kept through preemption, a fork has its
     parent's."""
     was_admitted: bool = False
+    num_steps_waived: int = 0
+    """Steps it waited, though there was room, for a block that another computed."""
     kept: Sequence[bytes] = ()
     """Preempted: names of the contents that are kept for when it goes on."""
     num_announced_blocks: int = 0

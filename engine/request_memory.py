@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from engine.block_copy import BlockCopy
@@ -47,8 +47,7 @@ class RequestMemory:
         """What need not be computed for a waiting request; its last token must be, and all whose logits are wanted."""
         if not self._config.enable_prefix_caching:
             return _NOTHING
-        size = self._config.block_tokens
-        most = request.num_scored_tokens if request.scores_prompt else request.num_tokens - 1
+        size, most = self._config.block_tokens, _most_known(request)
         names = request.hashes(most // size, size)
         names = names[: self._pool.cache.num_known(names)]
         start = len(names) * size
@@ -56,6 +55,21 @@ class RequestMemory:
             return KnownPrefix(names, None, start)
         lead, num_tokens = self._nearest(request, len(names), min(start + size, most))
         return KnownPrefix(names, lead, start + num_tokens)
+
+    def is_being_computed(self, request: Request, known: KnownPrefix, others: Iterable[Request]) -> bool:
+        """Whether one of `others` will soon have computed the block that follows the `known` ones, and let it be found.
+
+        Not where it was to have found it already: of blocks that hold the same, only one has the name.
+        """
+        index, size = len(known.names), self._config.block_tokens
+        if not self._config.enable_prefix_caching or index >= _most_known(request) // size:
+            return False
+        name = request.hashes(index + 1, size)[index]
+        return any(
+            other.num_computed_tokens // size <= index < other.num_tokens // size
+            and other.hashes(index + 1, size)[index] == name
+            for other in others
+        )
 
     def open(self, request: Request, known: KnownPrefix) -> bool:
         """Gives a waiting request the blocks of all its tokens and, if it decodes here, one to grow into.
@@ -204,6 +218,11 @@ class RequestMemory:
         request.hashes(full, size)
         parent = request.parent_of(full, end, size)
         return BlockContent(block_hash(parent, tokens), parent, tokens, is_full=False)
+
+
+def _most_known(request: Request) -> int:
+    """Most leading tokens that need not be computed."""
+    return request.num_scored_tokens if request.scores_prompt else request.num_tokens - 1
 
 
 def _num_shared_tokens(parent: Request, child: Request) -> int:

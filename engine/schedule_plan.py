@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 
 from engine.block_copy import BlockCopy
 from engine.request import Request
+from engine.step_cost import StepWork
 from wire.sampling import FinishReason
+
+_NO_WORK = StepWork(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +53,5 @@ class SchedulePlan:
     ended: list[tuple[Request, FinishReason]] = field(default_factory=list)
     """Found complete without computing anything."""
     num_preempted: int = 0
+    work: StepWork = _NO_WORK
+    """Of `scheduled` all together."""

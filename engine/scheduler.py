@@ -8,8 +8,10 @@ from engine.admission import check_admissible
 from engine.block_pool import BlockPool
 from engine.config import EngineConfig
 from engine.request import Request, RequestKey, RequestKind, RequestStatus
-from engine.request_memory import RequestMemory
+from engine.request_memory import KnownPrefix, RequestMemory
 from engine.schedule_plan import ScheduledRequest, SchedulePlan
+from engine.step_budget import StepBudget
+from engine.step_cost import StepCost
 from engine.stopping import finish_reason
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import FinishReason
@@ -21,8 +23,10 @@ class Scheduler:
     There are no phases: each request's `num_computed_tokens` catches up with its `num_tokens`, whether the gap is a
     prompt, a chunk of it, one decoded token, or everything after a preemption.
 
-    Order. Within the token budget, decoding requests come first, then prompts being computed, then the waiting line
-    by seniority. The line is not overtaken: while its head does not fit, nobody behind it is admitted.
+    Order. Within the step's budget of tokens and milliseconds (`StepBudget`), decoding requests come first, then
+    prompts being computed, then the waiting line by seniority: prompts get their first tokens one after another, none
+    waits for all. The line is not overtaken: while its head does not fit, nobody behind it is admitted. Its head also
+    waits, a bounded number of steps, while another computes the very block it would begin with.
 
     Ageing. A request is as senior as one of priority 0 that arrived `priority * ageing_steps` steps later; equals are
     served first come first. That is what "waiting `ageing_steps` steps is worth one level of priority" comes to, and
@@ -42,7 +46,8 @@ class Scheduler:
     `schedule` may find nothing to do; `has_work` says so.
     """
 
-    def __init__(self, config: EngineConfig, pool: BlockPool, vocab_size: int) -> None:
+    def __init__(self, config: EngineConfig, pool: BlockPool, vocab_size: int, cost: StepCost | None = None) -> None:
+        """`cost` predicts how long steps take, and is taught by whoever measures them; without it, time bounds none."""
         self.config = config
         self.pool = pool
         self.vocab_size = vocab_size
@@ -50,6 +55,7 @@ class Scheduler:
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self._memory = RequestMemory(config, pool)
+        self.cost = cost
         self._ended: list[tuple[Request, FinishReason]] = []
         self._num_reserved = 0
         self._arrivals = 0
@@ -168,17 +174,20 @@ class Scheduler:
         self._steps += 1
         plan = SchedulePlan(ended=self._ended)
         self._ended = []
-        budget = self.config.max_num_batched_tokens
         grow = self._memory.grow
         for request in list(self.running):
             if request.status is RequestStatus.RUNNING and not grow(request):
                 plan.num_preempted += self._make_room(request)
         gaps = [(len(request.tokens) - request.num_computed_tokens, request) for request in self.running]
-        for _, request in [*(each for each in gaps if each[0] == 1), *(each for each in gaps if each[0] > 1)]:
-            budget -= self._schedule_one(request, budget, plan)
+        decoding, prompts = [each for gap, each in gaps if gap == 1], [each for gap, each in gaps if gap > 1]
+        num_waiting = sum(1 for each in self.waiting if not each.is_computed_elsewhere)
+        budget = StepBudget(self.config, self.cost, crowded=len(prompts) + num_waiting >= len(decoding))
+        for request in (*decoding, *prompts):
+            self._schedule_one(request, budget, plan)
         if not plan.num_preempted:
             self._admit(budget, plan)
         plan.copies = self._memory.take_copies()
+        plan.work = budget.work
         if not (plan.scheduled or plan.admitted or plan.num_preempted):
             plan.num_preempted = self._step_back()
         self._stuck = not (plan.scheduled or plan.admitted or plan.num_preempted)
@@ -296,40 +305,34 @@ class Scheduler:
         self._preempt(idle[-1])
         return 1
 
-    def _schedule_one(self, request: Request, budget: int, plan: SchedulePlan) -> int:
-        if request.scores_prompt:
+    def _schedule_one(self, request: Request, budget: StepBudget, plan: SchedulePlan) -> None:
+        start, end = request.num_computed_tokens, len(request.tokens)
+        scores, most = request.scores_prompt, self.config.max_num_batched_tokens
+        if scores:
             # Every position asks for a row of logits as long as the vocabulary: few of them at a time.
-            scored = sum(part.num_new_tokens for part in plan.scheduled if part.scored)
-            budget = min(budget, self.config.max_scored_tokens - scored)
-        count = self._chunk(request.num_computed_tokens, request.num_tokens, budget)
-        if count == 0 or not self._memory.covers(request, count):
-            return 0
-        plan.scheduled.append(ScheduledRequest(request, count))
-        return count
+            most = self.config.max_scored_tokens - sum(part.num_new_tokens for part in plan.scheduled if part.scored)
+        count = budget.chunk(start, end, most, wants_logits=scores)
+        if count > 0 and self._memory.covers(request, count):
+            part = ScheduledRequest(request, count)
+            plan.scheduled.append(part)
+            budget.take(start, count, part.num_logits, is_prompt=end - start > 1)
 
-    def _chunk(self, start: int, end: int, budget: int) -> int:
-        """How many of the tokens [start, end) to compute now: all, or as many as end on a block's end."""
-        if end - start <= budget:
-            return end - start
-        size = self.config.block_tokens
-        return max(0, (start + budget) // size * size - start)
-
-    def _admit(self, budget: int, plan: SchedulePlan) -> None:
+    def _admit(self, budget: StepBudget, plan: SchedulePlan) -> None:
         """Lets the waiting line in, head first.
 
-        Nobody is overtaken for memory or a place in the batch. Where only this step's budget is spent, reservations
-        behind go on, which cost none of it.
+        Nobody is overtaken for memory or a place in the batch. Where only this step's budget is spent, or what it would
+        compute is being computed for another, reservations behind go on, which cost none of it.
         """
-        budget_spent = False
+        line_stands = False
         for request in tuple(self.waiting):
             if not self._has_seat():
                 return
             reserves = request.is_computed_elsewhere
-            if budget_spent and not reserves:
+            if line_stands and not reserves:
                 continue
             known = self._memory.find(request)
-            if not reserves and not self._chunk(known.num_tokens, request.num_tokens, budget):
-                budget_spent = True
+            if not reserves and self._waits_its_turn(request, known, budget, plan):
+                line_stands = True
                 continue
             if not self._memory.open(request, known):
                 return
@@ -345,7 +348,22 @@ class Scheduler:
             else:
                 request.status = RequestStatus.RUNNING
                 insort(self.running, request, key=_seniority)
-                budget -= self._schedule_one(request, budget, plan)
+                self._schedule_one(request, budget, plan)
+
+    def _waits_its_turn(self, request: Request, known: KnownPrefix, budget: StepBudget, plan: SchedulePlan) -> bool:
+        """Whether the step has no room for the head of the line, or others compute what it would compute.
+
+        In each step it waits for others a block of it becomes known, unless they end or are preempted; it puts up with
+        that no more often than it has blocks.
+        """
+        if not budget.chunk(known.num_tokens, request.num_tokens, self.config.max_num_batched_tokens):
+            return True
+        if request.num_steps_waived >= self.config.blocks_for(request.num_tokens):
+            return False
+        if not self._memory.is_being_computed(request, known, (part.request for part in plan.scheduled)):
+            return False
+        request.num_steps_waived += 1
+        return True
 
     def _leave_line(self, request: Request) -> None:
         if request.status is RequestStatus.WAITING:

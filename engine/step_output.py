@@ -104,6 +104,7 @@ class EngineStats:
     """Blocks copied within the pool, for forks and partly shared prefixes."""
     swapped_out_blocks: int = 0
     swapped_in_blocks: int = 0
+    longest_step_s: float = 0.0
 
     def count_copies(self, copies: Iterable[BlockCopy]) -> None:
         for copy in copies:

@@ -170,6 +170,8 @@ def _build_body(settings: WorkerSettings) -> _Body:
         block_tokens=settings.block_size,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_step_ms=settings.max_step_ms,
+        max_mixed_step_ms=settings.max_mixed_step_ms,
         max_model_len=loaded.card.max_model_len,
         enable_prefix_caching=settings.enable_prefix_caching,
         eos_token_ids=loaded.card.eos_token_ids,
@@ -179,6 +181,7 @@ def _build_body(settings: WorkerSettings) -> _Body:
     kv_cache = KVCache.over(layout, memory.data())
     pool = BlockPool(config.num_blocks, memory, config.num_host_blocks, config.host_min_tokens)
     engine = Engine(loaded.model, kv_cache, config, pool)
+    engine.warm_up()
     return _Body(loaded, layout, memory, engine, incarnation)
 
 

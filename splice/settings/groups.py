@@ -67,6 +67,18 @@ class EngineSettings:
     max_num_batched_tokens: int = setting(
         512, parse.integer(1), "Most tokens computed in one step; longer prompts are chunked.", group="Engine"
     )
+    max_step_ms: float = setting(
+        250.0,
+        parse.number(1, 3_600_000),
+        "Most milliseconds one step is predicted to take; longer prompts are chunked, to one block at least.",
+        group="Engine",
+    )
+    max_mixed_step_ms: float = setting(
+        150.0,
+        parse.number(1, 3_600_000),
+        "The same beside requests that get a token from the step: about the longest pause of an answer (ITL).",
+        group="Engine",
+    )
     enable_prefix_caching: bool = setting(
         True, parse.switch, "Reuse KV blocks of equal prompt beginnings.", group="Engine", is_switch=True
     )

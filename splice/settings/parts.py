@@ -93,6 +93,8 @@ def _worker(model: ModelSettings, engine: EngineSettings, **rest: Any) -> Worker
         max_model_len=model.max_model_len,
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_step_ms=engine.max_step_ms,
+        max_mixed_step_ms=engine.max_mixed_step_ms,
         enable_prefix_caching=engine.enable_prefix_caching,
         kv_transports=engine.kv_transport,
         lease_ttl_s=engine.lease_ttl,

@@ -22,6 +22,7 @@ def make_bench() -> Callable[..., Bench]:
             "eos_token_ids": (EOS,),
             **config,
         }
-        return Bench(EngineConfig(**settings))  # type: ignore[arg-type]
+        options = {"clock": settings.pop("clock")} if "clock" in settings else {}
+        return Bench(EngineConfig(**settings), **options)  # type: ignore[arg-type]
 
     return make

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,12 +25,26 @@ EOS = 60
 torch.set_num_threads(1)
 
 
+class ErraticClock:
+    """Seconds that pass between two readings: any number up to `longest_s`, the same for the same seed."""
+
+    def __init__(self, seed: int, longest_s: float) -> None:
+        self._random = random.Random(seed)
+        self._longest_s = longest_s
+        self._now_s = 0.0
+
+    def __call__(self) -> float:
+        self._now_s += self._random.random() ** 4 * self._longest_s
+        return self._now_s
+
+
 @dataclass
 class Bench:
     """An engine, its parts, and everything it said."""
 
     config: EngineConfig
     model: Any = field(default_factory=HistoryModel)
+    clock: Callable[[], float] = time.perf_counter
     rows: dict[RequestKey, list[TokenRow]] = field(default_factory=dict)
     reserved: dict[RequestKey, Reservation] = field(default_factory=dict)
     computed: dict[RequestKey, list[ComputedBlocks]] = field(default_factory=dict)
@@ -49,7 +65,7 @@ class Bench:
             shape = (self.config.num_blocks, *layout.block_shape)
             self.kv_cache = torch.full(shape, 8000.0, dtype=getattr(torch, layout.dtype))
         self.blocks = KVCache(layout, self.kv_cache.view(torch.uint8).numpy().reshape(self.config.num_blocks, -1))
-        self.engine = Engine(self.model, self.blocks, self.config, self.pool)
+        self.engine = Engine(self.model, self.blocks, self.config, self.pool, self.clock)
 
     def submit(
         self,

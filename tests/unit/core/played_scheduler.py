@@ -9,6 +9,7 @@ from engine.config import EngineConfig
 from engine.request import Request, RequestKey, RequestKind
 from engine.schedule_plan import SchedulePlan
 from engine.scheduler import Scheduler
+from engine.step_cost import StepCost
 from engine.stopping import finish_reason
 from wire.sampling import FinishReason, SamplingParams
 
@@ -27,10 +28,10 @@ def request_of(
 class PlayedScheduler:
     """Runs the decisions of a scheduler; `done` maps each finished request to the step it finished in."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, cost: StepCost | None = None) -> None:
         generations = ListGenerations(config.num_blocks)
         self.pool = BlockPool(config.num_blocks, generations, config.num_host_blocks, config.host_min_tokens)
-        self.scheduler = Scheduler(config, self.pool, VOCAB)
+        self.scheduler = Scheduler(config, self.pool, VOCAB, cost)
         self.steps = 0
         self.done: dict[RequestKey, int] = {}
         self.on_reserved: Callable[[Request], None] = lambda request: None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from engine_bench import Bench
+from engine_bench import Bench, ErraticClock
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -47,8 +47,14 @@ class BeamMachine(RuleBasedStateMachine):
         super().__init__()
         self.asked: dict[Key, Asked] = {}
 
-    @initialize(num_blocks=st.integers(21, 40), seats=st.integers(3, 6), caching=st.booleans(), host=st.booleans())
-    def begin(self, num_blocks: int, seats: int, caching: bool, host: bool) -> None:
+    @initialize(
+        num_blocks=st.integers(21, 40),
+        seats=st.integers(3, 6),
+        caching=st.booleans(),
+        host=st.booleans(),
+        timed=st.booleans(),
+    )
+    def begin(self, num_blocks: int, seats: int, caching: bool, host: bool, timed: bool) -> None:
         config = EngineConfig(
             num_blocks=num_blocks,
             block_tokens=BLOCK,
@@ -59,7 +65,9 @@ class BeamMachine(RuleBasedStateMachine):
             enable_prefix_caching=caching or host,
             num_host_blocks=10 if host else 0,
         )
-        self.bench = Bench(config)
+        self.bench = Bench(config, clock=ErraticClock(num_blocks, longest_s=2.0))
+        if timed:
+            self.bench.engine.warm_up()
 
     def _ask(self, length: int, sampling: tuple[tuple[str, Any], ...], priority: int) -> None:
         key = self.bench.submit(prompt_of(length), priority=priority, **dict(sampling))

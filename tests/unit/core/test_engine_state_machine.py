@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from engine_bench import EOS, Bench
+from engine_bench import EOS, Bench, ErraticClock
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -69,8 +69,14 @@ class EngineMachine(RuleBasedStateMachine):
 
     operations = 0
 
-    @initialize(host_blocks=st.sampled_from([0, 3, 12]), copy_cost=st.integers(0, 2), caching=st.booleans())
-    def start(self, host_blocks, copy_cost, caching):
+    @initialize(
+        host_blocks=st.sampled_from([0, 3, 12]),
+        copy_cost=st.integers(0, 2),
+        caching=st.booleans(),
+        step_ms=st.sampled_from([None, 1.0, 30.0, 300.0]),
+    )
+    def start(self, host_blocks, copy_cost, caching, step_ms):
+        """`step_ms`: what a step may take, by a clock whose steps take anything up to 0.1 s; None for no such bound."""
         config = EngineConfig(
             num_blocks=BLOCKS,
             block_tokens=BLOCK,
@@ -82,8 +88,12 @@ class EngineMachine(RuleBasedStateMachine):
             num_host_blocks=host_blocks,
             block_copy_cost=copy_cost,
             ageing_steps=4,
+            max_step_ms=step_ms or 1.0,
+            max_mixed_step_ms=step_ms or 1.0,
         )
-        self.bench = Bench(config)
+        self.bench = Bench(config, clock=ErraticClock(seed=host_blocks, longest_s=0.1))
+        if step_ms is not None:
+            self.bench.engine.warm_up()
         self.asked: dict[Key, Asked] = {}
 
     @property
