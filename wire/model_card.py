@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 
 import msgspec
 
@@ -23,7 +24,7 @@ class TokenizerData(msgspec.Struct, frozen=True, kw_only=True):
     """Whether plain (untemplated) prompts begin with the BOS token."""
 
 
-class ModelCard(TokenizerData, frozen=True, kw_only=True):
+class ModelCard(TokenizerData, frozen=True, kw_only=True, dict=True):
     """Tokenizer, template and limits of one served model."""
 
     name: str
@@ -38,9 +39,9 @@ class ModelCard(TokenizerData, frozen=True, kw_only=True):
     def encode(self) -> bytes:
         return msgspec.json.encode(self)
 
-    @property
+    @cached_property
     def card_id(self) -> str:
-        """Content hash, 32 hexadecimal digits."""
+        """Content hash, 32 hexadecimal digits. Megabytes are hashed, and every request asks: once for each card."""
         return hashlib.blake2b(self.encode(), digest_size=16).hexdigest()
 
 
