@@ -1,4 +1,7 @@
-"""One multiplexed stream to one worker: submits go out, token frames and heartbeats come back."""
+"""One session with one worker: submits go out over its gRPC stream, token frames and heartbeats come back.
+
+They come over the worker's token stream where it can be reached, and over the gRPC stream otherwise.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import grpc.aio
 
 from router.events import WorkerKey
 from router.policy import WorkerLoad
+from router.token_stream import TokenStream
 from wire.errors import ErrorCode, SpliceError
 from wire.v1 import worker_pb2 as pb
 from wire.v1 import worker_pb2_grpc as rpc
@@ -34,7 +38,8 @@ CHANNEL_OPTIONS = (
 )
 _FIRST_BACKOFF_S = 0.05
 _LAST_BACKOFF_S = 2.0
-_CLOSE_DEADLINE_S = 2.0
+_LAST_WORDS_S = 1.0
+"""How long the rest of a token stream is waited for once its session has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,8 @@ class SessionTiming:
     """Durations in seconds."""
 
     connect_deadline_s: float = 5.0
+    join_deadline_s: float = 1.0
+    """How long a token stream is waited for before the gRPC stream does for both directions."""
     heartbeat_timeout_s: float = 3.0
     """Longest silence before the worker counts as lost."""
     stall_timeout_s: float = 30.0
@@ -90,6 +97,7 @@ class WorkerSession:
         self._channel = grpc.aio.insecure_channel(record.endpoint, options=CHANNEL_OPTIONS)
         self._stub: Any = rpc.WorkerStub(self._channel)
         self._call: Any = None
+        self._tokens: TokenStream | None = None
         self._task: asyncio.Task[None] | None = None
         self._silent_s = 0.0
         self._stuck_s = 0.0
@@ -102,8 +110,7 @@ class WorkerSession:
 
     async def close(self) -> None:
         """Ends the stream, which cancels at the worker whatever came over it."""
-        if self._call is not None:
-            self._call.cancel()
+        self._abort("it is needed no more")
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -180,16 +187,17 @@ class WorkerSession:
             await call.write(pb.RouterMessage(hello=self._hello))
             messages: AsyncIterator[pb.WorkerMessage] = aiter(call)
             async for message in messages:
-                self._silent_s = 0.0
-                self._check_sender(message)
-                if message.HasField("heartbeat"):
-                    self._note_progress(message.heartbeat)
-                elif message.HasField("welcome") and not self.connected:
-                    side_tasks.append(asyncio.create_task(self._write(call), name=f"write {self.record.worker_id}"))
-                    self.connected = True
-                    self._listener.on_connected(self)
+                if message.HasField("welcome") and len(side_tasks) == 1:
+                    self._silent_s = 0.0
+                    self._check_sender(message)
+                    talk = self._talk(call, message.welcome)
+                    side_tasks.append(asyncio.create_task(talk, name=f"write {self.record.worker_id}"))
                 else:
-                    self._listener.on_message(self, message)
+                    self._take(message)
+            await self._hear_out()
+        except grpc.aio.AioRpcError:
+            await self._hear_out()
+            raise
         except asyncio.CancelledError:
             # grpc.aio reports its own cancelled call this way; only a cancelled task may end the loop.
             if asyncio.current_task() is not None and asyncio.current_task().cancelling():  # type: ignore[union-attr]
@@ -200,6 +208,53 @@ class WorkerSession:
                 task.cancel()
             await asyncio.gather(*side_tasks, return_exceptions=True)
         return self.connected
+
+    def _take(self, message: pb.WorkerMessage) -> None:
+        """Whichever stream it came over."""
+        self._silent_s = 0.0
+        self._check_sender(message)
+        if message.HasField("heartbeat"):
+            self._note_progress(message.heartbeat)
+        elif not message.HasField("welcome"):
+            self._listener.on_message(self, message)
+
+    async def _talk(self, call: Any, welcome: pb.WorkerWelcome) -> None:
+        """Nothing is said before it is settled which way the answers come: see WorkerWelcome."""
+        await self._join(welcome)
+        self.connected = True
+        self._listener.on_connected(self)
+        await self._write(call)
+
+    async def _hear_out(self) -> None:
+        """A worker that leaves sends its last tokens before it ends the session; the two streams may race."""
+        if self._tokens is not None and not self._abort_reason:
+            await self._tokens.hear_out(_LAST_WORDS_S)
+
+    async def _join(self, welcome: pb.WorkerWelcome) -> None:
+        if not welcome.token_port:
+            return
+        host = self.record.endpoint.rpartition(":")[0].strip("[]")
+        try:
+            self._tokens = await TokenStream.join(
+                host,
+                welcome.token_port,
+                welcome.token_ticket,
+                on_message=lambda raw: self._take(pb.WorkerMessage.FromString(raw)),
+                on_end=self._on_tokens_end,
+                timeout_s=self._timing.join_deadline_s,
+            )
+        except Exception as error:  # slower, but nothing is amiss with the session
+            where, reason = f"{host}:{welcome.token_port}", str(error) or type(error).__name__
+            log.warning("no token stream from %s at %s: %s", self.record.worker_id, where, reason)
+
+    def _on_tokens_end(self, error: Exception | None) -> None:
+        if error is None:
+            self._abort("its token stream ended")
+        elif isinstance(error, SpliceError):
+            self._abort(str(error))
+        else:
+            log.error("session to %s failed", self.record.worker_id, exc_info=error)
+            self._abort(f"its messages could not be handled ({type(error).__name__})")
 
     async def _write(self, call: Any) -> None:
         try:
@@ -242,12 +297,17 @@ class WorkerSession:
     def _abort(self, reason: str) -> None:
         if not self._abort_reason:
             self._abort_reason = reason
+        if self._tokens is not None:
+            self._tokens.close()
         if self._call is not None:
             self._call.cancel()
 
     def _disconnect(self) -> None:
         self.connected = False
         self._call = None
+        if self._tokens is not None:
+            self._tokens.close()
+            self._tokens = None
         self.sent_requests = 0
         self.sent_prefill_tokens = 0
         self.heartbeat = pb.Heartbeat(free_blocks=self.record.num_blocks)

@@ -38,6 +38,7 @@ from worker.engine_loop import EngineLoop
 from worker.role import Role, RoleParts
 from worker.service import WorkerService
 from worker.settings import WorkerSettings
+from worker.token_listener import TokenListener
 
 SWITCH_INTERVAL_S = 0.0005
 """The interpreter's default of 5 ms would show as a tail of the inter-token latency."""
@@ -84,7 +85,9 @@ async def serve_worker(
             RoleParts(body.engine, AnswerTexts(card), body.memory, identity, settings, loop.post, time.monotonic)
         )
         record = _record(settings, body, identity, f"{settings.host}:{port}")
-        service = WorkerService(role, loop, record, card)
+        listener = TokenListener(settings.host)
+        cleanup.push_async_callback(listener.close)
+        service = WorkerService(role, loop, listener, record, card)
         worker_pb2_grpc.add_WorkerServicer_to_server(service, server)
         role.add_to_server(server)
         health_service = await _add_health(server)
@@ -92,6 +95,7 @@ async def serve_worker(
         cleanup.push_async_callback(role.close)
         loop.start(role)
         cleanup.callback(loop.stop, ENGINE_STOP_S)
+        listener.start()
         await server.start()
         cleanup.push_async_callback(server.stop, SERVER_GRACE_S)
         registration = await _register(settings, record, cleanup)

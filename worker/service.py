@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from functools import partial
@@ -20,6 +21,7 @@ from wire.worker_record import WorkerRecord
 from worker.engine_loop import EngineLoop
 from worker.role import Role
 from worker.session import RouterSession
+from worker.token_listener import TokenListener
 
 HEARTBEAT_S = 0.1
 HELLO_TIMEOUT_S = 5.0
@@ -32,8 +34,11 @@ log = structlog.get_logger()
 class WorkerService(worker_pb2_grpc.WorkerServicer):
     """Translates between routers and the role; decides nothing."""
 
-    def __init__(self, role: Role, loop: EngineLoop, record: WorkerRecord, card: ModelCard) -> None:
+    def __init__(
+        self, role: Role, loop: EngineLoop, listener: TokenListener, record: WorkerRecord, card: ModelCard
+    ) -> None:
         self._role = role
+        self._listener = listener
         self._loop = loop
         self._record = record
         self._card = worker_pb2.ModelCardReply(card_id=card.card_id, card=card.encode())
@@ -53,9 +58,10 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         stream = asyncio.current_task()
         assert stream is not None  # noqa: S101 (a handler runs in the task of its call)
         session = RouterSession(hello.router_id, self._record.incarnation, asyncio.get_running_loop(), stream.cancel)
-        session.send(welcome=worker_pb2.WorkerWelcome(worker_id=self._record.worker_id, role=self._record.role))
+        ticket = self._listener.expect(partial(self._join, session))
+        session.send(welcome=self._welcome(token_port=self._listener.port, token_ticket=ticket))
         tasks = (
-            asyncio.create_task(self._read(request_iterator, session)),
+            asyncio.create_task(self._read(request_iterator, session, ticket)),
             asyncio.create_task(self._beat(session)),
         )
         try:
@@ -64,6 +70,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         finally:
             for task in tasks:
                 task.cancel()
+            self._listener.forget(ticket)
+            session.close()
             self._loop.post(lambda: self._role.session_lost(session))
 
     async def GetModelCard(
@@ -121,9 +129,22 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             )
         return first.hello
 
-    async def _read(self, messages: AsyncIterator[worker_pb2.RouterMessage], session: RouterSession) -> None:
+    def _welcome(self, token_port: int = 0, token_ticket: bytes = b"") -> worker_pb2.WorkerWelcome:
+        record = self._record
+        return worker_pb2.WorkerWelcome(
+            worker_id=record.worker_id, role=record.role, token_port=token_port, token_ticket=token_ticket
+        )
+
+    def _join(self, session: RouterSession, connection: socket.socket) -> None:
+        session.join(connection)
+        session.send(welcome=self._welcome())
+
+    async def _read(
+        self, messages: AsyncIterator[worker_pb2.RouterMessage], session: RouterSession, ticket: bytes
+    ) -> None:
         try:
             async for message in messages:
+                self._listener.forget(ticket)  # what answers this message must not be divided between two streams
                 self._receive(message, session)
         finally:
             session.close()

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 
 from wire.v1 import worker_pb2
+from worker.token_stream import TokenStream
 
 MAX_PENDING_MESSAGES = 10_000
 """A router this far behind reads no more: its session ends and its requests are cancelled."""
 
 
 class RouterSession:
-    """Messages on their way to one router. Any thread may `send`; the gRPC handler alone reads `messages`."""
+    """Messages on their way to one router. Any thread may `send`.
+
+    They travel over the session's own gRPC stream, whose handler alone reads `messages`, until the router joins a
+    token stream; from then on they are written there.
+    """
 
     def __init__(
         self,
@@ -27,21 +33,36 @@ class RouterSession:
         self._incarnation = worker_incarnation
         self._loop = loop
         self._pending: asyncio.Queue[worker_pb2.WorkerMessage | None] = asyncio.Queue()
+        self._tokens: TokenStream | None = None
         self._closed = False
 
     def send(self, **body: object) -> None:
-        """Queues one WorkerMessage; `body` names its one field, for example `frame=StepFrame(...)`.
+        """Sends one WorkerMessage; `body` names its one field, for example `frame=StepFrame(...)`.
 
         Messages to a session that has ended are dropped: its requests have been cancelled.
         """
-        if not self._closed:
-            message = worker_pb2.WorkerMessage(incarnation=self._incarnation, **body)  # type: ignore[arg-type]
+        if self._closed:
+            return
+        message = worker_pb2.WorkerMessage(incarnation=self._incarnation, **body)  # type: ignore[arg-type]
+        if self._tokens is not None:
+            self._tokens.write(message.SerializeToString())
+        else:
             self._loop.call_soon_threadsafe(self._enqueue, message)
+
+    def join(self, connection: socket.socket) -> None:
+        """Messages travel over `connection` from now on. Called on the event loop, before any request came: order
+        between the two streams is nobody's concern then."""
+        if self._closed:
+            connection.close()
+        else:
+            self._tokens = TokenStream(connection, self._loop, self.close)
 
     def close(self) -> None:
         """Ends `messages` after what is already queued. Called on the event loop."""
         self._closed = True
         self._pending.put_nowait(None)
+        if self._tokens is not None:
+            self._tokens.close()
 
     async def messages(self) -> AsyncIterator[worker_pb2.WorkerMessage]:
         while (message := await self._pending.get()) is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from openai import AsyncOpenAI
 from router_toy_model import toy_card
-from scripted_worker import ScriptedWorker
+from scripted_worker import ScriptedWorker, Tokens
 
 from router.server import serve
 from router.settings import BoundPorts, RouterSettings
@@ -45,6 +45,7 @@ async def running_cluster(
     *,
     card: ModelCard | None = None,
     numerics: Mapping[str, str] = MappingProxyType({}),
+    tokens: Tokens = "offered",
     **settings: Any,
 ) -> AsyncIterator[Cluster]:
     """`workers`: ids, whose first letter is the role."""
@@ -52,7 +53,12 @@ async def running_cluster(
     peers: dict[str, ScriptedWorker] = {}
     made = [
         await ScriptedWorker(
-            worker_id, "prefill" if worker_id[0] == "p" else "decode", card, peers, numerics.get(worker_id, "toy")
+            worker_id,
+            "prefill" if worker_id[0] == "p" else "decode",
+            card,
+            peers,
+            numerics.get(worker_id, "toy"),
+            tokens,
         ).start()
         for worker_id in workers
     ]

@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 import grpc.aio
 from router_toy_model import next_token
 
 from wire.convert import beams_to_proto, sampling_from_proto
+from wire.framing import framed
 from wire.kv_layout import KVLayout, compat_id
 from wire.model_card import ModelCard
 from wire.sampling import Beam, FinishReason, SamplingParams
 from wire.v1 import sampling_pb2, worker_pb2, worker_pb2_grpc
 from wire.worker_record import Role, WorkerRecord, draw_incarnation
+
+Tokens = Literal["offered", "none", "unreachable", "refused"]
+"""What becomes of whoever wants a token stream."""
 
 LAYOUT = KVLayout(num_layers=1, num_kv_heads=1, head_dim=8, block_tokens=32, dtype="float32")
 
@@ -72,7 +77,13 @@ class Seen:
 
 class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
     def __init__(
-        self, worker_id: str, role: Role, card: ModelCard, peers: dict[str, ScriptedWorker], numerics_id: str = "toy"
+        self,
+        worker_id: str,
+        role: Role,
+        card: ModelCard,
+        peers: dict[str, ScriptedWorker],
+        numerics_id: str = "toy",
+        tokens: Tokens = "offered",
     ) -> None:
         self.worker_id, self.role, self.card, self.peers = worker_id, role, card, peers
         self.incarnation = draw_incarnation()
@@ -83,7 +94,12 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
         self.progress = 0
         self.port = 0
         self.record: WorkerRecord
+        self.tokens = tokens
+        self.token_streams: dict[bytes, asyncio.StreamWriter] = {}
+        """By ticket: joined, and not ended."""
+        self._tickets: set[bytes] = set()
         self._server: grpc.aio.Server | None = None
+        self._token_server: asyncio.Server | None = None
 
     async def start(self) -> ScriptedWorker:
         self.peers[self.worker_id] = self
@@ -91,6 +107,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
         worker_pb2_grpc.add_WorkerServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()
+        self._token_server = await asyncio.start_server(self._join, "127.0.0.1", 0)
         self.record = WorkerRecord(
             worker_id=self.worker_id,
             incarnation=self.incarnation,
@@ -118,6 +135,8 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
                 job.task.cancel()
         self.jobs.clear()
         if server is not None:
+            assert self._token_server is not None
+            self._token_server.close()
             await server.stop(0)
 
     # The service ------------------------------------------------------------------------------------------------------
@@ -131,8 +150,9 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
         if hello.worker_incarnation != self.incarnation:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "another incarnation")
         self.seen.sessions += 1
-        welcome = worker_pb2.WorkerWelcome(worker_id=self.worker_id, role=self.role)
-        yield self._message(welcome=welcome)
+        ticket = secrets.token_bytes(16)
+        self._tickets.add(ticket)
+        yield self._message(welcome=self._welcome(ticket))
         tasks = [
             asyncio.create_task(self._read(requests, outgoing)),
             asyncio.create_task(self._beat(outgoing)),
@@ -140,14 +160,37 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
         try:
             while True:
                 message = await outgoing.get()
-                if not self.script.silent:
+                if self.script.silent:
+                    continue
+                if ticket in self.token_streams:
+                    self.token_streams[ticket].write(framed(message.SerializeToString()))
+                else:
                     yield message
         finally:
             for task in tasks:
                 task.cancel()
+            self._tickets.discard(ticket)
+            if ticket in self.token_streams:
+                self.token_streams.pop(ticket).close()
             for job in tuple(self.jobs.values()):
                 if job.outgoing is outgoing:
                     self._drop(job.submit.request)
+
+    def _welcome(self, ticket: bytes = b"") -> worker_pb2.WorkerWelcome:
+        welcome = worker_pb2.WorkerWelcome(worker_id=self.worker_id, role=self.role)
+        if ticket and self.tokens != "none":
+            assert self._token_server is not None
+            port: int = self._token_server.sockets[0].getsockname()[1]
+            welcome.token_port, welcome.token_ticket = 1 if self.tokens == "unreachable" else port, ticket
+        return welcome
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ticket = await reader.readexactly(16)
+        if self.tokens == "refused" or ticket not in self._tickets:
+            writer.close()
+            return
+        writer.write(framed(self._message(welcome=self._welcome()).SerializeToString()))
+        self.token_streams[ticket] = writer
 
     async def _read(self, requests: Any, outgoing: asyncio.Queue[Any]) -> None:
         with contextlib.suppress(grpc.aio.AioRpcError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from role_bench import RoleBench, submit
 
 from decode_worker.role import DecodeRole
 from wire.convert import sampling_to_proto
+from wire.framing import FrameReader
 from wire.sampling import SamplingParams
 from wire.v1 import worker_pb2, worker_pb2_grpc
 from worker import service as service_module
 from worker import session as session_module
 from worker.engine_loop import EngineLoop
 from worker.service import WorkerService
+from worker.token_listener import TokenListener
 
 LONG = sampling_to_proto(SamplingParams(max_tokens=450, temperature=0.0, ignore_eos=True))
 
@@ -35,11 +38,16 @@ class Served:
 
     async def session(self, incarnation: int = 7) -> Any:
         """A stream that was welcomed."""
+        call, _ = await self.welcomed(incarnation)
+        return call
+
+    async def welcomed(self, incarnation: int = 7) -> tuple[Any, worker_pb2.WorkerWelcome]:
         call = self.stub.Session()
         hello = worker_pb2.RouterHello(router_id="r", router_incarnation=1, worker_incarnation=incarnation)
         await call.write(worker_pb2.RouterMessage(hello=hello))
-        assert (await call.read()).HasField("welcome")
-        return call
+        first = await call.read()
+        assert first.HasField("welcome")
+        return call, first.welcome
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
@@ -55,13 +63,17 @@ async def served(tiny: Path) -> AsyncIterator[Served]:
     bench.post = loop.post
     await bench.role.start()
     server = grpc.aio.server()
-    worker_pb2_grpc.add_WorkerServicer_to_server(WorkerService(bench.role, loop, bench.record(), bench.card), server)
+    listener = TokenListener("127.0.0.1")
+    listener.start()
+    service = WorkerService(bench.role, loop, listener, bench.record(), bench.card)
+    worker_pb2_grpc.add_WorkerServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     loop.start(bench.role)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Served(bench.role, loop, worker_pb2_grpc.WorkerStub(channel), deaths)
     await server.stop(0)
+    await listener.close()
     assert loop.stop(5.0)
     await bench.role.close()
     assert not deaths
@@ -158,3 +170,75 @@ async def test_a_drain_waits_for_the_running_work_and_counts_what_is_left(served
     reply = await served.stub.Drain(worker_pb2.DrainRequest(timeout_s=5), timeout=10)
     assert (reply.drained, reply.unfinished) == (True, 0)
     call.cancel()
+
+
+class Joined:
+    """The router's end of a token stream."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self._frames = FrameReader()
+
+    @classmethod
+    async def join(cls, welcome: worker_pb2.WorkerWelcome) -> Joined:
+        joined = cls(*await asyncio.open_connection("127.0.0.1", welcome.token_port))
+        joined._writer.write(welcome.token_ticket)
+        return joined
+
+    async def some(self) -> list[worker_pb2.WorkerMessage]:
+        """What comes next; nothing at the end."""
+        async with asyncio.timeout(10):
+            while data := await self._reader.read(1 << 16):
+                if messages := self._frames.feed(data):
+                    return [worker_pb2.WorkerMessage.FromString(message) for message in messages]
+        return []
+
+    def leave(self) -> None:
+        self._writer.close()
+
+
+async def test_a_router_that_joins_hears_everything_over_its_token_stream_in_order(served: Served) -> None:
+    call, welcome = await served.welcomed()
+    joined = await Joined.join(welcome)
+    heard = await joined.some()
+    assert heard[0].HasField("welcome")
+    await call.write(worker_pb2.RouterMessage(generate=submit(1)))
+    await call.write(worker_pb2.RouterMessage(prefill=submit(2)))
+    while not any(message.HasField("failed") for message in heard) or sum(map(_num_tokens, heard)) < 8:
+        heard += await joined.some()
+    frames = [message.frame for message in heard if message.HasField("frame")]
+    assert [frame.seq[0] for frame in frames] == list(range(8))
+    assert {message.incarnation for message in heard} == {7}
+    call.cancel()
+    while await joined.some():
+        """The session and its token stream end together."""
+
+
+async def test_a_router_that_leaves_its_token_stream_loses_its_requests(served: Served) -> None:
+    call, welcome = await served.welcomed()
+    joined = await Joined.join(welcome)
+    await joined.some()
+    await call.write(worker_pb2.RouterMessage(generate=submit(1, sampling=LONG)))
+    await served.until(lambda: len(served.role.table) == 1)
+    joined.leave()
+    await served.until(lambda: not len(served.role.table))
+    async with asyncio.timeout(10):
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            while await call.read() is not grpc.aio.EOF:
+                """Heartbeats from before it joined."""
+        await call.code()
+
+
+async def test_who_has_spoken_already_cannot_join_any_more(served: Served) -> None:
+    call, welcome = await served.welcomed()
+    await call.write(worker_pb2.RouterMessage(generate=submit(1)))
+    tokens = _num_tokens(await call.read())
+    joined = await Joined.join(welcome)
+    assert await joined.some() == []
+    while tokens < 8:
+        tokens += _num_tokens(await call.read())
+    call.cancel()
+
+
+def _num_tokens(message: worker_pb2.WorkerMessage) -> int:
+    return len(message.frame.tokens)
