@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from engine_bench import Bench
-from test_engine_on_llama import PROMPT, RUN, SPEC, RandomWeights
+from test_engine_on_llama import PROMPT, RUN, SPEC
+from weights_by_name import WeightsByName
 
 from engine.config import EngineConfig
 from engine.models.decoder import Decoder
@@ -28,7 +29,7 @@ class OverCache:
 def make_scaled_bench(request):
     def make(**sizes):
         config = EngineConfig(**{"num_blocks": 64, "max_model_len": 256, **sizes})
-        model = Decoder(SPEC, select_ops(torch.float32), RandomWeights(torch.float32), 256)
+        model = Decoder(SPEC, select_ops(torch.float32), WeightsByName(torch.float32), 256)
         return Bench(config, model=OverCache(model, request.param))
 
     return make
