@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class SequenceSlice:
+
+class SequenceSlice(msgspec.Struct, frozen=True):
     """One request's part in one step."""
 
     token_ids: Sequence[int]

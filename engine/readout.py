@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from itertools import accumulate
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -14,8 +15,7 @@ from engine.schedule_plan import ScheduledRequest
 from wire.sampling import TokenLogprobs
 
 
-@dataclass(frozen=True, slots=True)
-class Readout:
+class Readout(msgspec.Struct, frozen=True):
     """Of one part of a step."""
 
     part: ScheduledRequest
@@ -40,16 +40,17 @@ def read_logits(
     `num_options`: how many likeliest tokens a beam search wants to see.
     """
     array: NDArray[np.float32] = np.asarray(logits)
-    ends: list[int] = np.cumsum([part.num_logits for part in parts]).tolist()
+    ends = list(accumulate(part.num_logits for part in parts))
     draws = [(end - 1, part) for part, end in zip(parts, ends, strict=True) if part.completes and not _is_beam(part)]
     own = array if len(draws) == len(array) else array[[row for row, _ in draws]]
     drawn = iter(sample(own, [row_of(part.request) for _, part in draws]) if draws else ())
     readouts = []
     for part, end in zip(parts, ends, strict=True):
-        readout = Readout(part)
-        if part.completes and _is_beam(part):
-            readout = _with_options(readout, array[end - 1 : end], num_options(part.request))
-        elif part.completes:
+        if not part.completes:
+            readout = Readout(part)
+        elif _is_beam(part):
+            readout = _with_options(Readout(part), array[end - 1 : end], num_options(part.request))
+        else:
             token = next(drawn)
             readout = Readout(part, error=token) if isinstance(token, Exception) else Readout(part, token)
         if part.scored and readout.error is None:
@@ -65,8 +66,8 @@ def _is_beam(part: ScheduledRequest) -> bool:
 def _with_options(readout: Readout, last: NDArray[np.float32], count: int) -> Readout:
     [options] = token_logprobs(last, [0], count)
     if options is None:
-        return replace(readout, error=not_finite(readout.part.request.num_tokens))
-    return replace(readout, options=options)
+        return msgspec.structs.replace(readout, error=not_finite(readout.part.request.num_tokens))
+    return msgspec.structs.replace(readout, options=options)
 
 
 def _with_scores(readout: Readout, logits: NDArray[np.float32]) -> Readout:
@@ -77,5 +78,5 @@ def _with_scores(readout: Readout, logits: NDArray[np.float32]) -> Readout:
     found = token_logprobs(own, behind, request.sampling.prompt_logprobs or 0)
     for position, one in zip(scored, found, strict=True):
         if one is None:
-            return replace(readout, error=not_finite(position))
-    return replace(readout, prompt_logprobs=tuple(one for one in found if one is not None))
+            return msgspec.structs.replace(readout, error=not_finite(position))
+    return msgspec.structs.replace(readout, prompt_logprobs=tuple(one for one in found if one is not None))

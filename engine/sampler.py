@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -51,8 +52,7 @@ class SamplingRow:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class DrawnToken:
+class DrawnToken(msgspec.Struct, frozen=True):
     token: int
     logprobs: TokenLogprobs | None
 

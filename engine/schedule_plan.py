@@ -4,40 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from engine.block_copy import BlockCopy
 from engine.request import Request
 from engine.step_cost import StepWork
 from wire.sampling import FinishReason
 
 _NO_WORK = StepWork(0, 0, 0)
+_NOTHING = range(0)
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRequest:
-    """A request's part of a step: the `num_new_tokens` tokens from `num_computed_tokens` on."""
+class ScheduledRequest(msgspec.Struct, frozen=True):
+    """A request's part of a step: the `num_new_tokens` tokens from `num_computed_tokens` on.
+
+    What follows from where the request stands is found out once: it is asked for again and again in one step.
+    """
 
     request: Request
     num_new_tokens: int
+    completes: bool
+    """Whether the KV catches up with the tokens, so that the next one can be drawn."""
+    scored: range
+    """Positions whose logits are wanted for the log probability of the prompt token behind each."""
+    num_logits: int
+    """Rows of logits wanted: of every token here, of the last one, or none."""
 
-    @property
-    def completes(self) -> bool:
-        """Whether the KV catches up with the tokens, so that the next one can be drawn."""
-        return self.request.num_computed_tokens + self.num_new_tokens == self.request.num_tokens
-
-    @property
-    def scored(self) -> range:
-        """Positions whose logits are wanted for the log probability of the prompt token behind each."""
-        request, start = self.request, self.request.num_computed_tokens
+    @classmethod
+    def of(cls, request: Request, num_new_tokens: int) -> ScheduledRequest:
+        end = request.num_computed_tokens + num_new_tokens
+        completes = end == len(request.tokens)
         if not request.scores_prompt:
-            return range(0)
-        return range(
-            max(start, request.num_scored_tokens), min(start + self.num_new_tokens, request.num_prompt_tokens - 1)
-        )
-
-    @property
-    def num_logits(self) -> int:
-        """Rows of logits wanted: of every token here, of the last one, or none."""
-        return self.num_new_tokens if self.scored else int(self.completes)
+            return cls(request, num_new_tokens, completes, _NOTHING, int(completes))
+        first, last = max(request.num_computed_tokens, request.num_scored_tokens), request.num_prompt_tokens - 1
+        scored = range(first, min(end, last))
+        return cls(request, num_new_tokens, completes, scored, num_new_tokens if scored else int(completes))
 
 
 @dataclass(slots=True)

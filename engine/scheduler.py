@@ -313,7 +313,7 @@ class Scheduler:
             most = self.config.max_scored_tokens - sum(part.num_new_tokens for part in plan.scheduled if part.scored)
         count = budget.chunk(start, end, most, wants_logits=scores)
         if count > 0 and self._memory.covers(request, count):
-            part = ScheduledRequest(request, count)
+            part = ScheduledRequest.of(request, count)
             plan.scheduled.append(part)
             budget.take(start, count, part.num_logits, is_prompt=end - start > 1)
 

@@ -40,6 +40,8 @@ class StepArrays:
         """Raises ValueError for a slice without tokens or with too few blocks for them."""
         slices = batch.slices
         lengths = [len(part.token_ids) for part in slices]
+        if sum(lengths) == len(lengths) and all(lengths):
+            return cls._of_single_rows(batch, lengths, block_tokens)
         block_tables = _block_tables(batch, lengths, block_tokens)
         query_starts = np.zeros(len(slices) + 1, dtype=np.int32)
         np.cumsum(lengths, out=query_starts[1:])
@@ -57,6 +59,28 @@ class StepArrays:
             block_tables=block_tables,
             query_starts=query_starts,
             starts=starts,
+            prompt_ends=np.array([part.num_prompt_tokens for part in slices], dtype=np.int64),
+            logit_rows=np.array(wanted, dtype=np.int64),
+        )
+
+    @classmethod
+    def _of_single_rows(cls, batch: StepBatch, lengths: list[int], block_tokens: int) -> StepArrays:
+        """A batch of which every slice is one token, as nearly all are: what numpy asks for a call would be most of
+        the work."""
+        slices = batch.slices
+        block_tables = _block_tables(batch, lengths, block_tokens)
+        starts = [part.start for part in slices]
+        slots = [
+            part.block_table[part.start // block_tokens] * block_tokens + part.start % block_tokens for part in slices
+        ]
+        wanted = [row for row, part in enumerate(slices) if part.num_logits]
+        return cls(
+            token_ids=np.array([part.token_ids[0] for part in slices], dtype=np.int64),
+            positions=np.array(starts, dtype=np.int64),
+            slots=np.array(slots, dtype=np.int64),
+            block_tables=block_tables,
+            query_starts=np.arange(len(slices) + 1, dtype=np.int32),
+            starts=np.array(starts, dtype=np.int32),
             prompt_ends=np.array([part.num_prompt_tokens for part in slices], dtype=np.int64),
             logit_rows=np.array(wanted, dtype=np.int64),
         )
