@@ -64,37 +64,37 @@ def events_of(worker: WorkerKey, message: worker_pb2.WorkerMessage) -> Iterator[
 
 
 def _rows(worker: WorkerKey, frame: worker_pb2.StepFrame) -> Iterator[tuple[int, Event]]:
-    requests, lengths, tokens, logprobs = (
-        list(frame.request),
-        list(frame.num_tokens),
-        list(frame.tokens),
-        frame.logprobs,
+    tokens, logprobs, start = list(frame.tokens), frame.logprobs, 0
+    columns = (
+        frame.request,
+        frame.attempt,
+        frame.seq,
+        frame.num_tokens,
+        frame.finish,
+        frame.cached_tokens,
+        frame.handed_off,
     )
-    columns = (frame.attempt, frame.seq, lengths, frame.finish, frame.cached_tokens, frame.handed_off)
-    fits = all(len(column) == len(requests) for column in columns)
-    if not fits or sum(lengths) != len(tokens) or len(logprobs) not in (0, len(tokens)):
+    try:
+        if sum(frame.num_tokens) != len(tokens) or len(logprobs) not in (0, len(tokens)):
+            raise ValueError
+        rows = list(zip(*columns, strict=True))
+    except ValueError:
         raise SpliceError(
             ErrorCode.INVALID_REQUEST,
-            f"step frame {frame.step}: {len(requests)} rows and {len(tokens)} tokens, but columns of "
-            f"{[len(column) for column in columns]} and {len(logprobs)} logprobs",
-        )
-    start = 0
-    for index, request in enumerate(requests):
-        end = start + lengths[index]
-        yield (
-            request,
-            TokenRow(
-                worker,
-                frame.attempt[index],
-                frame.seq[index],
-                tuple(tokens[start:end]),
-                FinishReason(frame.finish[index]),
-                logprobs_from_proto(logprobs[start:end]) if logprobs else (),
-                frame.cached_tokens[index],
-                frame.handed_off[index],
-            ),
-        )
+            f"step frame {frame.step}: columns of {[len(column) for column in columns]} rows for {len(tokens)} tokens "
+            f"and {len(logprobs)} logprobs; expected them to fit together",
+        ) from None
+    for request, attempt, seq, length, finish, cached_tokens, handed_off in rows:
+        end = start + length
+        figures = logprobs_from_proto(logprobs[start:end]) if logprobs else ()
+        own = tuple(tokens[start:end])
+        row = TokenRow(worker, attempt, seq, own, _FINISH[finish], figures, cached_tokens, handed_off)
+        yield request, row
         start = end
+
+
+_FINISH = {reason.value: reason for reason in FinishReason}
+"""By value: looking up an enum's member costs more than the row does."""
 
 
 def _error_code(name: str) -> ErrorCode:

@@ -33,6 +33,8 @@ class FrameReader:
                 return []
             data = bytes(self._partial)
             self._partial.clear()
+        elif len(data) - LENGTH_BYTES == int.from_bytes(data[:LENGTH_BYTES], "little"):
+            return [data[LENGTH_BYTES:]]  # what nearly every piece is: one message, whole
         messages: list[bytes] = []
         start, available = 0, len(data)
         self._wanted = LENGTH_BYTES

@@ -20,26 +20,33 @@ def step_frame(step: int, rows: Iterable[TokenRow], scored: Iterable[ScoredPromp
     """Packs rows into columns; log probabilities are sent for all tokens of the frame or for none. Those of prompts
     stand apart."""
     rows = list(rows)
-    frame = worker_pb2.StepFrame(step=step)
+    frame = _columns(step, rows) if rows else worker_pb2.StepFrame(step=step)
     for piece in scored:
         frame.prompt_logprobs.add(
             request=piece.key[0], attempt=piece.key[1], first=piece.first, logprobs=logprobs_to_proto(piece.logprobs)
         )
-    with_logprobs = any(row.logprobs is not None for row in rows)
-    for row in rows:
-        request, attempt = row.key
-        frame.request.append(request)
-        frame.attempt.append(attempt)
-        frame.seq.append(row.seq)
-        frame.num_tokens.append(len(row.tokens))
-        frame.tokens.extend(row.tokens)
-        frame.finish.append(sampling_pb2.FinishReason.ValueType(int(row.finish)))
-        frame.cached_tokens.append(row.cached_tokens)
-        frame.handed_off.append(row.handed_off)
-        if with_logprobs:
+    if any(row.logprobs is not None for row in rows):
+        for row in rows:
             frame.logprobs.extend(
                 logprobs_to_proto(row.logprobs)
                 if row.logprobs is not None
                 else [sampling_pb2.TokenLogprobs() for _ in row.tokens]
             )
     return frame
+
+
+def _columns(step: int, rows: list[TokenRow]) -> worker_pb2.StepFrame:
+    """Whole columns at a time: appending to one of a message costs as much as making the row."""
+    cells = [(*row.key, row.seq, len(row.tokens), row.finish, row.cached_tokens, row.handed_off) for row in rows]
+    request, attempt, seq, num_tokens, finish, cached_tokens, handed_off = zip(*cells, strict=True)
+    return worker_pb2.StepFrame(
+        step=step,
+        request=request,
+        attempt=attempt,
+        seq=seq,
+        num_tokens=num_tokens,
+        tokens=[token for row in rows for token in row.tokens],
+        finish=finish,
+        cached_tokens=cached_tokens,
+        handed_off=handed_off,
+    )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.micro.instruments import Work
+from benchmarks.micro.token_path import framing, routing
 from engine.block_pool import BlockPool, ListGenerations
 from engine.cached_block import BlockContent
 from engine.config import EngineConfig
@@ -214,6 +215,9 @@ COUNTED = (
     Counted("scheduler: 192 blocks swapped out and in", swapping),
     Counted("sampler: 16 greedy rows", lambda: drawing(temperature=0.0)),
     Counted("sampler: 16 rows by top-p", lambda: drawing(temperature=0.8, top_p=0.9)),
+    Counted("worker: a step of 16 rows, framed", lambda: framing(16)),
+    Counted("router: 16 steps of one stream, frame to event", lambda: routing(1)),
+    Counted("router: 16 steps of 16 streams, frame to event", lambda: routing(16)),
 )
 
 RELATED = (
