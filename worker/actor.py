@@ -10,7 +10,7 @@ from concurrent.futures import Future
 import structlog
 
 from wire.worker_record import WorkerRecord
-from worker.process import BuildRole, serve_worker
+from worker.process import BuildRole, serve_worker, settled
 from worker.settings import WorkerSettings
 
 log = structlog.get_logger()
@@ -43,7 +43,9 @@ class WorkerActor:
 
     def _run(self, settings: WorkerSettings, build_role: BuildRole) -> None:
         try:
-            self._loop.run_until_complete(serve_worker(settings, build_role, self._stop, self._ready.set_result))
+            self._loop.run_until_complete(
+                serve_worker(settings, build_role, self._stop, settled(self._ready.set_result))
+            )
         except Exception as error:
             if not self._ready.done():
                 self._ready.set_exception(error)

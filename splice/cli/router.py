@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from pathlib import Path
@@ -37,6 +38,7 @@ def command(
         )
 
     def bound(ports: BoundPorts) -> None:
+        gc.freeze()  # what exists by now stays: looking through it for garbage would hold up answers for 20 ms and more
         say(f"router listens on http://{ports.host}:{ports.http}, gRPC on port {ports.grpc}")
         if ready_file is not None:
             partial = ready_file.with_suffix(".partial")
