@@ -40,6 +40,8 @@ _FIRST_BACKOFF_S = 0.05
 _LAST_BACKOFF_S = 2.0
 _LAST_WORDS_S = 1.0
 """How long the rest of a token stream is waited for once its session has ended."""
+_STEP_SLACK = 20.0
+"""How many times its prediction a step may take, on a machine that does much else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,9 @@ class SessionTiming:
     """How long a token stream is waited for before the gRPC stream does for both directions."""
     heartbeat_timeout_s: float = 3.0
     """Longest silence before the worker counts as lost."""
-    stall_timeout_s: float = 30.0
-    """Longest time busy without a finished engine step before the worker counts as hung."""
+    stall_timeout_s: float = 10.0
+    """Longest time busy without a finished engine step before the worker counts as hung, unless its step is predicted
+    to take long."""
 
 
 class SessionListener(Protocol):
@@ -101,6 +104,10 @@ class WorkerSession:
         self._task: asyncio.Task[None] | None = None
         self._silent_s = 0.0
         self._stuck_s = 0.0
+        self._stuck_at: int | None = None
+        """The progress of a worker given up because it made none."""
+        self._gets_somewhere = asyncio.Event()
+        """Seen since the stream began: a worker that hung is used again once it goes on."""
         self._abort_reason = ""
 
     # What the rest of the router uses --------------------------------------------------------------------------------
@@ -180,6 +187,7 @@ class WorkerSession:
         """One stream from hello to its end; True when it got as far as a welcome."""
         self._abort_reason = ""
         self._silent_s = self._stuck_s = 0.0
+        self._gets_somewhere.clear()
         self._outgoing = asyncio.Queue(self._outgoing.maxsize)
         self._call = call = self._stub.Session()
         side_tasks = [asyncio.create_task(self._watch(), name=f"watch {self.record.worker_id}")]
@@ -219,8 +227,9 @@ class WorkerSession:
             self._listener.on_message(self, message)
 
     async def _talk(self, call: Any, welcome: pb.WorkerWelcome) -> None:
-        """Nothing is said before it is settled which way the answers come: see WorkerWelcome."""
+        """Nothing is said to an engine that hangs, nor before it is settled how answers come: see WorkerWelcome."""
         await self._join(welcome)
+        await self._gets_somewhere.wait()
         self.connected = True
         self._listener.on_connected(self)
         await self._write(call)
@@ -278,13 +287,22 @@ class WorkerSession:
             allowed_s = timing.heartbeat_timeout_s if self.connected else timing.connect_deadline_s
             if self._silent_s > allowed_s:
                 self._abort(f"no message for {allowed_s:g} s")
-            elif self._stuck_s > timing.stall_timeout_s:
-                self._abort(f"busy without finishing a step for {timing.stall_timeout_s:g} s")
+            elif self.connected and self._stuck_s > max(
+                timing.stall_timeout_s, _STEP_SLACK * self.heartbeat.expected_step_s
+            ):
+                self._stuck_at = self.heartbeat.progress
+                self._abort(f"busy without finishing a step for {self._stuck_s:.0f} s")
 
     def _note_progress(self, beat: pb.Heartbeat) -> None:
         if not beat.busy or beat.progress != self.heartbeat.progress:
             self._stuck_s = 0.0
         self.heartbeat = beat
+        if beat.hung:
+            if self.connected:
+                self._abort("its engine stands still")
+        elif beat.progress != self._stuck_at:
+            self._stuck_at = None
+            self._gets_somewhere.set()
 
     def _check_sender(self, message: pb.WorkerMessage) -> None:
         if message.incarnation != self.record.incarnation:

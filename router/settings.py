@@ -31,7 +31,7 @@ class RouterSettings:
     max_attempts: int = 4
     max_local_prefill_tokens: int = 0
     heartbeat_timeout_s: float = 3.0
-    stall_timeout_s: float = 30.0
+    stall_timeout_s: float = 10.0
     max_running_requests: int = 1024
     drain_timeout_s: float = 10.0
     """How long running requests may go on after `stop` is set."""

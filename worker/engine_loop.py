@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
@@ -13,6 +14,7 @@ import structlog
 
 from engine.engine import Engine
 from engine.step_output import StepOutput
+from worker.engine_watch import EngineWatch
 
 IDLE_WAIT_S = 0.05
 """Longest sleep without work: how late a timer of the role can fire."""
@@ -42,8 +44,21 @@ class EngineLoop:
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._watch = EngineWatch()
         self.turns = 0
-        """Turns since start; work pending and no turn for long means hung."""
+        """Turns since start; no turn for long, though the thread is busy, means that it gets nowhere."""
+        self.busy = False
+        """Whether the thread does anything but wait for commands."""
+
+    @property
+    def expected_step_s(self) -> float:
+        """What the step under way, or the last one, is predicted to take; 0 for unknown."""
+        return self._engine.expected_step_s
+
+    def is_hung(self) -> bool:
+        """Whether the thread stands still without computing; asked by the event loop's thread about every 100 ms."""
+        cpu_s = time.process_time() - time.thread_time()  # whoever asks does not compute
+        return self._watch.look(time.monotonic(), self.turns, cpu_s, self.expected_step_s)
 
     def start(self, owner: LoopOwner) -> None:
         self._thread = threading.Thread(target=self._run, args=(owner,), name="engine", daemon=True)
@@ -95,7 +110,9 @@ class EngineLoop:
 
     def _receive(self, *, wait: bool) -> None:
         try:
+            self.busy = not wait
             command = self._commands.get(timeout=IDLE_WAIT_S) if wait else self._commands.get_nowait()
+            self.busy = True
             while True:
                 command()
                 command = self._commands.get_nowait()

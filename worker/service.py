@@ -177,7 +177,9 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         load = self._role.load
         return worker_pb2.Heartbeat(
             progress=self._loop.turns,
-            busy=load.running + load.waiting > 0,
+            busy=self._loop.busy or load.running + load.waiting > 0,
+            hung=self._loop.is_hung(),
+            expected_step_s=self._loop.expected_step_s,
             running=load.running,
             waiting=load.waiting + load.reserved,
             free_blocks=load.free_blocks,
@@ -206,6 +208,10 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             generated_tokens=totals.generated_tokens,
             prefix_hit_tokens=totals.prefix_hit_tokens,
             preemptions=totals.preemptions,
+            copied_blocks=totals.copied_blocks,
+            swapped_out_blocks=totals.swapped_out_blocks,
+            swapped_in_blocks=totals.swapped_in_blocks,
+            longest_step_s=totals.longest_step_s,
             kv_bytes_in=counters.kv_bytes_in,
             kv_blocks_in=counters.kv_blocks_in,
             digest_mismatches=counters.digest_mismatches,

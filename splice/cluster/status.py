@@ -39,6 +39,13 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     prefix_hit_tokens: int = 0
     kv_bytes_in: int = 0
     preemptions: int = 0
+    copied_blocks: int = 0
+    """Within the pool, for forks and partly shared prefixes."""
+    swapped_out_blocks: int = 0
+    """To host memory, when evicted."""
+    swapped_in_blocks: int = 0
+    longest_step_s: float = 0.0
+    """Engine step, since start."""
     rss_bytes: int = 0
 
 
@@ -109,5 +116,9 @@ async def _ask(record: WorkerRecord) -> WorkerStatus:
         prefix_hit_tokens=stats.prefix_hit_tokens,
         kv_bytes_in=stats.kv_bytes_in,
         preemptions=stats.preemptions,
+        copied_blocks=stats.copied_blocks,
+        swapped_out_blocks=stats.swapped_out_blocks,
+        swapped_in_blocks=stats.swapped_in_blocks,
+        longest_step_s=stats.longest_step_s,
         rss_bytes=stats.rss_bytes,
     )

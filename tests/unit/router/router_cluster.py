@@ -83,8 +83,9 @@ async def running_cluster(
             await worker.stop()
 
 
-async def until_connected(cluster: Cluster) -> None:
-    expected = len(cluster.workers)
+async def until_connected(cluster: Cluster, expected: int | None = None) -> None:
+    """Until the router sees this many workers; all by default."""
+    expected = len(cluster.workers) if expected is None else expected
     async with cluster.http() as http, asyncio.timeout(10):
         while True:
             ready = (await http.get("/ready")).json()

@@ -47,10 +47,16 @@ class Script:
     """Answer every submit with this error code, retryable."""
     fail_hard: str = ""
     """Answer every submit with this error code, not retryable."""
+    expected_step_s: float = 0.0
+    """How long its steps are predicted to take."""
     die_at_seq: int | None = None
     """Die before giving out this token."""
     silent: bool = False
     """Keep the connection open and say nothing more."""
+    hung: bool = False
+    """Say that the engine stands still, and let no request get any further."""
+    stuck: bool = False
+    """The same without saying so: busy, and no progress."""
     cached_tokens: int = 0
     varying_logprobs: bool = False
     """Figures depend on the token, so that choices differ in them."""
@@ -212,7 +218,14 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
 
     async def _beat(self, outgoing: asyncio.Queue[Any]) -> None:
         while True:
-            beat = worker_pb2.Heartbeat(progress=self.progress, running=len(self.jobs), free_blocks=1000)
+            beat = worker_pb2.Heartbeat(
+                progress=self.progress,
+                busy=self.script.stuck,
+                hung=self.script.hung,
+                expected_step_s=self.script.expected_step_s,
+                running=len(self.jobs),
+                free_blocks=1000,
+            )
             outgoing.put_nowait(self._message(heartbeat=beat))
             await asyncio.sleep(0.05)
 
@@ -277,6 +290,8 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
 
     async def _row(self, job: Job, tokens: list[int], *, handed_off: bool = False) -> bool:
         """Draws one token; False when it was the last."""
+        while self.script.hung or self.script.stuck:  # noqa: ASYNC110 - a script knows no event
+            await asyncio.sleep(0.005)
         submit, sampling = job.submit, job.sampling
         seq = len(tokens) - submit.num_prompt_tokens
         if self.script.die_at_seq is not None and seq >= self.script.die_at_seq:

@@ -9,8 +9,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from router_cluster import Cluster, running_cluster, until
+from router_cluster import Cluster, running_cluster, until, until_connected
 from router_toy_model import byte_level_tokenizer, reference, toy_card
+from scripted_worker import ScriptedWorker
 
 from wire.sampling import SamplingParams
 
@@ -112,6 +113,60 @@ async def test_a_silent_worker_counts_as_lost() -> None:
     assert answer["receipt"]["attempts"] == 2
 
 
+async def test_a_worker_that_says_its_engine_hangs_loses_its_requests_and_gets_none_until_it_goes_on() -> None:
+    async with running_cluster(("d0", "d1")) as cluster:
+        for worker in cluster.workers.values():
+            worker.script.step_s = 0.01
+        hung: list[ScriptedWorker] = []
+
+        async def hang_the_owner() -> None:
+            await until(lambda: bool(cluster["d0"].jobs or cluster["d1"].jobs))
+            hung.append(cluster["d0"] if cluster["d0"].jobs else cluster["d1"])
+            hung[0].script.hung = True
+
+        _, answer = await asyncio.gather(hang_the_owner(), complete(cluster))
+        assert answer["text"] == expected()
+        assert answer["receipt"]["attempts"] == 2
+        [owner] = hung
+        await until(lambda: owner.seen.sessions > 1)  # its stream is open again, and nothing is sent over it
+        before = len(owner.seen.generates)
+        for seed in range(4):
+            assert (await complete(cluster, seed=seed))["receipt"]["attempts"] == 1
+        assert len(owner.seen.generates) == before
+        owner.script.hung = False
+        await until_connected(cluster)
+
+
+async def test_a_worker_that_is_busy_and_gets_nowhere_loses_its_requests() -> None:
+    async with running_cluster(("d0", "d1"), stall_timeout_s=0.4) as cluster:
+        for worker in cluster.workers.values():
+            worker.script.step_s = 0.01
+
+        async def stick_the_owner() -> None:
+            await until(lambda: bool(cluster["d0"].jobs or cluster["d1"].jobs))
+            (cluster["d0"] if cluster["d0"].jobs else cluster["d1"]).script.stuck = True
+
+        _, answer = await asyncio.gather(stick_the_owner(), complete(cluster))
+    assert answer["text"] == expected()
+    assert answer["receipt"]["attempts"] == 2
+
+
+async def test_a_worker_whose_steps_are_predicted_to_be_long_is_given_the_time() -> None:
+    async with running_cluster(("d0", "d1"), stall_timeout_s=0.2) as cluster:
+        for worker in cluster.workers.values():
+            worker.script.stuck, worker.script.expected_step_s = True, 60.0
+
+        async def go_on() -> None:
+            await until(lambda: bool(cluster["d0"].jobs or cluster["d1"].jobs))
+            await asyncio.sleep(1.0)
+            for worker in cluster.workers.values():
+                worker.script.stuck = False
+
+        _, answer = await asyncio.gather(go_on(), complete(cluster))
+    assert answer["text"] == expected()
+    assert answer["receipt"]["attempts"] == 1
+
+
 async def test_no_decode_worker_is_a_clear_error_before_and_after_the_first_byte() -> None:
     async with running_cluster(("p0", "d0")) as cluster:
         cluster["d0"].script.step_s = 0.001
@@ -132,8 +187,10 @@ async def test_no_decode_worker_is_a_clear_error_before_and_after_the_first_byte
 
 
 async def test_a_worker_that_comes_within_the_grace_is_used() -> None:
-    async with running_cluster(("d0",), no_worker_grace_s=5.0) as cluster:
+    async with running_cluster(("d0",), no_worker_grace_s=15.0) as cluster:
         await cluster["d0"].stop()
+        # A request sent over the broken stream before its end is noticed would not go to this incarnation again.
+        await until_connected(cluster, 0)
         waiting = asyncio.create_task(complete(cluster))
         await asyncio.sleep(0.2)
         assert not waiting.done()
