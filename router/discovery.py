@@ -102,6 +102,12 @@ class Fleet(SessionListener):
             if key in self._listed and session.connected and session.record.card_id in self._cards:
                 yield replace(session.load, model_digest=self._cards[session.record.card_id].model_digest)
 
+    def heartbeats(self) -> Iterator[tuple[str, pb.Heartbeat]]:
+        """The last word of each worker with a live session, by its name."""
+        for session in self._sessions.values():
+            if session.connected:
+                yield session.record.worker_id, session.heartbeat
+
     def models(self) -> dict[str, ModelCard]:
         """Cards of the models some available worker serves, by served name.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -10,6 +11,7 @@ from router.events import Fail, Finish
 from router.lifecycle import RequestLifecycle
 from router.receipt import Timings
 from router.token_pace import TokenPace
+from wire.v1 import worker_pb2 as pb
 
 _LATENCY_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0, 120.0, 300.0)
 _LENGTH = (1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
@@ -53,6 +55,15 @@ class RouterMetrics:
         self.disconnects = counter("splice:client_disconnects", "Clients that left early")
         self.responses = counter("splice:http_responses", "HTTP responses begun", ("status",))
         self.workers = gauge("splice:workers", "Workers that can be sent work", ("role",))
+        worker = ("worker",)
+        self.worker_preemptions = gauge(
+            "splice:worker_preemptions", "Requests preempted since the worker's start", worker
+        )
+        self.worker_swapped_blocks = gauge(
+            "splice:worker_swapped_blocks",
+            "KV blocks moved to and from host memory since the worker's start",
+            (*worker, "direction"),
+        )
         self.view_age = gauge("splice:membership_view_age_seconds", "Since membership was last heard of")
         self.loop_lag = gauge("splice:event_loop_lag_seconds", "How late the event loop wakes up")
 
@@ -88,6 +99,15 @@ class RouterMetrics:
             self.success.labels(model, terminal.reason.openai_name).inc()
         else:
             self.errors.labels(terminal.error.code.value).inc()
+
+    def show_workers(self, beats: Iterable[tuple[str, pb.Heartbeat]]) -> None:
+        """Figures of the workers there are now, and of no other."""
+        self.worker_preemptions.clear()
+        self.worker_swapped_blocks.clear()
+        for worker, beat in beats:
+            self.worker_preemptions.labels(worker).set(beat.preemptions)
+            self.worker_swapped_blocks.labels(worker, "out").set(beat.swapped_out_blocks)
+            self.worker_swapped_blocks.labels(worker, "in").set(beat.swapped_in_blocks)
 
     def expose(self) -> bytes:
         """The Prometheus text format."""

@@ -78,6 +78,7 @@ class InferenceService:
         loads = list(self.fleet.workers())
         for role in ("prefill", "decode"):
             self.metrics.workers.labels(role).set(sum(load.record.role == role for load in loads))
+        self.metrics.show_workers(self.fleet.heartbeats())
         self.metrics.view_age.set(self._view_age_s())
         self.metrics.loop_lag.set(self.pulse.lag_s)
 

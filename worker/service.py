@@ -174,7 +174,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             await asyncio.sleep(HEARTBEAT_S)
 
     def _heartbeat(self) -> worker_pb2.Heartbeat:
-        load = self._role.load
+        load, totals = self._role.load, self._role.engine.stats
         return worker_pb2.Heartbeat(
             progress=self._loop.turns,
             busy=self._loop.busy or load.running + load.waiting > 0,
@@ -185,6 +185,9 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             free_blocks=load.free_blocks,
             queued_prefill_tokens=load.queued_prefill_tokens,
             draining=self._role.draining,
+            preemptions=totals.preemptions,
+            swapped_out_blocks=totals.swapped_out_blocks,
+            swapped_in_blocks=totals.swapped_in_blocks,
         )
 
     def _stats(self) -> worker_pb2.WorkerStats:

@@ -223,6 +223,9 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
                 busy=self.script.stuck,
                 hung=self.script.hung,
                 expected_step_s=self.script.expected_step_s,
+                preemptions=3,
+                swapped_out_blocks=20,
+                swapped_in_blocks=10,
                 running=len(self.jobs),
                 free_blocks=1000,
             )

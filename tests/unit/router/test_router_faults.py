@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from router_cluster import Cluster, running_cluster, until, until_connected
+from router_cluster import Cluster, running_cluster, until, until_connected, until_true
 from router_toy_model import byte_level_tokenizer, reference, toy_card
 from scripted_worker import ScriptedWorker
 
@@ -149,6 +149,23 @@ async def test_a_worker_that_is_busy_and_gets_nowhere_loses_its_requests() -> No
         _, answer = await asyncio.gather(stick_the_owner(), complete(cluster))
     assert answer["text"] == expected()
     assert answer["receipt"]["attempts"] == 2
+
+
+async def test_metrics_show_what_workers_preempted_and_swapped_and_forget_those_that_left() -> None:
+    async with running_cluster(("d0", "d1")) as cluster, cluster.http() as http:
+        await until_true(lambda: _shows(http, 'splice:worker_swapped_blocks{direction="out",worker="d1"} 20.0'))
+        metrics = (await http.get("/metrics")).text
+        assert 'splice:worker_swapped_blocks{direction="in",worker="d0"} 10.0' in metrics
+        assert 'splice:worker_preemptions{worker="d0"} 3.0' in metrics
+        await cluster["d1"].stop()
+        await until_connected(cluster, 1)
+        metrics = (await http.get("/metrics")).text
+        assert 'worker="d0"' in metrics
+        assert 'worker="d1"' not in metrics
+
+
+async def _shows(http: httpx.AsyncClient, line: str) -> bool:
+    return line in (await http.get("/metrics")).text
 
 
 async def test_a_worker_whose_steps_are_predicted_to_be_long_is_given_the_time() -> None:

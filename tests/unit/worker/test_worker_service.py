@@ -244,3 +244,39 @@ async def test_who_has_spoken_already_cannot_join_any_more(served: Served) -> No
 
 def _num_tokens(message: worker_pb2.WorkerMessage) -> int:
     return len(message.frame.tokens)
+
+
+async def test_stats_and_heartbeats_tell_what_was_copied_and_swapped_and_how_long_steps_take(served: Served) -> None:
+    call = await served.session()
+    await call.write(worker_pb2.RouterMessage(generate=submit(1, sampling=LONG)))
+    await served.until(lambda: served.role.engine.stats.steps > 2)
+    totals = served.role.engine.stats
+    totals.preemptions, totals.copied_blocks, totals.swapped_out_blocks, totals.swapped_in_blocks = 7, 4, 3, 2
+    stats = await served.stub.GetStats(worker_pb2.GetStatsRequest())
+    assert (stats.copied_blocks, stats.swapped_out_blocks, stats.swapped_in_blocks) == (4, 3, 2)
+    assert 0 < stats.longest_step_s <= totals.longest_step_s
+    async with asyncio.timeout(10):
+        while True:
+            beat = (await call.read()).heartbeat
+            if beat.preemptions == 7:
+                break
+    assert (beat.swapped_out_blocks, beat.swapped_in_blocks, beat.hung) == (3, 2, False)
+    call.cancel()
+
+
+async def test_an_engine_thread_that_stands_still_is_told_of_in_heartbeats_until_it_goes_on(served: Served) -> None:
+    call, thaw = await served.session(), threading.Event()
+
+    async def read_until(hung: bool) -> None:
+        while (await call.read()).heartbeat.hung is not hung:
+            pass
+
+    served.loop.post(lambda: thaw.wait(60))  # type: ignore[arg-type, return-value]
+    try:
+        async with asyncio.timeout(20):
+            await read_until(True)
+            thaw.set()
+            await read_until(False)
+    finally:
+        thaw.set()
+    call.cancel()
