@@ -19,6 +19,7 @@ from kvtransfer.fetch import CopyOutcome, Drained, Failed, FetchAction, FetchMac
 from kvtransfer.handoff import HandoffStats, KvFinalData, RequestKey, SourceAddress, WorkerIdentity
 from kvtransfer.peer import Peer
 from kvtransfer.pool_memory import KVPoolMemory
+from kvtransfer.thread_priority import give_way
 from kvtransfer.transport import LinkFactory, TransportError
 from wire.errors import ErrorCode, SpliceError
 from wire.v1 import kv_pb2
@@ -26,6 +27,8 @@ from wire.v1 import kv_pb2
 _log = structlog.get_logger(__name__)
 _TICK_S = 0.05
 _PART_S = 1.0
+_COPY_NICE = 5
+"""Copies give way to the engine that decodes beside them: it holds everybody up, a copy one request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,9 @@ class KvConsumer:
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._copiers = ThreadPoolExecutor(self._copy_threads, thread_name_prefix="kv-copy")
+        self._copiers = ThreadPoolExecutor(
+            self._copy_threads, thread_name_prefix="kv-copy", initializer=give_way, initargs=(_COPY_NICE,)
+        )
         self._ticker = asyncio.create_task(self._tick())
 
     async def close(self) -> None:

@@ -14,6 +14,7 @@ import structlog
 
 from engine.engine import Engine
 from engine.step_output import StepOutput
+from kvtransfer.thread_priority import give_way
 from worker.engine_watch import EngineWatch
 
 IDLE_WAIT_S = 0.05
@@ -37,10 +38,14 @@ class LoopOwner(Protocol):
 class EngineLoop:
     """Owns the engine's thread. Engine and role are touched by no other thread, so neither needs a lock."""
 
-    def __init__(self, engine: Engine, on_dead: Callable[[BaseException], None]) -> None:
-        """`on_dead` is told when the loop itself fails: a bug, after which the process should end and be restarted."""
+    def __init__(self, engine: Engine, on_dead: Callable[[BaseException], None], nice: int = 0) -> None:
+        """`on_dead` is told when the loop itself fails: a bug, after which the process should end and be restarted.
+
+        `nice`: how far the thread gives way to others (`give_way`).
+        """
         self._engine = engine
         self._on_dead = on_dead
+        self._nice = nice
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -95,6 +100,7 @@ class EngineLoop:
 
     def _run(self, owner: LoopOwner) -> None:
         try:
+            give_way(self._nice)
             while not self._stopping.is_set():
                 self._turn(owner)
         except BaseException as error:

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from engine.loader import LoadedModel, load_model
 from kvtransfer.handoff import WorkerIdentity
 from kvtransfer.host import host_id
 from kvtransfer.pool_memory import KVPoolMemory
+from kvtransfer.thread_priority import give_way
 from membership.client import EtcdClient
 from membership.registration import Registration
 from wire.errors import ErrorCode, SpliceError
@@ -76,11 +78,11 @@ async def serve_worker(
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     _refuse_open_faults(settings)
     server, port = _bind(settings)
-    body = await asyncio.to_thread(_build_body, settings)
+    body = await _build(settings)
     async with AsyncExitStack() as cleanup:
         cleanup.callback(body.memory.close)
         card = body.loaded.card
-        loop = EngineLoop(body.engine, on_dead=lambda _: os._exit(70))
+        loop = EngineLoop(body.engine, on_dead=lambda _: os._exit(70), nice=settings.nice)
         identity = _identity(settings, body)
         role = build_role(
             RoleParts(body.engine, AnswerTexts(card), body.memory, identity, settings, loop.post, time.monotonic)
@@ -169,6 +171,12 @@ def _bind(settings: WorkerSettings) -> tuple[grpc.aio.Server, int]:
             "machine's; choose another, or port 0 for a free one",
             param="port",
         ) from error
+
+
+async def _build(settings: WorkerSettings) -> _Body:
+    """On a thread of its own, whose priority those inherit that will compute."""
+    with ThreadPoolExecutor(1, "build", initializer=give_way, initargs=(settings.nice,)) as builder:
+        return await asyncio.get_running_loop().run_in_executor(builder, _build_body, settings)
 
 
 def _build_body(settings: WorkerSettings) -> _Body:

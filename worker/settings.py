@@ -45,6 +45,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """None draws one from the role and the incarnation."""
     num_threads: int = 1
     """Threads that share one engine step."""
+    nice: int = 0
+    """How far these threads give way to others on this machine, in Linux's levels."""
     kv_transports: tuple[str, ...] = ("shm", "ucx", "tcp")
     """Best first; a prefill worker offers them, a decode worker accepts them."""
     lease_ttl_s: float = 10.0

@@ -24,6 +24,12 @@ class ServeSettings(PlaceSettings, MembershipSettings, EngineSettings, FrontSett
         1, parse.integer(0, 4096), "Prefill workers; with 0 the decode workers compute prompts too.", group="Pools"
     )
     decode: int = setting(1, parse.integer(1, 4096), "Decode workers.", group="Pools")
+    prefill_nice: int = setting(
+        5,
+        parse.integer(0, 19),
+        "How far computing prompts gives way to whatever else runs on the machine, in Linux's levels.",
+        group="Pools",
+    )
     ray_address: str | None = setting(
         None,
         parse.text,
@@ -58,6 +64,12 @@ class WorkerCommandSettings(MembershipSettings, EngineSettings, ModelSettings):
     host: str = setting("127.0.0.1", parse.text, "Address to listen on; peers must reach it.", group="Worker")
     port: int = setting(0, parse.integer(0, 65535), "gRPC port; 0 takes a free one.", group="Worker")
     worker_id: str | None = setting(None, parse.name, "Its name. Default: drawn.", group="Worker")
+    nice: int = setting(
+        0,
+        parse.integer(0, 19),
+        "How far its computing gives way to whatever else runs on the machine, in Linux's levels.",
+        group="Worker",
+    )
     registration_ttl: int = setting(
         5, parse.integer(2, 300), "Seconds after which a silent worker leaves the registry.", group="Worker"
     )

@@ -32,6 +32,7 @@ def worker_settings(settings: WorkerCommandSettings) -> WorkerSettings:
         registration_ttl_s=settings.registration_ttl,
         drain_timeout_s=settings.drain_timeout,
         faults=settings.fault,
+        nice=settings.nice,
     )
 
 
@@ -41,6 +42,7 @@ def pool_settings(settings: ServeSettings, role: Role, host: str, etcd_endpoints
         settings,
         settings,
         num_threads=num_threads(settings),
+        nice=settings.prefill_nice if role == "prefill" else 0,
         role=role,
         host=host,
         etcd_endpoints=etcd_endpoints,

@@ -106,3 +106,10 @@ def test_worker_and_router_get_what_the_command_line_said(tmp_path: Path) -> Non
     assert (worker.swap_space_bytes, worker.num_host_blocks) == (2 << 20, 9)
     router = router_settings(RouterCommandSettings(seed=7, api_key="k", no_worker_grace=2.0))
     assert (router.default_seed, router.api_keys, router.no_worker_grace_s) == (7, ("k",), 2.0)
+
+
+def test_only_what_computes_prompts_gives_way_and_both_pools_bound_their_steps() -> None:
+    settings = serve({"prefill_nice": "7", "max_step_ms": "120", "max_mixed_step_ms": "60"}).settings
+    pools = {role: pool_settings(settings, role, "127.0.0.1", ()) for role in ("prefill", "decode")}
+    assert {role: pool.nice for role, pool in pools.items()} == {"prefill": 7, "decode": 0}
+    assert {(pool.max_step_ms, pool.max_mixed_step_ms) for pool in pools.values()} == {(120.0, 60.0)}
