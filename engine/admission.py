@@ -45,10 +45,16 @@ def check_admissible(request: Request, config: EngineConfig, vocab_size: int) ->
 
 
 def _check_branches(request: Request, config: EngineConfig) -> None:
-    """Branches that wait for each other must be able to run side by side, even where they share no block."""
+    """Branches that wait for each other must be able to run side by side.
+
+    The whole blocks of their prompt count once where blocks are found by content: a branch shares them from its fork
+    on, finds them again after a preemption, and where it computed them meanwhile, gives its copies up when nothing else
+    moves (`Scheduler`).
+    """
     branches = request.num_branches
     longest = min(request.num_prompt_tokens + request.sampling.max_tokens, config.max_model_len)
-    num_blocks = branches * config.blocks_for(longest - 1)
+    shared = request.num_prompt_tokens // config.block_tokens if config.enable_prefix_caching else 0
+    num_blocks = shared + branches * (config.blocks_for(longest - 1) - shared)
     if branches < 1 or branches > config.max_num_seqs:
         raise _invalid(
             f"num_branches is {branches}, expected 1 to {config.max_num_seqs}, the places in the batch", "num_branches"

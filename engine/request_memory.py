@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from engine.block_copy import BlockCopy
 from engine.block_pool import BlockPool
-from engine.cached_block import BlockContent
+from engine.cached_block import BlockContent, Tier
 from engine.config import EngineConfig
 from engine.request import Request, RequestKind
 from wire.block_hash import block_hash
@@ -124,6 +124,18 @@ class RequestMemory:
                 parent = request.parent_of(index, end, size)
                 content = BlockContent(names[index], parent, tuple(request.tokens[start:end]), is_full=True)
                 self._pool.seal(request.key, index, content)
+
+    def holds_copies(self, request: Request) -> bool:
+        """Whether a whole block of it holds what others find elsewhere: without it, the request would find that too."""
+        if not self._config.enable_prefix_caching:
+            return False
+        size = self._config.block_tokens
+        names = request.hashes(request.num_computed_tokens // size, size)
+        entries = [self._pool.cache.find(name) for name in names]
+        return any(
+            entry is not None and (entry.tier, entry.block) != (Tier.POOL, block)
+            for entry, block in zip(entries, request.block_ids, strict=False)
+        )
 
     def release(self, request: Request) -> None:
         """Takes all blocks of a request back; what they hold can be found until they are needed."""

@@ -295,15 +295,20 @@ class Scheduler:
         """Nothing moves: whoever only waits for others to catch up, as beams do, makes room for the head of the line.
 
         A more senior one stays, and so does a sibling. What they wait for is in the line too, as senior as they are, so
-        that the most senior of those who wait for each other always get together.
+        that the most senior of those who wait for each other always get together. They fit side by side if they share
+        what can be shared: a sibling that holds a copy of what is known to be elsewhere gives it up. Once it is back it
+        holds no such copy, so that this comes to an end.
         """
         if not self.waiting:
             return 0
+        head = self.waiting[0].seniority
         idle = [r for r in self.running if r.num_computed_tokens == r.num_tokens]
-        if not idle or idle[-1].seniority <= self.waiting[0].seniority:
-            return 0
-        self._preempt(idle[-1])
-        return 1
+        juniors = [r for r in idle if r.seniority > head]
+        siblings = [r for r in idle if r.seniority == head and self._memory.holds_copies(r)]
+        for request in (juniors or siblings)[-1:]:
+            self._preempt(request)
+            return 1
+        return 0
 
     def _schedule_one(self, request: Request, budget: StepBudget, plan: SchedulePlan) -> None:
         start, end = request.num_computed_tokens, len(request.tokens)

@@ -48,15 +48,16 @@ class BeamMachine(RuleBasedStateMachine):
         self.asked: dict[Key, Asked] = {}
 
     @initialize(
-        num_blocks=st.integers(21, 40),
+        num_blocks=st.integers(15, 40),
         seats=st.integers(3, 6),
         caching=st.booleans(),
         host=st.booleans(),
         timed=st.booleans(),
     )
     def begin(self, num_blocks: int, seats: int, caching: bool, host: bool, timed: bool) -> None:
+        """Three beams of up to 7 blocks each, of which a cache lets them share the prompt's 3."""
         config = EngineConfig(
-            num_blocks=num_blocks,
+            num_blocks=num_blocks if caching or host else max(21, num_blocks),
             block_tokens=BLOCK,
             max_model_len=LONGEST,
             max_num_seqs=seats,

@@ -116,6 +116,22 @@ def test_searches_that_do_not_fit_side_by_side_take_turns_and_finish(make_bench,
     assert bench.pool.num_free == num_blocks
 
 
+@pytest.mark.parametrize("host_blocks", [0, 12])
+@pytest.mark.parametrize("num_blocks", [18, 19, 23, 30])
+def test_searches_that_fit_only_because_their_beams_share_the_prompt_finish(make_bench, num_blocks, host_blocks):
+    """A prompt of 6 blocks and four beams of 3 more each: 18 blocks, 36 without sharing."""
+    prompts = [[*range(9, 0, -1), *range(12), i, i + 1, i + 2] for i in range(4)]
+    options = {"max_tokens": 12, "ends": ()}
+    expected = [alone(make_bench, prompt, **options) for prompt in prompts]
+    bench = make_bench(num_blocks=num_blocks, max_model_len=60, max_num_seqs=7, num_host_blocks=host_blocks)
+    keys = [search(bench, prompt, **options) for prompt in prompts]
+    lone = [bench.submit(prompt, max_tokens=20, ignore_eos=True) for prompt in prompts]
+    bench.run()
+    assert [bench.beams[key] for key in keys] == expected
+    assert [len(bench.answer(key)) for key in lone] == [20] * 4
+    assert bench.pool.num_free == num_blocks
+
+
 def hand_over(make_bench, **options):
     """A search whose prompt another engine computed, as decode and prefill share it."""
     source, bench = make_bench(), make_bench()

@@ -180,15 +180,24 @@ def test_a_fork_of_nothing_or_into_something_else_is_refused(make_bench):
 
 
 @pytest.mark.parametrize(
-    ("branches", "max_tokens", "fits"), [(4, 10, True), (4, 11, False), (17, 1, False), (0, 1, False)]
+    ("branches", "max_tokens", "caching", "fits"),
+    [
+        (4, 10, False, True),
+        (4, 11, False, False),
+        (4, 22, True, True),
+        (4, 23, True, False),
+        (17, 1, True, False),
+        (0, 1, True, False),
+    ],
 )
 def test_branches_that_wait_for_each_other_and_could_never_be_here_together_are_refused(
-    make_bench, branches, max_tokens, fits
+    make_bench, branches, max_tokens, caching, fits
 ):
-    bench = make_bench(num_blocks=28, max_model_len=56)
+    """18 tokens of prompt fill 4 blocks, which are shared where blocks are found by content; 4 beams have 28."""
+    bench = make_bench(num_blocks=28, max_model_len=56, enable_prefix_caching=caching)
     request = bench._request(
         PROMPT, [], RequestKind.GENERATE, {"max_tokens": max_tokens + 1}, num_branches=branches
-    )  # 18 + 10 tokens of which the KV is kept: 7 blocks
+    )  # the KV of the last token is never kept
     if fits:
         bench.engine.submit(request)
         return
