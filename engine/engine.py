@@ -78,7 +78,7 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Takes a request in. Raises SpliceError (context_length_exceeded, invalid_request) if it can never run."""
-        request.answer_is_apart = self._model.spec.answer_is_apart
+        request.answer_is_apart = self._model.answer_is_apart
         beam = request.sampling.beam
         if beam is not None:
             request.num_branches = beam.width

@@ -92,7 +92,7 @@ class Request:
     sampling_row: SamplingRow | None = field(default=None, repr=False)
     """How its tokens are drawn, prepared by the engine when the first of them is."""
     answer_is_apart: bool = False
-    """The model computes what follows a prompt another way (`ModelSpec.answer_is_apart`): blocks that reach past the
+    """The model computes what follows a prompt another way (`CausalLM.answer_is_apart`): blocks that reach past the
     prompt are found only by requests whose prompt is as long. Given before the first hash, by engine or parent."""
     _hashes: list[bytes] = field(default_factory=list, repr=False)
 

@@ -213,11 +213,6 @@ class ModelSpec:
         return len(self.layers)
 
     @property
-    def answer_is_apart(self) -> bool:
-        """Whether what follows a prompt is computed another way, so that its KV depends on where the prompt ends."""
-        return any(isinstance(layer.attention, LatentAttentionSpec) for layer in self.layers)
-
-    @property
     def kv_shape(self) -> tuple[int, int, int]:
         """(planes, heads, values a head) that a token leaves in the cache in every layer: 2 planes are K and V."""
         return self.layers[0].attention.kv_shape

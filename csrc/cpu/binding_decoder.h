@@ -4,6 +4,7 @@
 #include <mutex>
 #include "binding_experts.h"
 #include "binding_kernels.h"
+#include "binding_latent.h"
 #include "binding_weights.h"
 #include "context.h"
 #include "decoder.h"
@@ -33,8 +34,8 @@ class Decoder {
     model_.bf16 = bf16;
   }
 
-  void add_layer(const Vector& input_norm, nb::object qkv, const std::optional<Vector>& qkv_bias, nb::object output,
-                 const std::optional<Vector>& output_bias, const Vector& mlp_norm, nb::object gate_up,
+  void add_layer(const Vector& input_norm, nb::object qkv, const std::optional<Vector>& qkv_bias, nb::object latent,
+                 nb::object output, const std::optional<Vector>& output_bias, const Vector& mlp_norm, nb::object gate_up,
                  const std::optional<Vector>& gate_up_bias, nb::object down, const std::optional<Vector>& down_bias,
                  nb::object experts, const Matrix& cos_sin, int64_t q_heads, float scale, const std::string& activation,
                  const std::optional<Vector>& q_norm, const std::optional<Vector>& k_norm, const std::optional<Vector>& sinks,
@@ -42,7 +43,18 @@ class Decoder {
                  int64_t window, float softcap) {
     const int64_t hidden = model_.embedding.k;
     splice_cpu_layer layer{};
-    layer.qkv = matrix(qkv, qkv_bias);
+    if (latent.is_none()) {
+      layer.qkv = matrix(qkv, qkv_bias);
+      require(layer.qkv.k == hidden && layer.qkv.n == (q_heads + 2 * kv_heads_) * head_dim_, "qkv has the wrong shape");
+    } else {
+      weights_.keep(latent);
+      layer.latent = &nb::cast<const Latent*>(latent)->get();
+      require(layer.latent->kv_down.k == hidden && layer.latent->kv_down.n == head_dim_ && kv_heads_ == 1,
+              "kv_down has the wrong shape");
+      require(layer.latent->q.n == q_heads * (layer.latent->still + layer.latent->turning), "q has the wrong shape");
+      require(size(cos_sin, 1) == layer.latent->turning, "cos_sin has other columns than dimensions that turn");
+    }
+    require(layers_.empty() || !layer.latent == !layers_[0].latent, "all layers have latents or none");
     layer.output = matrix(output, output_bias);
     if (experts.is_none()) {
       layer.mlp = {matrix(gate_up, gate_up_bias), matrix(down, down_bias), activation_named(activation)};
@@ -65,8 +77,8 @@ class Decoder {
             "cos_sin must be contiguous [positions, rotary_dim], rotary_dim even and at most head_dim");
     require(layers_.empty() || size(cos_sin, 0) == positions_, "tables of rotations differ in length");
     require(window >= 0 && softcap >= 0.0f, "window and softcap must not be negative");
-    require(layer.qkv.k == hidden && layer.qkv.n == (q_heads + 2 * kv_heads_) * head_dim_, "qkv has the wrong shape");
-    require(layer.output.n == hidden && layer.output.k == q_heads * head_dim_, "output has the wrong shape");
+    require(layer.output.n == hidden && layer.output.k == q_heads * (layer.latent ? layer.latent->value : head_dim_),
+            "output has the wrong shape");
     positions_ = size(cos_sin, 0);
     layer.cos_sin = weights_.table(cos_sin);
     layer.rotary_dim = size(cos_sin, 1);
@@ -82,7 +94,7 @@ class Decoder {
   void step(Matrix logits, const Int64s& token_ids, const Int64s& positions, const Int64s& slots, const Table& block_tables,
             const Int32s& query_starts, const Int32s& starts, const Int64s& logit_rows, const Array& kv_cache) {
     require(!layers_.empty(), "a decoder needs a layer");
-    const splice_cpu_kv kv = kv_of(kv_cache, 0, head_dim_);
+    const splice_cpu_kv kv = layers_[0].latent ? latent_kv_of(kv_cache, 0, head_dim_) : kv_of(kv_cache, 0, head_dim_);
     require(kv.layers == model_.num_layers && kv.kv_heads == kv_heads_, "kv_cache belongs to another model");
     const int64_t rows = size(token_ids, 0), sequences = size(starts, 0);
     require(size(positions, 0) == rows && size(slots, 0) == rows, "positions and slots must have one entry per token");

@@ -127,6 +127,21 @@ class Kernels {
                                sinks ? sinks->data() : nullptr));
   }
 
+  void latent_attention(Heads out, const Heads& q, const Array& kv_cache, int64_t layer, const Table& block_tables,
+                        const Int32s& query_starts, const Int32s& starts, float scale) {
+    const splice_cpu_kv kv = latent_kv_of(kv_cache, layer, size(q, 2));
+    const int64_t sequences = size(starts, 0), rank = size(out, 2);
+    require(contiguous(out) && contiguous(q) && out.shape(0) == q.shape(0) && out.shape(1) == q.shape(1),
+            "out must be [rows, heads, rank] and q [rows, heads, rank + rope], contiguous");
+    require(rank > 0 && rank <= kv.head_dim, "rank must be positive, at most the width of kv_cache");
+    require(size(query_starts, 0) == sequences + 1 && size(block_tables, 0) == sequences,
+            "query_starts and block_tables must match starts");
+    check_tables(block_tables, query_starts, starts, kv, size(kv_cache, 0), size(q, 0));
+    nb::gil_scoped_release release;
+    check(splice_cpu_latent_attention(cpu_, out.data(), q.data(), kv, layer, block_tables.data(), size(block_tables, 1),
+                                      query_starts.data(), starts.data(), sequences, size(q, 1), rank, scale));
+  }
+
  private:
   splice_cpu* cpu_ = nullptr;
 };

@@ -159,6 +159,15 @@ inline splice_cpu_kv kv_of(const Array& cache, int64_t layer, int64_t head_dim) 
   return {cache.data(), dtype_of(cache, "kv_cache"), size(cache, 1), size(cache, 3), size(cache, 4), size(cache, 5)};
 }
 
+// One plane of one head: latents.
+inline splice_cpu_kv latent_kv_of(const Array& cache, int64_t layer, int64_t width) {
+  require(cache.ndim() == 6 && cache.shape(2) == 1 && cache.shape(3) == 1 && contiguous(cache),
+          "a kv_cache of latents must be contiguous [blocks, layers, 1, 1, block_tokens, rank + rope]");
+  require(layer >= 0 && layer < size(cache, 1), "layer is not in kv_cache");
+  require(size(cache, 5) == width && width <= SPLICE_CPU_MAX_HEAD_DIM, "kv_cache has rows of another width, or above 1024");
+  return {cache.data(), dtype_of(cache, "kv_cache"), size(cache, 1), 1, size(cache, 4), width};
+}
+
 inline void check_tables(const Table& tables, const Int32s& query_starts, const Int32s& starts, const splice_cpu_kv& kv,
                          int64_t blocks, int64_t rows) {
   const int64_t sequences = size(starts, 0), width = size(tables, 1);

@@ -7,6 +7,7 @@ using splice::binding::Experts;
 using splice::binding::ISAS;
 using splice::binding::isa_name;
 using splice::binding::Kernels;
+using splice::binding::Latent;
 using splice::binding::Matrix;
 using splice::binding::PackedLinear;
 using splice::binding::Routing;
@@ -44,6 +45,8 @@ NB_MODULE(_native, m) {
       .def("paged_attention", &Kernels::paged_attention, nb::arg("out"), nb::arg("q"), nb::arg("kv_cache"),
            nb::arg("layer"), nb::arg("block_tables"), nb::arg("query_starts"), nb::arg("starts"), nb::arg("scale"),
            nb::arg("window") = 0, nb::arg("softcap") = 0.0f, nb::arg("sinks") = nb::none())
+      .def("latent_attention", &Kernels::latent_attention, nb::arg("out"), nb::arg("q"), nb::arg("kv_cache"), nb::arg("layer"),
+           nb::arg("block_tables"), nb::arg("query_starts"), nb::arg("starts"), nb::arg("scale"))
       .def("route", &splice::binding::route, nb::arg("experts"), nb::arg("weights"), nb::arg("logits"), nb::arg("routing"));
   nb::class_<Routing>(m, "Routing", "How a router's logits choose experts.")
       .def(nb::init<int64_t, int64_t, const std::string&, bool, float, int64_t, int64_t, const std::string&,
@@ -62,13 +65,22 @@ NB_MODULE(_native, m) {
            nb::arg("shared_gate_up") = nb::none(), nb::arg("shared_gate_up_bias") = nb::none(),
            nb::arg("shared_down") = nb::none(), nb::arg("shared_down_bias") = nb::none(),
            nb::arg("shared_activation") = "silu");
+  nb::class_<Latent>(m, "Latent",
+                     "Latent attention. Of absorb [heads · rank, still] and expand [heads · value, rank], the heads' matrices lie one "
+                     "after another in one float PackedLinear, each on a panel of its own.")
+      .def(nb::init<nb::object, const std::optional<Vector>&, const std::optional<Vector>&, nb::object, nb::object,
+                    const std::optional<Vector>&, const Vector&, nb::object, nb::object, int64_t, int64_t, int64_t, int64_t, int64_t, float>(),
+           nb::kw_only(), nb::arg("q_down").none(), nb::arg("q_down_bias").none(), nb::arg("q_norm").none(), nb::arg("q"),
+           nb::arg("kv_down"), nb::arg("kv_down_bias").none(), nb::arg("kv_norm"), nb::arg("absorb"), nb::arg("expand"),
+           nb::arg("num_heads"), nb::arg("still"), nb::arg("turning"), nb::arg("rank"), nb::arg("value"), nb::arg("eps"));
   nb::class_<Decoder>(m, "Decoder", "A decoder compiled into one call a step. A weight is a PackedLinear or a tuple of them.")
       .def(nb::init<nb::object, nb::object, nb::object, const Vector&, float, int64_t, int64_t, float, float, bool, bool>(),
            nb::arg("kernels"), nb::arg("embedding"), nb::arg("head"), nb::arg("norm"), nb::kw_only(), nb::arg("eps"),
            nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("embedding_scale") = 1.0f, nb::arg("logit_softcap") = 0.0f,
            nb::arg("int8") = false, nb::arg("bf16") = false)
-      .def("add_layer", &Decoder::add_layer, nb::kw_only(), nb::arg("input_norm"), nb::arg("qkv"), nb::arg("qkv_bias").none(),
-           nb::arg("output"), nb::arg("output_bias").none(), nb::arg("mlp_norm"),
+      .def("add_layer", &Decoder::add_layer, nb::kw_only(), nb::arg("input_norm"), nb::arg("qkv") = nb::none(),
+           nb::arg("qkv_bias") = nb::none(), nb::arg("latent") = nb::none(), nb::arg("output"), nb::arg("output_bias").none(),
+           nb::arg("mlp_norm"),
            nb::arg("gate_up") = nb::none(), nb::arg("gate_up_bias") = nb::none(), nb::arg("down") = nb::none(),
            nb::arg("down_bias") = nb::none(), nb::arg("experts") = nb::none(), nb::arg("cos_sin"),
            nb::arg("num_heads"), nb::arg("scale"), nb::arg("activation") = "silu", nb::arg("q_norm") = nb::none(),

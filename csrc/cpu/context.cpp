@@ -7,6 +7,7 @@
 
 #include <exception>
 
+#include "latent_items.h"
 #include "quant_layout.h"
 #include "splice_cpu.h"
 
@@ -163,5 +164,15 @@ int splice_cpu_route(splice_cpu* cpu, int64_t* experts, float* weights, const fl
     team.share(rows, splice::cpu::ROW_GRAIN,
                [&](int64_t first, int64_t last) { cpu->kernels->route(args, first, last, scratch); });
   });
+  return SPLICE_CPU_OK;
+}
+
+int splice_cpu_latent_attention(splice_cpu* cpu, float* out, const float* q, splice_cpu_kv kv, int64_t layer,
+                                const int32_t* block_tables, int64_t table_stride, const int32_t* query_starts,
+                                const int32_t* starts, int64_t sequences, int64_t q_heads, int64_t rank, float scale) {
+  const std::lock_guard lock(cpu->mutex);
+  const splice::cpu::LatentArgs args{out, q, kv, layer, block_tables, table_stride, query_starts, starts, sequences, q_heads, rank, scale};
+  if (!cpu->reserve(cpu->kernels->latent_scratch(args))) return SPLICE_CPU_NO_MEMORY;
+  cpu->run([&](Team& team) { splice::cpu::team_latent_attention(*cpu, team, args, [] {}); });
   return SPLICE_CPU_OK;
 }

@@ -5,13 +5,12 @@
 #include "context.h"
 #include "decoder_buffers.h"
 #include "expert_step.h"
+#include "latent_step.h"
 #include "products.h"
 
 using namespace splice::cpu;
 
 namespace {
-
-constexpr int64_t FEW_ROWS = 4;  // so many rows are not worth a barrier of their own
 
 // One thread's walk through a step.
 class Step {
@@ -23,7 +22,7 @@ class Step {
   void run(float* logits) {
     team_.share(batch_.rows, ROW_GRAIN, [&](int64_t first, int64_t last) {
       embed(first, last);
-      norm(model_.layers[0].input_norm, forms_of(model_, model_.layers[0].qkv), first, last);
+      norm(model_.layers[0].input_norm, forms_of_attention(model_, model_.layers[0]), first, last);
     });
     for (int64_t i = 0; i < model_.num_layers; ++i) layer(i);
     if (batch_.num_logits == 0) return;
@@ -41,19 +40,9 @@ class Step {
     return products_of(model_, w, input, rows, y, epilogue);
   }
 
-  // All columns of all rows, then body(first, last) over the rows of the result.
   template <class Body>
   void team_products(const Products& products, int64_t rows, const Body& body) {
-    const int64_t items = items_of(products);
-    float* scratch = cpu_.scratch_of(team_);
-    const auto multiply = [&](int64_t first, int64_t last) { multiply_items(kernels_, products, first, last, scratch); };
-    const int64_t grain = grain_of(items, team_.threads(), products.parts[0].epilogue == Epilogue::GATE ? 1 : 4);
-    if (rows <= FEW_ROWS) {
-      team_.share(items, grain, multiply, [&] { body(int64_t{0}, rows); });
-    } else {
-      team_.share(items, grain, multiply);
-      team_.share(rows, ROW_GRAIN, body);
-    }
+    splice::cpu::team_products(cpu_, team_, products, rows, body);
   }
 
   void embed(int64_t first, int64_t last) const {
@@ -74,15 +63,19 @@ class Step {
 
   void layer(int64_t index) {
     const splice_cpu_layer& l = model_.layers[index];
-    team_products(products(l.qkv, a_.normed, batch_.rows, a_.qkv), batch_.rows,
-                  [&](int64_t first, int64_t last) { rotate(l, index, first, last); });
-    attend(l, index);
+    if (l.latent) {
+      LatentStep(cpu_, team_, model_, l, index, batch_, kv_, a_).run();
+    } else {
+      team_products(products(l.qkv, a_.normed, batch_.rows, a_.qkv), batch_.rows,
+                    [&](int64_t first, int64_t last) { rotate(l, index, first, last); });
+      attend(l, index);
+    }
     add_to_residual(l.output, a_.attended, l.attention_output_norm, [&](int64_t first, int64_t last) {
       norm(l.mlp_norm, forms_of_mlp(model_, l), first, last);
     });
     const splice_cpu_layer* next = index + 1 < model_.num_layers ? &l + 1 : nullptr;
     const auto norm_for_next = [&](int64_t first, int64_t last) {
-      if (next) norm(next->input_norm, forms_of(model_, next->qkv), first, last);
+      if (next) norm(next->input_norm, forms_of_attention(model_, *next), first, last);
     };
     if (l.experts) {
       mix(l, norm_for_next);
@@ -212,7 +205,7 @@ size_t widest(const Kernels& kernels, const splice_cpu_decoder& model, splice_cp
   attention.kv = kv;
   linear.k = model.head.k;
   linear.bf16 = model.bf16;
-  size_t of_route = 0;
+  size_t most = 0;
   for (int64_t i = 0; i < model.num_layers; ++i) {
     const splice_cpu_layer& layer = model.layers[i];
     for (const splice_cpu_matrix* w : {&layer.qkv, &layer.output}) linear.k = w->k > linear.k ? w->k : linear.k;
@@ -222,13 +215,24 @@ size_t widest(const Kernels& kernels, const splice_cpu_decoder& model, splice_cp
       const int64_t k = layer.experts->down.first.k;
       linear.k = k > linear.k ? k : linear.k;
       const size_t own = kernels.route_scratch(layer.experts->routing);
-      of_route = own > of_route ? own : of_route;
+      most = own > most ? own : most;
     }
-    attention.q_heads = layer.q_heads > attention.q_heads ? layer.q_heads : attention.q_heads;
+    if (!layer.latent) {
+      attention.q_heads = layer.q_heads > attention.q_heads ? layer.q_heads : attention.q_heads;
+      continue;
+    }
+    for (const int64_t k : {layer.latent->q.k, layer.latent->absorb.first.k, layer.latent->expand.first.k})
+      linear.k = k > linear.k ? k : linear.k;
+    LatentArgs latent{};
+    latent.kv = kv;
+    latent.q_heads = layer.q_heads;
+    latent.rank = layer.latent->rank;
+    const size_t own = kernels.latent_scratch(latent);
+    most = own > most ? own : most;
   }
   const size_t of_linear = kernels.linear_scratch(linear), of_attention = kernels.attention_scratch(attention);
-  const size_t most = of_linear > of_attention ? of_linear : of_attention;
-  return most > of_route ? most : of_route;
+  for (const size_t own : {of_linear, of_attention}) most = own > most ? own : most;
+  return most;
 }
 
 }  // namespace

@@ -49,12 +49,24 @@ typedef struct {
   const splice_cpu_mlp* shared;
 } splice_cpu_experts;
 
+// Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434), absorbed: heads attend to the cached latents themselves. q_down:
+// [q_rank, hidden], perhaps of no parts; q: [q_heads·(still + turning), q_rank or hidden]; kv_down: [rank + turning, hidden].
+// Of every head, absorb: [rank, still] takes its query to the latents' side, expand: [value, rank] makes what it attended to a value.
+typedef struct {
+  splice_cpu_matrix q_down, q, kv_down;
+  splice_cpu_stack absorb, expand;
+  const float *q_norm, *kv_norm;  // [q_rank], [rank]
+  int64_t still, turning, rank, value;
+  float eps;  // of both norms
+} splice_cpu_latent;
+
 // qkv: [(q_heads + 2·kv_heads)·head_dim, hidden]; output: [hidden, q_heads·head_dim]. Vectors are fp32; NULL: the model has no
-// such thing. With `experts` the layer has no mlp.
+// such thing. With `experts` the layer has no mlp, and with `latent` no qkv; all layers have it or none.
 typedef struct {
   splice_cpu_matrix qkv, output;
   splice_cpu_mlp mlp;
   const splice_cpu_experts* experts;
+  const splice_cpu_latent* latent;
   const float *input_norm, *mlp_norm;                     // [hidden]
   const float *attention_output_norm, *mlp_output_norm;   // [hidden], of what joins the residual stream
   const float *q_norm, *k_norm;                           // [head_dim]

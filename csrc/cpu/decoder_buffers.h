@@ -17,6 +17,14 @@ inline Forms forms_of(const splice_cpu_decoder& model, const splice_cpu_matrix& 
   return forms;
 }
 
+// What the first matrices of a layer read of its normed rows.
+inline Forms forms_of_attention(const splice_cpu_decoder& model, const splice_cpu_layer& layer) {
+  if (!layer.latent) return forms_of(model, layer.qkv);
+  const splice_cpu_latent& latent = *layer.latent;
+  const Forms q = forms_of(model, latent.q_down.num_parts ? latent.q_down : latent.q), kv = forms_of(model, latent.kv_down);
+  return {q.f32 || kv.f32, q.int8 || kv.int8};
+}
+
 // What the MLP of a layer, or all that a mixture of experts multiplies its rows with, reads of them.
 inline Forms forms_of_mlp(const splice_cpu_decoder& model, const splice_cpu_layer& layer) {
   if (!layer.experts) return forms_of(model, layer.mlp.gate_up);
@@ -56,32 +64,46 @@ struct ExpertBuffers {
   float* shared;                // [rows, hidden]
 };
 
+// What latent attention needs of its own.
+struct LatentBuffers {
+  float *q_down, *down, *attended;  // [rows, q_rank], [rows, rank + turning], [rows, q_heads·rank]
+  Rows q_normed;
+};
+
 class Buffers {
  public:
   float *residual, *update, *qkv, *rotated, *gate_up;
   Rows normed, attended, gated;
   ExpertBuffers experts;
+  LatentBuffers latent;
 
   // With no scratch, only measures.
   Buffers(const splice_cpu_decoder& model, int64_t rows, void* scratch) : scratch_(static_cast<uint8_t*>(scratch)) {
     const int64_t hidden = model.embedding.k;
-    int64_t qkv_width = 0, heads = 0, intermediate = 0;
+    int64_t qkv_width = 0, heads = 0, turned = 0, intermediate = 0;
     for (int64_t i = 0; i < model.num_layers; ++i) {
       const splice_cpu_layer& layer = model.layers[i];
       qkv_width = layer.qkv.n > qkv_width ? layer.qkv.n : qkv_width;
       heads = layer.output.k > heads ? layer.output.k : heads;
+      int64_t own = layer.output.k;
+      if (layer.latent) {
+        qkv_width = layer.latent->q.n > qkv_width ? layer.latent->q.n : qkv_width;
+        own = layer.q_heads * layer.latent->kv_down.n;
+      }
+      turned = own > turned ? own : turned;
       const splice_cpu_mlp* mlp = layer.experts ? layer.experts->shared : &layer.mlp;
       if (mlp) intermediate = mlp->down.k > intermediate ? mlp->down.k : intermediate;
     }
     residual = take<float>(rows * hidden);
     update = take<float>(rows * hidden);
     qkv = take<float>(rows * qkv_width);
-    rotated = take<float>(rows * heads);
+    rotated = take<float>(rows * turned);
     gate_up = take<float>(rows * intermediate * 2);
     normed = take_rows(model, rows, hidden);
     attended = take_rows(model, rows, heads);
     gated = take_rows(model, rows, intermediate);
     take_experts(model, rows);
+    take_latents(model, rows);
   }
   size_t bytes() const { return used_; }
 
@@ -119,6 +141,21 @@ class Buffers {
     experts.gate_up = take<float>(choices * width * 2);
     experts.parts = take<float>(choices * hidden);
     experts.shared = take<float>(count ? rows * hidden : 0);
+  }
+
+  void take_latents(const splice_cpu_decoder& model, int64_t rows) {
+    int64_t q_rank = 0, cached = 0, attended = 0;
+    for (int64_t i = 0; i < model.num_layers; ++i) {
+      const splice_cpu_latent* own = model.layers[i].latent;
+      if (!own) continue;
+      q_rank = own->q_down.n > q_rank ? own->q_down.n : q_rank;
+      cached = own->kv_down.n > cached ? own->kv_down.n : cached;
+      attended = model.layers[i].q_heads * own->rank > attended ? model.layers[i].q_heads * own->rank : attended;
+    }
+    latent.q_down = take<float>(rows * q_rank);
+    latent.q_normed = take_rows(model, rows, q_rank);
+    latent.down = take<float>(rows * cached);
+    latent.attended = take<float>(rows * attended);
   }
 
   uint8_t* scratch_;

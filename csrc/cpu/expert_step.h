@@ -12,16 +12,6 @@
 
 namespace splice::cpu {
 
-// One of a stack.
-inline splice_cpu_matrix matrix_of(const splice_cpu_stack& stack, int64_t index) {
-  splice_cpu_matrix out = stack.first;
-  for (int i = 0; i < out.num_parts; ++i)
-    out.parts[i].packed =
-        static_cast<const uint8_t*>(out.parts[i].packed) + static_cast<size_t>(index) * stack.bytes[i];
-  if (out.bias) out.bias += index * out.n;
-  return out;
-}
-
 class ExpertStep {
  public:
   ExpertStep(const splice_cpu& cpu, Team& team, const splice_cpu_decoder& model, const splice_cpu_experts& experts,

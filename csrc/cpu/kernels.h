@@ -125,6 +125,40 @@ struct CombineArgs {
   int64_t top_k, size;
 };
 
+// Attention over latents, absorbed; the cache has one plane of one head, rows of rank + rope elements.
+struct LatentArgs {
+  float* out;      // [rows][q_heads][rank]
+  const float* q;  // [rows][q_heads][rank + rope]
+  splice_cpu_kv kv;
+  int64_t layer;
+  const int32_t* block_tables;
+  int64_t table_stride;
+  const int32_t *query_starts, *starts;
+  int64_t sequences, q_heads, rank;
+  float scale;
+};
+// What shares one reading of the cache: so many heads, of so many queries.
+inline int64_t latent_heads(const LatentArgs& args) { return args.q_heads < 32 ? args.q_heads : 32; }
+inline int64_t latent_queries(const LatentArgs& args) { return 64 / latent_heads(args); }
+
+struct LatentStoreArgs {
+  const float* down;  // [rows][rank + rope]: latent and key
+  const float* norm;
+  float eps;
+  const float* cos_sin;
+  const int64_t *positions, *slots;
+  splice_cpu_kv kv;
+  int64_t layer, rank;
+};
+
+struct LatentTurnArgs {
+  float* out;      // [rows][q_heads][rank + turning]
+  const float* q;  // [rows][q_heads][still + turning]
+  const float* cos_sin;
+  const int64_t* positions;
+  int64_t q_heads, rank, still, turning;
+};
+
 // Query tokens that share one reading of a KV block.
 constexpr int64_t ATTENTION_QUERY_TILE = 16;
 
@@ -141,10 +175,15 @@ struct Kernels {
   void (*route)(const RouteArgs&, int64_t first_row, int64_t last_row, float* scratch);
   // y = Σ weight · part over a row's choices in their order, then + shared.
   void (*combine)(const CombineArgs&, int64_t first_row, int64_t last_row);
+  void (*latent_attention)(const LatentArgs&, int64_t sequence, int64_t first_head, int64_t last_head, int64_t first_query,
+                           int64_t last_query, float* scratch);
+  void (*store_latents)(const LatentStoreArgs&, int64_t first_token, int64_t last_token);
+  void (*turn_queries)(const LatentTurnArgs&, int64_t first_token, int64_t last_token);
   // Floats of scratch that one thread needs.
   size_t (*linear_scratch)(const LinearArgs&);
   size_t (*attention_scratch)(const AttentionArgs&);
   size_t (*route_scratch)(const splice_cpu_routing&);
+  size_t (*latent_scratch)(const LatentArgs&);
 };
 
 const Kernels& portable_kernels();

@@ -1,15 +1,28 @@
 // A matrix of several types as the products that a team shares.
 #pragma once
 
+#include "context.h"
 #include "decoder_buffers.h"
 
 namespace splice::cpu {
 
-// A product of each part of a matrix, side by side in the columns of y.
+constexpr int64_t FEW_ROWS = 4;  // so many rows are not worth a barrier of their own
+
+// A product of each part of a matrix, side by side in the columns of y; perhaps of two matrices.
 struct Products {
-  LinearArgs parts[SPLICE_CPU_MAX_PARTS];
+  LinearArgs parts[2 * SPLICE_CPU_MAX_PARTS];
   int count;
 };
+
+// One of a stack.
+inline splice_cpu_matrix matrix_of(const splice_cpu_stack& stack, int64_t index) {
+  splice_cpu_matrix out = stack.first;
+  for (int i = 0; i < out.num_parts; ++i)
+    out.parts[i].packed =
+        static_cast<const uint8_t*>(out.parts[i].packed) + static_cast<size_t>(index) * stack.bytes[i];
+  if (out.bias) out.bias += index * out.n;
+  return out;
+}
 
 inline Products products_of(const splice_cpu_decoder& model, const splice_cpu_matrix& w, const Rows& input, int64_t rows,
                             float* y, Epilogue epilogue = Epilogue::STORE) {
@@ -37,6 +50,11 @@ inline Products products_of(const splice_cpu_decoder& model, const splice_cpu_ma
     column += part.n;
   }
   return out;
+}
+
+// Other products in the same piece of work; `to` holds those of one matrix so far.
+inline void append(Products& to, const Products& more) {
+  for (int i = 0; i < more.count; ++i) to.parts[to.count++] = more.parts[i];
 }
 
 // Whether a gate and what it gates can meet while they are in the first-level cache.
@@ -67,6 +85,21 @@ inline void multiply_items(const Kernels& kernels, const Products& products, int
     if (first < own) kernels.linear(products.parts[i], first, last < own ? last : own, scratch);
     first = first > own ? first - own : 0;
     last -= own;
+  }
+}
+
+// All columns of all rows, then body(first, last) over the rows of the result.
+template <class Body>
+void team_products(const splice_cpu& cpu, Team& team, const Products& products, int64_t rows, const Body& body) {
+  const int64_t items = items_of(products);
+  float* scratch = cpu.scratch_of(team);
+  const auto multiply = [&](int64_t first, int64_t last) { multiply_items(*cpu.kernels, products, first, last, scratch); };
+  const int64_t grain = grain_of(items, team.threads(), products.parts[0].epilogue == Epilogue::GATE ? 1 : 4);
+  if (rows <= FEW_ROWS) {
+    team.share(items, grain, multiply, [&] { body(int64_t{0}, rows); });
+  } else {
+    team.share(items, grain, multiply);
+    team.share(rows, ROW_GRAIN, body);
   }
 }
 

@@ -112,6 +112,12 @@ int splice_cpu_attention(splice_cpu* cpu, float* out, const float* q, int64_t q_
                          const int32_t* starts, int64_t sequences, int64_t q_heads, float scale, int64_t window,
                          float softcap, const float* sinks);
 
+// As splice_cpu_attention over a cache of latents, `[blocks, layers, 1, 1, block_tokens, rank + rope]` in fp32 or bf16: a row is the
+// key of every head, its first `rank` elements the value. q is [rows, q_heads, rank + rope], out [rows, q_heads, rank].
+int splice_cpu_latent_attention(splice_cpu* cpu, float* out, const float* q, splice_cpu_kv kv, int64_t layer,
+                                const int32_t* block_tables, int64_t table_stride, const int32_t* query_starts,
+                                const int32_t* starts, int64_t sequences, int64_t q_heads, int64_t rank, float scale);
+
 // What a router's logits are made into: softmax over all of them, softmax over the chosen ones, or each its own sigmoid.
 enum { SPLICE_CPU_SOFTMAX = 0, SPLICE_CPU_SOFTMAX_OF_CHOSEN = 1, SPLICE_CPU_SIGMOID = 2 };
 // What a group of experts is worth: its best score, or the sum of its two best.

@@ -13,6 +13,7 @@ from engine.ops.decoder import (
     AttentionWeights,
     DecoderWeights,
     ExpertsWeights,
+    LatentAttentionWeights,
     LayerWeights,
     MlpWeights,
     Projection,
@@ -21,8 +22,8 @@ from engine.ops.decoder import (
 from engine.ops.native_kernels import KINDS, MixedKindsError, Packed, pack, pack_stack
 from engine.rope_spec import RopeSpec
 from engine.rope_table import cos_sin_table
-from engine.spec import AttentionSpec, MlpSpec, ModelSpec, MoeSpec
-from engine.weights import StoredMatrix, WeightSource
+from engine.spec import AttentionSpec, LatentAttentionSpec, MlpSpec, ModelSpec, MoeSpec
+from engine.weights import FLOAT_KINDS, StoredMatrix, WeightSource
 
 Floats = npt.NDArray[np.float32]
 
@@ -53,11 +54,9 @@ class Assembly:
 
     def _layer(self, index: int) -> LayerWeights:
         spec, hidden, name = self._spec.layers[index], self._spec.hidden_size, f"model.layers.{index}"
-        if not isinstance(spec.attention, AttentionSpec):
-            raise TypeError(f"layer {index} is no layer of a native decoder")
         layer = LayerWeights(
             input_norm=self._norm(f"{name}.input_layernorm", hidden),
-            attention=self._attention(spec.attention, f"{name}.self_attn"),
+            attention=self._any_attention(spec.attention, f"{name}.self_attn"),
             mlp_norm=self._norm(f"{name}.post_attention_layernorm", hidden),
             mlp=self._mlp_or_experts(spec.mlp, f"{name}.mlp"),
             attention_output_norm=self._norm(f"{name}.attention_output_norm", hidden) if spec.post_norms else None,
@@ -65,6 +64,15 @@ class Assembly:
         )
         self._weights.release()
         return layer
+
+    def _any_attention(
+        self, spec: AttentionSpec | LatentAttentionSpec, name: str
+    ) -> AttentionWeights | LatentAttentionWeights:
+        match spec:
+            case AttentionSpec():
+                return self._attention(spec, name)
+            case LatentAttentionSpec():
+                return self._latent_attention(spec, name)
 
     def _attention(self, spec: AttentionSpec, name: str) -> AttentionWeights:
         hidden, q_rows, kv_rows = (
@@ -80,6 +88,38 @@ class Assembly:
             q_norm=self._norm(f"{name}.q_norm", spec.head_dim) if spec.qk_norm else None,
             k_norm=self._norm(f"{name}.k_norm", spec.head_dim) if spec.qk_norm else None,
             sinks=self._vector(f"{name}.sinks", spec.num_heads) if spec.sinks else None,
+        )
+
+    def _latent_attention(self, spec: LatentAttentionSpec, name: str) -> LatentAttentionWeights:
+        hidden, rank, heads, q_rank = self._spec.hidden_size, spec.kv_lora_rank, spec.num_heads, spec.q_lora_rank
+        q_rows = heads * (spec.qk_nope_head_dim + spec.qk_rope_head_dim)
+        q_down, q_norm, q = None, None, (f"{name}.q_proj", q_rows)
+        if q_rank is not None:
+            q_down = self._projection([(f"{name}.q_a_proj", q_rank)], hidden, bias=spec.bias)
+            q_norm, q = self._vector(f"{name}.q_a_layernorm.weight", q_rank), (f"{name}.q_b_proj", q_rows)
+        kv_down = [(f"{name}.kv_a_proj_with_mqa", rank + spec.qk_rope_head_dim)]
+        return LatentAttentionWeights(
+            cos_sin=self._cos_sin(spec.rope, spec.qk_rope_head_dim),
+            q_down=q_down,
+            q_norm=q_norm,
+            q=self._projection([q], hidden if q_rank is None else q_rank, bias=False),
+            kv_down=self._projection(kv_down, hidden, bias=spec.bias),
+            kv_norm=self._vector(f"{name}.kv_a_layernorm.weight", rank),
+            absorb=pack_stack(
+                (
+                    [_transposed(self._weights.take_matrix(head, (spec.qk_nope_head_dim, rank), FLOAT_KINDS))]
+                    for head in (f"{name}.k_b_proj.{head}.weight" for head in range(heads))
+                ),
+                heads,
+            ),
+            expand=pack_stack(
+                (
+                    [self._weights.take_matrix(f"{name}.v_b_proj.{head}.weight", (spec.v_head_dim, rank), FLOAT_KINDS)]
+                    for head in range(heads)
+                ),
+                heads,
+            ),
+            output=self._projection([(f"{name}.o_proj", hidden)], heads * spec.v_head_dim, bias=spec.bias),
         )
 
     def _mlp_or_experts(self, spec: MlpSpec | MoeSpec, name: str) -> MlpWeights | ExpertsWeights:
@@ -157,3 +197,8 @@ class Assembly:
         if key not in self._tables:
             self._tables[key] = cos_sin_table(rope, head_dim, self._max_len)
         return self._tables[key]
+
+
+def _transposed(matrix: StoredMatrix) -> StoredMatrix:
+    rows, columns = matrix.shape
+    return StoredMatrix(matrix.kind, (columns, rows), np.ascontiguousarray(matrix.data.T))

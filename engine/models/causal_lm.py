@@ -17,12 +17,16 @@ class CausalLM(Protocol):
     """A language model over a paged KV cache.
 
     The logits of a token depend, bit for bit, on the tokens before it in its sequence alone: not on the other slices
-    of the batch, nor on how the sequence was cut into steps. Where `spec.answer_is_apart` they depend on the length of
+    of the batch, nor on how the sequence was cut into steps. Where `answer_is_apart` they depend on the length of
     the request's prompt as well (`SequenceSlice.num_prompt_tokens`).
     """
 
     @property
     def spec(self) -> ModelSpec: ...
+
+    @property
+    def answer_is_apart(self) -> bool:
+        """Whether what follows a prompt is computed another way, so that its KV depends on where the prompt ends."""
 
     def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
         """Layout of one cache block; `kv_dtype` `auto` takes the model's. Raises SpliceError (bad_setting)."""

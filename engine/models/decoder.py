@@ -15,7 +15,7 @@ from engine.layers.rope import RopeTables
 from engine.layers.weights import Weights
 from engine.models.kv_layouts import decoder_kv_layout
 from engine.ops.registry import OpTable
-from engine.spec import ModelSpec
+from engine.spec import LatentAttentionSpec, ModelSpec
 from engine.step_plan import StepPlan
 from wire.kv_layout import KVLayout
 
@@ -43,6 +43,11 @@ class Decoder:
         self._norm = with_offset(norm, spec.norm_offset)
         self._block_tokens = 0
         self._kv_cache: torch.Tensor | None = None
+
+    @property
+    def answer_is_apart(self) -> bool:
+        """See `CausalLM.answer_is_apart` and `engine.ops.latent_attention`."""
+        return any(isinstance(layer.attention, LatentAttentionSpec) for layer in self.spec.layers)
 
     def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
         """See `CausalLM.kv_layout`."""

@@ -42,6 +42,11 @@ class NativeDecoder:
         self._block_tokens = 0
         self._kv_cache: npt.NDArray[Any] | None = None
 
+    @property
+    def answer_is_apart(self) -> bool:
+        """See `CausalLM.answer_is_apart`: latents are always attended to absorbed."""
+        return False
+
     def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
         """See `CausalLM.kv_layout`."""
         return decoder_kv_layout(self.spec, "float32", block_tokens, kv_dtype)

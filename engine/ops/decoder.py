@@ -40,6 +40,27 @@ class AttentionWeights:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentAttentionWeights:
+    """Of latent attention, absorbed."""
+
+    cos_sin: Floats
+    """`[positions, qk_rope_head_dim]` float32, one array for all layers."""
+    q_down: Projection | None
+    q_norm: Floats | None
+    """`[q_lora_rank]`."""
+    q: Projection
+    kv_down: Projection
+    kv_norm: Floats
+    """`[kv_lora_rank]`."""
+    absorb: Any
+    """What `native_kernels.pack_stack` returned, of every head `[kv_lora_rank, qk_nope_head_dim]`: it takes the head's
+    query to the latents' side."""
+    expand: Any
+    """The same of every head's `[v_head_dim, kv_lora_rank]`: from what it attended to, a latent, to its value."""
+    output: Projection
+
+
+@dataclass(frozen=True, slots=True)
 class MlpWeights:
     gate_up: Projection
     down: Projection
@@ -71,7 +92,7 @@ class LayerWeights:
     """Norms `[hidden]`, the offset of the spec added; None where a spec asks for none."""
 
     input_norm: Floats
-    attention: AttentionWeights
+    attention: AttentionWeights | LatentAttentionWeights
     mlp_norm: Floats
     mlp: MlpWeights | ExpertsWeights
     attention_output_norm: Floats | None = None

@@ -7,11 +7,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine._native import Decoder, Experts, Kernels, Routing
-from engine.ops.decoder import DecoderStep, DecoderWeights, ExpertsWeights, Floats, LayerWeights, MlpWeights
+from engine._native import Decoder, Experts, Kernels, Latent, Routing
+from engine.ops.decoder import (
+    AttentionWeights,
+    DecoderStep,
+    DecoderWeights,
+    ExpertsWeights,
+    Floats,
+    LatentAttentionWeights,
+    LayerWeights,
+    MlpWeights,
+)
 from engine.ops.names import Activations
-from engine.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, RoutingSpec
+from engine.spec import AttentionSpec, LatentAttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, RoutingSpec
 from engine.step_arrays import StepArrays
+
+_MAX_ROW = 1024
+"""SPLICE_CPU_MAX_HEAD_DIM."""
 
 
 class NativeDecoderCompiler:
@@ -23,9 +35,8 @@ class NativeDecoderCompiler:
 
     def obstacle(self, spec: ModelSpec) -> str | None:
         """See `DecoderCompiler.obstacle`."""
-        if any(not isinstance(layer.attention, AttentionSpec) for layer in spec.layers):
-            return "it has other attention than that of grouped queries"
-        return None
+        _, _, row = spec.kv_shape
+        return f"a head has {row} values in the cache, and kernels have room for {_MAX_ROW}" if row > _MAX_ROW else None
 
     def compile(self, spec: ModelSpec, weights: DecoderWeights) -> DecoderStep:
         """See `DecoderCompiler.compile`."""
@@ -58,27 +69,13 @@ class NativeDecoder:
             self._add(layer, own)
 
     def _add(self, spec: LayerSpec, layer: LayerWeights) -> None:
-        attention, own = spec.attention, layer.attention
-        if not isinstance(attention, AttentionSpec):
-            raise TypeError("a layer of another kind than an obstacle-free spec has")
         self._decoder.add_layer(
             input_norm=layer.input_norm,
-            qkv=own.qkv.weight,
-            qkv_bias=own.qkv.bias,
-            output=own.output.weight,
-            output_bias=own.output.bias,
+            **_attention(spec.attention, layer.attention),
             mlp_norm=layer.mlp_norm,
             **_mlp(spec.mlp, layer.mlp),
-            cos_sin=own.cos_sin,
-            num_heads=attention.num_heads,
-            scale=attention.scale,
-            q_norm=own.q_norm,
-            k_norm=own.k_norm,
-            sinks=own.sinks,
             attention_output_norm=layer.attention_output_norm,
             mlp_output_norm=layer.mlp_output_norm,
-            window=attention.window or 0,
-            softcap=attention.softcap or 0.0,
         )
 
     def __call__(self, arrays: StepArrays, kv_cache: npt.NDArray[Any]) -> Floats:
@@ -111,6 +108,54 @@ def routing_of(spec: RoutingSpec, logit_bias: Floats | None, score_bias: Floats 
         group_score=spec.group_score,
         logit_bias=logit_bias,
         score_bias=score_bias,
+    )
+
+
+def _attention(
+    spec: AttentionSpec | LatentAttentionSpec, weights: AttentionWeights | LatentAttentionWeights
+) -> dict[str, Any]:
+    """What `add_layer` is told of it."""
+    shared = {
+        "output": weights.output.weight,
+        "output_bias": weights.output.bias,
+        "cos_sin": weights.cos_sin,
+        "num_heads": spec.num_heads,
+        "scale": spec.scale,
+    }
+    if isinstance(spec, AttentionSpec) and isinstance(weights, AttentionWeights):
+        return {
+            **shared,
+            "qkv": weights.qkv.weight,
+            "qkv_bias": weights.qkv.bias,
+            "q_norm": weights.q_norm,
+            "k_norm": weights.k_norm,
+            "sinks": weights.sinks,
+            "window": spec.window or 0,
+            "softcap": spec.softcap or 0.0,
+        }
+    if isinstance(spec, LatentAttentionSpec) and isinstance(weights, LatentAttentionWeights):
+        return {**shared, "latent": _latent(spec, weights)}
+    raise TypeError("weights of another attention than the spec's")
+
+
+def _latent(spec: LatentAttentionSpec, weights: LatentAttentionWeights) -> Latent:
+    q_down = weights.q_down
+    return Latent(
+        q_down=None if q_down is None else q_down.weight,
+        q_down_bias=None if q_down is None else q_down.bias,
+        q_norm=weights.q_norm,
+        q=weights.q.weight,
+        kv_down=weights.kv_down.weight,
+        kv_down_bias=weights.kv_down.bias,
+        kv_norm=weights.kv_norm,
+        absorb=weights.absorb,
+        expand=weights.expand,
+        num_heads=spec.num_heads,
+        still=spec.qk_nope_head_dim,
+        turning=spec.qk_rope_head_dim,
+        rank=spec.kv_lora_rank,
+        value=spec.v_head_dim,
+        eps=spec.norm_eps,
     )
 
 

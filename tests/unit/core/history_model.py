@@ -21,6 +21,8 @@ _LAYER = LayerSpec(AttentionSpec(1, 1, 2, RopeSpec(10000.0), scale=1.0), MlpSpec
 
 
 class HistoryModel:
+    answer_is_apart = False
+
     def __init__(self) -> None:
         self.batches: list[StepBatch] = []
         self.spec = ModelSpec("history", 2, VOCAB, 4096, 1e-5, (_LAYER,), tie_embeddings=True)

@@ -142,6 +142,6 @@ def test_what_cannot_be_compiled_says_why() -> None:
         assert native_decoder.obstacle(replace(PLAIN, layers=(layer, replace(layer, mlp=mlp)))) is None
     assert native_decoder.obstacle(with_attention(qk_norm=True, window=8, sinks=True, softcap=3.0)) is None
     latent = LatentAttentionSpec(4, 24, 20, 10, 6, 12, RopeSpec(10000.0), 0.25)
-    obstacle = native_decoder.obstacle(replace(PLAIN, layers=(replace(layer, attention=latent),)))
-    assert obstacle is not None
-    assert "attention" in obstacle
+    for attention, words in ((latent, None), (replace(latent, kv_lora_rank=1019), "1025 values")):
+        obstacle = native_decoder.obstacle(replace(PLAIN, layers=(replace(layer, attention=attention),)))
+        assert obstacle is None if words is None else obstacle is not None and words in obstacle
