@@ -23,6 +23,7 @@ from engine.formats.hf_tokenizer import expect_tokenizer, tokenizer_from_directo
 from engine.formats.hf_weights import SafetensorsWeights, weight_files
 from engine.heap import return_freed
 from engine.models.causal_lm import CausalLM
+from engine.models.needed_tensors import needed_tensors
 from engine.models.registry import architecture_of_config, architecture_of_gguf
 from engine.numerics import numerics_id, supports_fast_bfloat16
 from engine.ops.features import features_of, used_ops
@@ -113,11 +114,15 @@ def check_model(path: Path, max_model_len: int | None = None) -> ModelSpec:
     """What can be said of a model from its headers alone, in a fraction of a second.
 
     Raises SpliceError as `load_model` does: for an unknown architecture, a field that cannot be, a damaged header, a
-    file that ends before its tensors do, a tensor type nobody multiplies, a context length the model does not have.
+    file that ends before its tensors do, a tensor that is missing, of another shape or of a type nobody multiplies, a
+    context length the model does not have.
     """
     description = _describe(path)
     _checked_length(max_model_len, description.spec)
     description.check_weights()
+    weights = description.open_weights()
+    for tensor in needed_tensors(description.spec):
+        weights.expect(tensor.name, tensor.shape)
     return description.spec
 
 

@@ -38,6 +38,9 @@ class WeightSource(Protocol):
     def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> StoredMatrix:
         """The matrix as the file has it if that is one of `kinds`, else in float32. Raises as `take`."""
 
+    def expect(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises what `take` would, from the headers alone."""
+
     def unread(self) -> list[str]:
         """Names in the file of tensors that nobody has taken any part of."""
 

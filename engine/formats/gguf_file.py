@@ -63,6 +63,12 @@ class GgufFile:
         info = self._info(name, shape, member)
         return self._stored(name, info, self._known(name, info)).reshape(info.shape[0], -1)
 
+    def expect(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises SpliceError as `tensor` does."""
+        expect_shape(self.path, name, self.shape(name), shape)
+        info = self._tensors[name]
+        self._stored(name, info, self._known(name, info))
+
     def check_tensors(self) -> None:
         """Raises SpliceError as `tensor` would for any of them."""
         for name, info in self._tensors.items():

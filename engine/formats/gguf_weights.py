@@ -43,6 +43,11 @@ class GgufWeights:
             return StoredMatrix(kind, shape, rows)
         return StoredMatrix(kind, shape, np.ascontiguousarray(rows).view(element))
 
+    def expect(self, name: str, shape: tuple[int, ...]) -> None:
+        """See `WeightSource.expect`."""
+        stored = self._locate(name)
+        self._file.expect(stored.name, stored.shape(shape))
+
     def unread(self) -> list[str]:
         """See `WeightSource.unread`."""
         return self._file.unread()

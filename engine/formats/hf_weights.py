@@ -56,6 +56,16 @@ class SafetensorsWeights:
             return StoredMatrix("float32", shape, _as_float32(dtype, values))
         return StoredMatrix(kind, shape, np.ascontiguousarray(values))
 
+    def expect(self, name: str, shape: tuple[int, ...]) -> None:
+        """See `WeightSource.expect`."""
+        stored = self._locate(name)
+        if stored.name + mxfp4.BLOCKS in self._file_of:
+            stored, blocks, scales = _mxfp4_shapes(stored, shape)
+            self._found(stored.name + mxfp4.BLOCKS, blocks, _BYTES)
+            self._found(stored.name + mxfp4.SCALES, scales, _BYTES)
+        else:
+            self._found(stored.name, stored.shape(shape), _ELEMENTS)
+
     def unread(self) -> list[str]:
         """See `WeightSource.unread`."""
         return [name for file in self._opened for name in file.unread()]
@@ -66,14 +76,25 @@ class SafetensorsWeights:
             file.release()
 
     def _from_mxfp4(self, stored: Stored, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        """Always with outputs as rows, whichever way the unquantised tensor of that name lies."""
-        stored = replace(stored, is_transposed=False)
-        *rows, columns = stored.shape(shape)
-        blocks, scales = (*rows, columns // mxfp4.GROUP, mxfp4.GROUP // 2), (*rows, columns // mxfp4.GROUP)
+        stored, blocks, scales = _mxfp4_shapes(stored, shape)
         return mxfp4.dequantised(
             self._read(stored.name + mxfp4.BLOCKS, stored, blocks, _BYTES)[1],
             self._read(stored.name + mxfp4.SCALES, stored, scales, _BYTES)[1],
         )
+
+    def _found(self, name: str, shape: tuple[int, ...], elements: Mapping[str, type[np.generic]]) -> SafetensorsFile:
+        """The file of a tensor that has this shape and one of these types."""
+        if name not in self._file_of:
+            raise missing_tensor(self._directory, name)
+        file = self._file_of[name]
+        expect_shape(file.path, name, file.shape(name), shape)
+        if file.dtype(name) not in elements:
+            raise bad_file(
+                file.path,
+                f"tensor {name} has type {file.dtype(name)}, expected one of {', '.join(elements)}",
+                "use the unquantised model",
+            )
+        return file
 
     def _read(
         self,
@@ -83,21 +104,20 @@ class SafetensorsWeights:
         elements: Mapping[str, type[np.generic]] = _ELEMENTS,
     ) -> tuple[str, npt.NDArray[Any]]:
         """(type as the file spells it, the part wanted of the tensor `name`, which must have the shape)."""
-        if name not in self._file_of:
-            raise missing_tensor(self._directory, name)
-        file = self._file_of[name]
-        expect_shape(file.path, name, file.shape(name), shape)
+        file = self._found(name, shape, elements)
         dtype = file.dtype(name)
-        if dtype not in elements:
-            raise bad_file(
-                file.path,
-                f"tensor {name} has type {dtype}, expected one of {', '.join(elements)}",
-                "use the unquantised model",
-            )
         values = file.bytes(name).view(elements[dtype]).reshape(shape)
         if stored.member is not None:
             values = values[stored.member.index]
         return dtype, stored.picked(np.require(values, requirements="A"))
+
+
+def _mxfp4_shapes(stored: Stored, shape: tuple[int, ...]) -> tuple[Stored, tuple[int, ...], tuple[int, ...]]:
+    """(outputs as rows whichever way the unquantised tensor of that name lies, shape of its blocks, of its scales)."""
+    stored = replace(stored, is_transposed=False)
+    *rows, columns = stored.shape(shape)
+    groups = columns // mxfp4.GROUP
+    return stored, (*rows, groups, mxfp4.GROUP // 2), (*rows, groups)
 
 
 def _as_float32(dtype: str, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

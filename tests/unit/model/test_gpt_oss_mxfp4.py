@@ -14,7 +14,7 @@ from moe_models import save_moe
 from safetensors.torch import load_file, save_file
 from tiny_models import PagedRun
 
-from engine.loader import load_model
+from engine.loader import check_model, load_model
 from wire.errors import ErrorCode, SpliceError
 
 TOKENS = torch.randint(0, 320, (50,), generator=torch.Generator().manual_seed(3)).tolist()
@@ -48,6 +48,7 @@ def _change_config(directory: Path, **changes: Any) -> None:
 
 def test_experts_in_blocks_give_the_logits_of_their_values(tmp_path: Path) -> None:
     reference = _publish(tmp_path)
+    check_model(tmp_path)
     model = load_model(tmp_path, served_name=None, dtype="float32", max_model_len=None).model
     with torch.inference_mode():
         expected = reference(torch.tensor([TOKENS])).logits[0, -1]
@@ -67,6 +68,8 @@ def test_blocks_without_fitting_scales_are_named(tmp_path: Path, damage: str) ->
     with pytest.raises(SpliceError, match=name) as refused:
         load_model(tmp_path, served_name=None, dtype="float32", max_model_len=None)
     assert refused.value.code is ErrorCode.BAD_MODEL_FILE
+    with pytest.raises(SpliceError, match=name):
+        check_model(tmp_path)
 
 
 @pytest.mark.parametrize(

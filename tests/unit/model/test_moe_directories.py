@@ -12,7 +12,7 @@ from moe_models import save_moe
 from safetensors.torch import load_file, save_file
 from tiny_models import PagedRun
 
-from engine.loader import DtypeChoice, load_model
+from engine.loader import DtypeChoice, check_model, load_model
 from wire.errors import ErrorCode, SpliceError
 
 
@@ -80,6 +80,9 @@ def test_a_tensor_that_is_missing_or_of_another_shape_is_named(
     with pytest.raises(SpliceError, match=name) as refused:
         load_model(tmp_path, served_name=None, dtype="float32", max_model_len=None)
     assert refused.value.code is ErrorCode.BAD_MODEL_FILE
+    with pytest.raises(SpliceError) as foretold:
+        check_model(tmp_path)
+    assert foretold.value.message == refused.value.message
 
 
 @pytest.mark.parametrize("kind", ["gpt-oss", "deepseek-v3"])
