@@ -229,4 +229,6 @@ RELATED = (
     Related("sampler: greedy against exp of the logits", lambda: drawing(temperature=0.0), array_yardstick),
     Related("sampler: draws against exp of the logits", lambda: drawing(temperature=1.0), array_yardstick),
     Related("sampler: top-p against exp", lambda: drawing(temperature=0.8, top_p=0.9), array_yardstick),
+    Related("sampler: typical-p against exp", lambda: drawing(temperature=1.0, typical_p=0.9), array_yardstick),
+    Related("sampler: top-p of flat rows against exp", lambda: drawing(temperature=2.0, top_p=0.9), array_yardstick),
 )

@@ -92,7 +92,7 @@ class Sampler {
     nb::gil_scoped_release release;
     const Choice greedy{0.0};
     for (int64_t row = 0; row < rows; ++row)
-      best[static_cast<size_t>(row)] = splice::sampling::draw(passes_, at(logits, row), size, greedy, largest_.data());
+      best[static_cast<size_t>(row)] = splice::sampling::draw(passes_, at(logits, row), size, greedy, memory_);
     return best;
   }
 
@@ -107,11 +107,11 @@ class Sampler {
     const float* own = at(logits, row);
     Choice choice = plan.choice;
     if (choice.temperature > 0.0) choice.random = random_bits(plan.seed, plan.number, static_cast<uint64_t>(position), 0);
-    if (!plan.rules.active(generated)) return splice::sampling::draw(passes_, own, size, choice, largest_.data());
+    if (!plan.rules.active(generated)) return splice::sampling::draw(passes_, own, size, choice, memory_);
     if (!usable(own, size)) return NOT_FINITE;
     changed_.assign(own, own + size);
     apply(plan.rules, changed_.data(), size, tokens_, num_prompt, generated);
-    const int64_t token = splice::sampling::draw(passes_, changed_.data(), size, choice, largest_.data());
+    const int64_t token = splice::sampling::draw(passes_, changed_.data(), size, choice, memory_);
     return token == NOT_FINITE ? NOTHING_LEFT : token;
   }
 
@@ -126,7 +126,7 @@ class Sampler {
       for (size_t row = 0; row < found.size(); ++row) {
         Logprobs& one = found[row].emplace();
         if (!splice::sampling::logprobs(passes_, at(logits, static_cast<int64_t>(row)), size, tokens[row], num_top,
-                                        largest_.data(), one))
+                                        memory_.largest.data(), one))
           found[row].reset();
       }
     }
@@ -146,15 +146,15 @@ class Sampler {
     const int64_t size = static_cast<int64_t>(logits.shape(1));
     require(size > 0 && size <= MAX_TOKENS, "a row must have 1 to 524288 logits");
     require(size == 1 || logits.stride(1) == 1, "the logits of a row must be contiguous");
-    largest_.resize(static_cast<size_t>(blocks_of(size)));
+    memory_.reserve_row(size);
     return size;
   }
 
   static const float* at(const Matrix& logits, int64_t row) { return logits.data() + row * logits.stride(0); }
 
   bool usable(const float* logits, int64_t size) {
-    const bool numbers = passes_.maxima(logits, size, largest_.data());
-    return numbers && std::isfinite(*std::max_element(largest_.begin(), largest_.end()));
+    const bool numbers = passes_.maxima(logits, size, memory_.largest.data());
+    return numbers && std::isfinite(*std::max_element(memory_.largest.begin(), memory_.largest.end()));
   }
 
   void read(const nb::list& tokens, int64_t size) {
@@ -169,7 +169,8 @@ class Sampler {
   }
 
   const Passes& passes_;
-  std::vector<float> largest_, changed_;
+  Memory memory_;
+  std::vector<float> changed_;
   Ids tokens_;
 };
 

@@ -5,28 +5,11 @@
 #include <limits>
 #include <numeric>
 
+#include "leading.h"
+
 namespace splice::sampling {
 
 namespace {
-
-constexpr int64_t SORTED_AT_ONCE = 256;
-constexpr int64_t BUCKETS = 1024;
-
-uint64_t amount_of(const std::vector<uint64_t>& amounts, uint32_t index) { return amounts.empty() ? 1 : amounts[index]; }
-
-// How many of `indices`, sorted by key, are needed on top of `have`.
-int64_t take_sorted(std::vector<uint32_t>& indices, const std::vector<double>& keys, const std::vector<uint64_t>& amounts,
-                    uint64_t have, uint64_t target) {
-  std::sort(indices.begin(), indices.end(),
-            [&](uint32_t a, uint32_t b) { return keys[a] != keys[b] ? keys[a] < keys[b] : a < b; });
-  int64_t taken = 0;
-  for (const uint32_t index : indices) {
-    if (have >= target) break;
-    have += amount_of(amounts, index);
-    ++taken;
-  }
-  return taken;
-}
 
 void keep_marked(Candidates& candidates, const std::vector<char>& kept) {
   size_t count = 0;
@@ -69,33 +52,11 @@ float bound_of_largest(const Row& row, int64_t count) {
 
 void keep_leading(Candidates& candidates, const std::vector<double>& keys, const std::vector<uint64_t>& amounts,
                   uint64_t target) {
-  const int64_t size = candidates.size();
-  target = std::max<uint64_t>(target, 1);
-  std::vector<char> kept(static_cast<size_t>(size), 0);
-  std::vector<uint32_t> edge;
-  uint64_t have = 0;
-  if (size <= SORTED_AT_ONCE) {
-    edge.resize(static_cast<size_t>(size));
-    std::iota(edge.begin(), edge.end(), 0);
-  } else {
-    // Only the bucket in which the target is reached has to be sorted.
-    const auto [low, high] = std::minmax_element(keys.begin(), keys.end());
-    const double first = *low, width = *high > *low ? (BUCKETS - 1) / (*high - *low) : 0.0;
-    std::vector<uint16_t> bucket(static_cast<size_t>(size));
-    std::vector<uint64_t> filled(BUCKETS, 0);
-    for (size_t i = 0; i < bucket.size(); ++i) {
-      bucket[i] = static_cast<uint16_t>((keys[i] - first) * width);
-      filled[bucket[i]] += amount_of(amounts, static_cast<uint32_t>(i));
-    }
-    int64_t last = 0;
-    while (last < BUCKETS - 1 && have + filled[static_cast<size_t>(last)] < target) have += filled[static_cast<size_t>(last++)];
-    for (size_t i = 0; i < bucket.size(); ++i) {
-      kept[i] = bucket[i] < last;
-      if (bucket[i] == last) edge.push_back(static_cast<uint32_t>(i));
-    }
-  }
-  const int64_t taken = take_sorted(edge, keys, amounts, have, target);
-  for (int64_t i = 0; i < taken; ++i) kept[edge[static_cast<size_t>(i)]] = 1;
+  std::vector<Item> items(candidates.ids.size());
+  for (size_t i = 0; i < items.size(); ++i)
+    items[i] = {keys[i], amounts.empty() ? 1 : amounts[i], static_cast<uint32_t>(i)};
+  std::vector<char> kept(items.size(), 1);
+  keep_shortest(items, 0, std::max<uint64_t>(target, 1), [&](const Item& item) { kept[item.id] = 0; });
   keep_marked(candidates, kept);
 }
 

@@ -6,24 +6,11 @@
 #include <vector>
 
 #include "candidates.h"
+#include "shares.h"
 
 namespace splice::sampling {
 
 namespace {
-
-// (u / 2^53) · total, rounded down: below `total`.
-uint64_t scaled(uint64_t random, uint64_t total) {
-  return static_cast<uint64_t>(static_cast<unsigned __int128>(random) * total >> 53);
-}
-
-uint64_t share_of(double share, uint64_t total) {
-  return std::min(total, static_cast<uint64_t>(std::ceil(share * static_cast<double>(total))));
-}
-
-// As the passes compute it.
-double exponent(float logit, Scale scale) {
-  return std::max((static_cast<double>(logit) - scale.top) * scale.sharpness, -700.0);
-}
 
 // The logit at exponent z, or a little below it: a bound that rounding cannot lift.
 float logit_below(double z, Scale scale, double temperature) {
@@ -42,14 +29,14 @@ int64_t lowest_largest(const Row& row) {
 // Which tokens are left: all of the row until a filter has named them.
 class Filter {
  public:
-  Filter(const Row& row, const Choice& choice) : row_(row), choice_(choice) {}
+  Filter(const Row& row, const Choice& choice, Memory& memory) : row_(row), choice_(choice), memory_(memory) {}
 
   int64_t pick() {
     keep_min_p();
     keep_top_k();
+    if (!listed_) return choice_.typical_p < 1.0 || choice_.top_p < 1.0 ? pick_of_shares() : pick_of_all();
     keep_typical();
     keep_top_p();
-    if (!listed_) return pick_of_all();
     return at_unit(left_, scaled(choice_.random, left_.total()));
   }
 
@@ -58,7 +45,6 @@ class Filter {
     left_ = gather(row_, least);
     listed_ = true;
   }
-
 
   // Those whose units are at least min_p of the likeliest one's.
   void keep_min_p() {
@@ -83,49 +69,35 @@ class Filter {
     if (choice_.top_k < left_.size()) keep_leading(left_, falling_logits(), {}, static_cast<uint64_t>(choice_.top_k));
   }
 
-  // Those whose surprise −ln p is nearest to the expected one (arXiv 2202.00666). With p = e^z / W the distance is |z − E[z]|.
+  // See `Shares`.
   void keep_typical() {
     if (choice_.typical_p >= 1.0) return;
-    const Moments sums = listed_ ? moments_of_left() : row_.passes.moments(row_.logits, row_.size, row_.scale, row_.largest);
+    const Moments sums = moments_of_left();
     const double expected = sums.weighted_z / sums.weight;
-    const uint64_t target = share_of(choice_.typical_p, sums.units);
-    if (!listed_) {
-      // Tokens so unlikely that all of them together are not needed, and farther from the expected than the likeliest is, come last.
-      const double spare = 0.5 * (1.0 - choice_.typical_p) * sums.weight / static_cast<double>(row_.size);
-      list(logit_below(std::min(std::log(spare), 2.0 * expected), row_.scale, choice_.temperature));
-      if (left_.total() < target) list(std::numeric_limits<float>::lowest());
-    }
-    keep_nearest(expected, target);
+    std::vector<double> distance(left_.ids.size());
+    for (size_t i = 0; i < distance.size(); ++i) distance[i] = std::abs(exponent(left_.logits[i], row_.scale) - expected);
+    keep_leading(left_, distance, left_.units, share_of(choice_.typical_p, sums.units));
   }
 
   Moments moments_of_left() const {
-    std::vector<float> largest(static_cast<size_t>(blocks_of(left_.size())));
+    const auto blocks = static_cast<size_t>(blocks_of(left_.size()));
+    std::vector<float> largest(blocks);
+    std::vector<uint64_t> units(blocks * BLOCK), block_units(blocks);
     row_.passes.maxima(left_.logits.data(), left_.size(), largest.data());
-    return row_.passes.moments(left_.logits.data(), left_.size(), row_.scale, largest.data());
+    return row_.passes.moments(left_.logits.data(), left_.size(), row_.scale, largest.data(), units.data(),
+                               block_units.data());
   }
 
-  void keep_nearest(double expected, uint64_t target) {
-    std::vector<double> distance(left_.ids.size());
-    for (size_t i = 0; i < distance.size(); ++i) distance[i] = std::abs(exponent(left_.logits[i], row_.scale) - expected);
-    keep_leading(left_, distance, left_.units, target);
-  }
-
-  // The fewest likeliest whose share reaches top_p (nucleus sampling, arXiv 1904.09751).
   void keep_top_p() {
     if (choice_.top_p >= 1.0) return;
-    uint64_t target;
-    if (listed_) {
-      target = share_of(choice_.top_p, left_.total());
-    } else {
-      std::vector<uint64_t> units(static_cast<size_t>(blocks_of(row_.size)));
-      const uint64_t total = row_.passes.block_masses(row_.logits, row_.size, row_.scale, row_.largest, units.data());
-      target = share_of(choice_.top_p, total);
-      // Tokens so unlikely that all of them together are not needed.
-      const double spare = 0.5 * (1.0 - choice_.top_p) * (static_cast<double>(total) / MASS_UNITS) / static_cast<double>(row_.size);
-      list(logit_below(std::log(spare), row_.scale, choice_.temperature));
-      if (left_.total() < target) list(std::numeric_limits<float>::lowest());
-    }
-    keep_leading(left_, falling_logits(), left_.units, target);
+    keep_leading(left_, falling_logits(), left_.units, share_of(choice_.top_p, left_.total()));
+  }
+
+  int64_t pick_of_shares() const {
+    Shares shares(row_, choice_.temperature, memory_);
+    if (choice_.typical_p < 1.0) shares.keep_typical(choice_.typical_p);
+    if (choice_.top_p < 1.0) shares.keep_top(choice_.top_p);
+    return shares.at(choice_.random);
   }
 
   std::vector<double> falling_logits() const {
@@ -150,20 +122,23 @@ class Filter {
 
   const Row& row_;
   const Choice& choice_;
+  Memory& memory_;
   Candidates left_;
   bool listed_ = false;
 };
 
 }  // namespace
 
-int64_t draw(const Passes& passes, const float* logits, int64_t size, const Choice& choice, float* largest) {
+int64_t draw(const Passes& passes, const float* logits, int64_t size, const Choice& choice, Memory& memory) {
+  memory.reserve_row(size);
+  float* largest = memory.largest.data();
   const bool numbers = passes.maxima(logits, size, largest);
   const float top = *std::max_element(largest, largest + blocks_of(size));
   if (!numbers || !std::isfinite(top)) return NOT_FINITE;
   const double sharpness = choice.temperature > 0.0 ? std::min(1.0 / choice.temperature, 1e300) : 1.0;
   const Row row{passes, logits, size, largest, {top, sharpness}};
   if (choice.temperature <= 0.0) return lowest_largest(row);
-  return Filter(row, choice).pick();
+  return Filter(row, choice, memory).pick();
 }
 
 }  // namespace splice::sampling

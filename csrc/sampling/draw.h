@@ -3,6 +3,7 @@
 
 #include <stdint.h>
 
+#include "memory.h"
 #include "passes.h"
 
 namespace splice::sampling {
@@ -19,8 +20,8 @@ struct Choice {
 
 constexpr int64_t NOT_FINITE = -1;  // the largest logit is NaN or infinite, or one is NaN
 
-// `largest` is room for blocks_of(size) numbers. Greedy takes the lowest id of the largest; otherwise min_p, top_k, typical_p and top_p,
+// Greedy takes the lowest id of the largest; otherwise min_p, top_k, typical_p and top_p,
 // each over what the one before left, and a draw over the rest in ascending id.
-int64_t draw(const Passes& passes, const float* logits, int64_t size, const Choice& choice, float* largest);
+int64_t draw(const Passes& passes, const float* logits, int64_t size, const Choice& choice, Memory& memory);
 
 }  // namespace splice::sampling

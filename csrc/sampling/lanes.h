@@ -5,6 +5,10 @@
 
 #include <stdint.h>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 #include "passes.h"
 
 #define SPLICE_INLINE static inline __attribute__((always_inline))
@@ -14,18 +18,35 @@ namespace {
 constexpr int LANES = 4;
 typedef double D4 __attribute__((vector_size(32)));
 typedef int64_t L4 __attribute__((vector_size(32)));
+typedef uint64_t U4 __attribute__((vector_size(32), aligned(8), may_alias));
+typedef uint16_t H4 __attribute__((vector_size(8), aligned(2), may_alias));
 typedef float F4 __attribute__((vector_size(16), aligned(4), may_alias));
 typedef float F8 __attribute__((vector_size(32), aligned(4), may_alias));
 
 SPLICE_INLINE D4 splat(double x) { return D4{x, x, x, x}; }
+// Compilers make detours of these three; where they matter, they are spelled out. Of numbers that are none nothing is promised.
+#if defined(__AVX__)
+SPLICE_INLINE D4 widen(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
+SPLICE_INLINE D4 larger(D4 a, D4 b) { return _mm256_max_pd(a, b); }
+SPLICE_INLINE D4 smaller(D4 a, D4 b) { return _mm256_min_pd(a, b); }
+SPLICE_INLINE void store_whole(D4 a, int32_t* to) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvttpd_epi32(a));
+}
+#else
 SPLICE_INLINE D4 widen(const float* p) { return __builtin_convertvector(*reinterpret_cast<const F4*>(p), D4); }
+SPLICE_INLINE D4 larger(D4 a, D4 b) { return a > b ? a : b; }
+SPLICE_INLINE D4 smaller(D4 a, D4 b) { return a < b ? a : b; }
+SPLICE_INLINE void store_whole(D4 a, int32_t* to) {
+  for (int lane = 0; lane < LANES; ++lane) to[lane] = static_cast<int32_t>(a[lane]);
+}
+#endif
 
 constexpr double ROUNDING = 6755399441055744.0;  // 1.5·2^52: adding it rounds to a whole number, held in the low bits
 
 // e^z for z ≤ 0, relative error below 2e-14: z = n·ln 2 + r, |r| ≤ ln 2 / 2, Taylor series of degree 11, times 2^n through the
 // exponent bits. Own code and not libm's, so that every machine agrees. z below −700 counts as −700.
 SPLICE_INLINE D4 exp_of(D4 z) {
-  z = z < splat(-700.0) ? splat(-700.0) : z;
+  z = larger(z, splat(-700.0));
   const D4 shifted = z * 1.4426950408889634 + ROUNDING;
   const D4 n = shifted - ROUNDING;
   D4 r = z - n * 0.693147180369123816490;

@@ -15,6 +15,8 @@ constexpr int MASS_BITS = 44;
 constexpr double MASS_UNITS = 17592186044416.0;
 constexpr int64_t MAX_TOKENS = int64_t{1} << 19;
 
+constexpr int BUCKETS = 1024;
+
 constexpr int64_t blocks_of(int64_t size) { return (size + BLOCK - 1) / BLOCK; }
 
 struct Scale {
@@ -28,6 +30,14 @@ struct Moments {
   uint64_t units = 0;
 };
 
+// Tokens by rising key, which is `top − logit`, or |max(z, −700) − expected|. Bucket: key / range · (BUCKETS − 1), rounded down; keys
+// beyond the range share the last.
+struct Order {
+  bool by_distance;
+  double expected;
+  double range;  // above 0
+};
+
 struct Passes {
   // The largest logit of each block. Returns whether no logit is NaN.
   bool (*maxima)(const float* logits, int64_t size, float* largest);
@@ -37,7 +47,18 @@ struct Passes {
   uint64_t (*block_masses)(const float* logits, int64_t size, Scale scale, const float* largest, uint64_t* units);
   // Σ e^z alone, the same number as in `moments`.
   double (*weight)(const float* logits, int64_t size, Scale scale, const float* largest);
-  Moments (*moments)(const float* logits, int64_t size, Scale scale, const float* largest);
+  // And, as `spread`, the units.
+  Moments (*moments)(const float* logits, int64_t size, Scale scale, const float* largest, uint64_t* units,
+                     uint64_t* block_units);
+  // Units of each token, in whole blocks, and of each block; returns their sum. Where a block has none, those of its tokens are left
+  // unwritten.
+  uint64_t (*spread)(const float* logits, int64_t size, Scale scale, const float* largest, uint64_t* units,
+                     uint64_t* block_units);
+  // Which bucket each token of a block with units falls into, and the units that each of them has.
+  void (*buckets)(const float* logits, int64_t size, Scale scale, const Order& order, const float* largest, const uint64_t* units,
+                  const uint64_t* block_units, uint16_t* bucket, uint64_t* filled);
+  // Takes the units of tokens in buckets behind `last`; ids of those in `last`, ascending. Returns how many these are.
+  int64_t (*cut)(int64_t size, uint16_t last, uint16_t* bucket, uint64_t* units, uint64_t* block_units, uint32_t* ids);
   // Ids of the tokens with a logit of at least `least`, ascending; returns how many.
   int64_t (*at_least)(const float* logits, int64_t size, float least, const float* largest, uint32_t* ids);
   // How many logits are above `bar`.

@@ -102,6 +102,29 @@ def test_a_draw_is_what_the_plain_reference_draws(situation: tuple[torch.Tensor,
         assert sampler.draw(array, 0, row.plan, row.tokens, row.num_prompt_tokens) == expected, isa
 
 
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize(("typical_p", "top_p"), [(1.0, 0.9), (0.7, 1.0), (0.7, 0.9), (1.0, 0.999999), (0.01, 0.01)])
+@pytest.mark.parametrize("shape", ["alike", "two zeros", "few values", "flat", "wide", "one far above"])
+def test_rows_of_many_ties_and_of_any_width_are_cut_where_the_reference_cuts(
+    shape: str, typical_p: float, top_p: float, isa: str
+) -> None:
+    generator, size = np.random.default_rng(3), 20_011
+    drawn = generator.normal(size=size)
+    row = {
+        "alike": np.zeros(size),
+        "two zeros": np.where(drawn > 0, 0.0, -0.0),
+        "few values": drawn.round(0),
+        "flat": drawn * 0.01,
+        "wide": drawn * 1e30,
+        "one far above": np.where(np.arange(size) == 777, 40.0, drawn),
+    }[shape]
+    logits = torch.tensor(row, dtype=torch.float32)
+    for seed in range(3):
+        params = SamplingParams(max_tokens=9, temperature=0.8, typical_p=typical_p, top_p=top_p, seed=seed)
+        found = SAMPLERS[isa].draw(logits[None].numpy(), 0, SamplingRow(params, [1], 1).plan, [1], 1)
+        assert found == draw(units_left(logits, params), uniform(seed, 0, 1, DrawPurpose.TOKEN))
+
+
 @settings(max_examples=200, deadline=None)
 @given(rows_of_logits(), st.integers(0, 30), st.data())
 def test_logprobs_are_the_log_softmax_on_every_instruction_set(
