@@ -83,7 +83,7 @@ CHAT_FIELDS = FieldTable(
         **_GUIDED,
         "tools": ([],),
         "tool_choice": ("none",),
-        "parallel_tool_calls": (),
+        "parallel_tool_calls": (True, False),  # of no tools
         "functions": ([],),
         "function_call": ("none",),
         "response_format": ({"type": "text"},),

@@ -81,7 +81,7 @@ def with_settings(settings_class: type[S], *, model_argument: bool = False) -> C
 
 
 def _parameter(known: Setting) -> inspect.Parameter:
-    default = "" if known.default is None else f" [dim]\\[default: {_shown(known, known.default)}][/dim]"
+    default = "" if known.default in (None, ()) else f" [dim]\\[default: {_shown(known, known.default)}][/dim]"
     names = [known.flag, f"--no-{known.flag[2:]}"] if known.is_switch else [known.flag]
     option = typer.Option(
         "/".join(names) if known.is_switch else known.flag,

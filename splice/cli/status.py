@@ -8,7 +8,7 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from splice.cli.console import out
 from splice.cli.flags import with_settings
@@ -45,17 +45,19 @@ def _print(status: ClusterStatus) -> None:
         f"cluster {status.cluster}   router {status.router_url or 'not here'}   ray {status.ray_address or 'none'}"
     )
     out.print(f"etcd {','.join(status.etcd_endpoints)}   {status.etcd_error or 'answers'}", markup=False)
-    table = Table("worker", "incarnation", "endpoint", "pid", "running", "waiting", "KV used", "tokens in/out", "state")
+    # Eighty columns hold it; a name is never cut, so that it can be copied whole.
+    names = [Column(heading, no_wrap=True) for heading in ("worker", "endpoint")]
+    figures = [Column(heading, overflow="fold") for heading in ("pid", "run", "wait", "KV blocks")]
+    table = Table(*names, *figures, Column("tokens in/out", overflow="fold"), "state", box=None, pad_edge=False)
     for worker in status.workers:
         used = worker.num_blocks - worker.free_blocks
         table.add_row(
             worker.worker_id,
-            worker.incarnation,
             worker.endpoint,
             str(worker.pid),
             str(worker.running),
             str(worker.waiting),
-            f"{used}/{worker.num_blocks} blocks" if worker.answers else "?",
+            f"{used}/{worker.num_blocks}" if worker.answers else "?",
             f"{worker.prompt_tokens}/{worker.generated_tokens}",
             "silent" if not worker.answers else "draining" if worker.draining else "serving",
         )

@@ -43,7 +43,7 @@ class LoadSettings:
     )
     bench_seed: int = setting(0, parse.integer(0, (1 << 31) - 1), "Of prompts and arrivals.", group="Load")
     run_timeout: float = setting(
-        900.0, parse.seconds(1), "Seconds one run may take; what is open then failed.", group="Load"
+        900.0, parse.seconds(1), "Seconds one run may take; what is open then failed.", group="Load", metavar="S"
     )
     client_cpus: tuple[str, ...] = setting(
         (), parse.words(), "Pin the client to these CPUs. Default: not pinned.", group="Load", metavar="LIST"

@@ -48,7 +48,9 @@ class ServeSettings(PlaceSettings, MembershipSettings, EngineSettings, FrontSett
     decode_resource: str | None = setting(
         None, parse.text, "Custom Ray resource that marks nodes for decode workers.", group="Cluster"
     )
-    start_timeout: float = setting(180.0, parse.seconds(1), "Seconds until everything must be ready.", group="Cluster")
+    start_timeout: float = setting(
+        180.0, parse.seconds(1), "Seconds until everything must be ready.", group="Cluster", metavar="S"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,9 @@ class WorkerCommandSettings(MembershipSettings, EngineSettings, ModelSettings):
     registration_ttl: int = setting(
         5, parse.integer(2, 300), "Seconds after which a silent worker leaves the registry.", group="Worker"
     )
-    drain_timeout: float = setting(30.0, parse.seconds(0), "Seconds running requests get at shutdown.", group="Worker")
+    drain_timeout: float = setting(
+        30.0, parse.seconds(0), "Seconds running requests get at shutdown.", group="Worker", metavar="S"
+    )
     fault: tuple[str, ...] = setting(
         (), parse.words(), "Arm fault points, for tests; loopback only.", group="Worker", metavar="LIST"
     )
@@ -107,7 +111,7 @@ class ClientSettings:
     seed: int | None = setting(
         None, parse.integer(0, (1 << 63) - 1), "Equal seeds give equal answers.", group="Sampling"
     )
-    timeout: float = setting(300.0, parse.seconds(0.1), "Seconds an answer may take.", group="Server")
+    timeout: float = setting(300.0, parse.seconds(0.1), "Seconds an answer may take.", group="Server", metavar="S")
 
     def sampling(self) -> dict[str, object]:
         """The fields of a request, those left as they are not among them where the server has the same default."""

@@ -97,7 +97,7 @@ class EngineSettings:
         metavar="LIST",
     )
     lease_ttl: float = setting(
-        10.0, parse.seconds(1), "Seconds for which computed KV waits for its reader.", group="KV hand-off"
+        10.0, parse.seconds(1), "Seconds for which computed KV waits for its reader.", group="KV hand-off", metavar="S"
     )
 
 
@@ -134,7 +134,11 @@ class FrontSettings:
         group="Routing",
     )
     no_worker_grace: float = setting(
-        0.0, parse.seconds(0), "Seconds to wait for a worker of a missing role before the error.", group="Routing"
+        0.0,
+        parse.seconds(0),
+        "Seconds to wait for a worker of a missing role before the error.",
+        group="Routing",
+        metavar="S",
     )
 
 

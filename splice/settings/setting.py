@@ -70,4 +70,4 @@ def settings_of(settings_class: type) -> dict[str, Setting]:
 
 def _metavar(annotation: str) -> str:
     """`annotation` as it is written, such as `int | None`."""
-    return {"int": "N", "float": "S", "tuple": "LIST"}.get(re.split(r"\W", annotation)[0], "TEXT")
+    return {"int": "N", "float": "X", "tuple": "LIST"}.get(re.split(r"\W", annotation)[0], "TEXT")
