@@ -37,10 +37,10 @@ from router.policy import Demand, WorkerLoad, pick
 from router.run import Run
 from router.session import WorkerSession
 from router.translate import events_of, target_of
+from router.unforeseen import internal_error
 from router.wanted import Wanted, for_prefill, for_reservation
 from wire.block_hash import chain
 from wire.convert import sampling_to_proto
-from wire.errors import ErrorCode, SpliceError
 from wire.model_card import ModelCard
 from wire.sampling import SamplingParams
 from wire.v1 import worker_pb2 as pb
@@ -333,8 +333,3 @@ def _beside(leader: Run | None, workers: Iterable[WorkerLoad], excluded: frozens
     open_to_all = {each.key for each in workers if each.available} - excluded
     wanted = {decode} | ({prefill} if prefill is not None else set())
     return Picked(decode, prefill) if wanted <= open_to_all else None
-
-
-def internal_error(error: BaseException) -> SpliceError:
-    """What a client sees of a fault nobody foresaw: that it happened, never its text."""
-    return SpliceError(ErrorCode.INTERNAL_ERROR, f"the router failed on this request ({type(error).__name__})")

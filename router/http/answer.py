@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from router.choices import TextDelta, WholeChoice
-from router.dispatch import internal_error
-from router.generation import Generation, Usage
+from router.choices import TextDelta
+from router.generation import Generation
+from router.http.answer_objects import AnswerObjects
 from router.http.errors import error_body
 from router.http.exchange import ClientLeft, Exchange
-from router.http.openai_format import Logprobs, pair_logprobs, receipt_object
+from router.http.openai_format import receipt_object
+from router.unforeseen import internal_error
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import FinishReason
 
@@ -19,27 +20,13 @@ RECEIPT_HEADER = b"x-splice-receipt"
 DONE = b"[DONE]"
 
 
-class AnswerFormat(Protocol):
-    """The shape of one endpoint's objects."""
-
-    def opening(self, num_choices: int) -> list[dict[str, Any]]:
-        """Chunks sent before any token."""
-
-    def chunk(self, delta: TextDelta, logprobs: Logprobs) -> dict[str, Any]: ...
-
-    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
-        """The last chunk: no choices, only figures."""
-
-    def whole(self, choices: list[WholeChoice], generation: Generation) -> dict[str, Any]: ...
-
-
 class Answer:
-    """One response. `wants_logprobs` decides whether figures are carried at all."""
+    """One response."""
 
-    def __init__(self, exchange: Exchange, generation: Generation, answer_format: AnswerFormat) -> None:
+    def __init__(self, exchange: Exchange, generation: Generation, objects: AnswerObjects) -> None:
         self._exchange = exchange
         self._generation = generation
-        self._format = answer_format
+        self._objects = objects
         self._wants_receipt = exchange.header(RECEIPT_HEADER) == b"1"
 
     async def send(self, *, stream: bool, include_usage: bool) -> None:
@@ -61,7 +48,7 @@ class Answer:
 
     async def _whole(self) -> None:
         choices = await self._generation.whole()
-        answer = self._format.whole(choices, self._generation)
+        answer = self._objects.whole(choices, self._generation)
         if self._wants_receipt:
             answer["splice_receipt"] = receipt_object(self._generation)
         await self._exchange.send_json(answer)
@@ -74,8 +61,8 @@ class Answer:
                 chunks: list[dict[str, Any]] = []
                 if not exchange.started:
                     await exchange.start_events()
-                    chunks += self._format.opening(self._generation.num_choices)
-                chunks += [self._chunk(delta) for delta in deltas if self._is_worth_sending(delta)]
+                    chunks += self._objects.opening(self._generation.num_choices)
+                chunks += [self._objects.chunk(delta) for delta in deltas if self._is_worth_sending(delta)]
                 if chunks:
                     await exchange.send_events([encode(chunk) for chunk in chunks])
             await exchange.send_events([*(encode(each) for each in self._closing(include_usage)), DONE], last=True)
@@ -89,16 +76,13 @@ class Answer:
             await exchange.send_events([error_body(internal_error(error))], last=True)
             raise
 
-    def _chunk(self, delta: TextDelta) -> dict[str, Any]:
-        return self._format.chunk(delta, pair_logprobs(delta.tokens, delta.logprobs))
-
     def _is_worth_sending(self, delta: TextDelta) -> bool:
         return bool(delta.text or delta.logprobs) or delta.finish is not FinishReason.NONE
 
     def _closing(self, include_usage: bool) -> list[dict[str, Any]]:
         if not include_usage and not self._wants_receipt:
             return []
-        last = self._format.usage_chunk(self._generation.usage)
+        last = self._objects.usage_chunk(self._generation.usage)
         if not include_usage:
             last.pop("usage", None)
         if self._wants_receipt:

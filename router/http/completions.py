@@ -6,72 +6,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from starlette.types import Receive, Scope, Send
-
 from router.choices import TextDelta, WholeChoice
 from router.fields import COMPLETION_FIELDS
-from router.generation import Generation, Usage
-from router.http.answer import Answer
-from router.http.exchange import Exchange
+from router.generation import Generation
+from router.http.answer_objects import Fields
+from router.http.endpoint import Asked, Endpoint
 from router.http.openai_format import (
-    Logprobs,
     completion_logprobs,
     finish_name,
     pair_logprobs,
     prompt_logprobs_list,
     score_field,
-    usage_object,
 )
 from router.requested import Requested, read_prompt_logprobs, read_sampling
-from router.service import InferenceService
 from router.text.tokenizer import ModelText
-from router.validate import (
-    MAX_SEQUENCES,
-    flag,
-    invalid,
-    read_completion_logprobs,
-    read_model,
-    read_prompts,
-    read_stream,
-)
-from wire.sampling import TokenLogprobs
+from router.validate import MAX_SEQUENCES, flag, invalid, read_completion_logprobs, read_prompts
+from wire.sampling import FinishReason, TokenLogprobs
 from wire.text.vocabulary import Vocabulary
 
 DEFAULT_MAX_TOKENS = 16
 """What the OpenAI API documents for this endpoint."""
 
 
-class CompletionsEndpoint:
-    """ASGI app."""
+class CompletionsEndpoint(Endpoint):
+    fields = COMPLETION_FIELDS
+    id_prefix = "cmpl"
 
-    def __init__(self, service: InferenceService) -> None:
-        self._service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service, exchange = self._service, Exchange(scope, receive, send)
-        settings = service.settings
-        body = await exchange.read_json(settings.max_body_bytes, settings.body_timeout_s)
-        COMPLETION_FIELDS.check(body)
-        text = service.model_text(read_model(body))
+    async def read(self, body: Mapping[str, Any], text: ModelText, *, stream: bool) -> Asked:
+        """See `Endpoint.read`."""
         given = read_prompts(body.get("prompt"), text.card.vocab_size)
-        stream, include_usage = read_stream(body)
         echo = flag(body, "echo")
         requested = _requested(body, text, echo=echo, stream=stream)
         if len(given) * requested.best_of > MAX_SEQUENCES:
             count = f"{len(given)} prompts times {requested.best_of} choices"
             raise invalid("n", f"{count}; at most {MAX_SEQUENCES} together")
         prompts = [await text.encode_prompt(each) if isinstance(each, str) else each for each in given]
-        generation = service.generate(text, prompts, requested, where="prompt")
         echoed = [each if isinstance(each, str) else text.vocabulary.decode(each) for each in given] if echo else None
-        completion = CompletionFormat(
-            f"cmpl-{service.randomness.draw_id():016x}",
-            service.created(),
-            text.card.name,
-            text.vocabulary,
-            requested,
-            echoed,
-        )
-        await Answer(exchange, generation, completion).send(stream=stream, include_usage=include_usage)
+        return Asked(prompts, requested, "prompt", CompletionChoices(text.vocabulary, requested, echoed))
 
 
 def _requested(body: Mapping[str, Any], text: ModelText, *, echo: bool, stream: bool) -> Requested:
@@ -93,47 +64,28 @@ def _requested(body: Mapping[str, Any], text: ModelText, *, echo: bool, stream: 
     return requested
 
 
-class CompletionFormat:
-    """`text_completion` objects, streamed or whole."""
+class CompletionChoices:
+    """Choices of `text_completion` objects, streamed or whole."""
 
-    def __init__(
-        self,
-        answer_id: str,
-        created: int,
-        model: str,
-        vocabulary: Vocabulary,
-        requested: Requested,
-        echoed: Sequence[str] | None,
-    ) -> None:
+    whole_object = chunk_object = "text_completion"
+
+    def __init__(self, vocabulary: Vocabulary, requested: Requested, echoed: Sequence[str] | None) -> None:
         """`echoed`: the prompts' texts, which their answers begin with."""
-        self._head = {"id": answer_id, "object": "text_completion", "created": created, "model": model}
         self._vocabulary = vocabulary
         self._requested = requested
         self._echoed = echoed
         self._offsets: dict[int, int] = {}
 
-    def opening(self, num_choices: int) -> list[dict[str, Any]]:
+    def opening(self, index: int) -> Fields | None:
         if self._echoed is None:
-            return []
-        each = self._requested.n
-        echoed = [text for text in self._echoed for _ in range(each)]
-        return [
-            {**self._head, "choices": [self._choice(index, text, (), None)]}
-            for index, text in zip(range(num_choices), echoed, strict=True)
-        ]
+            return None
+        return self._choice(index, self._echoed[index // self._requested.n], (), FinishReason.NONE)
 
-    def chunk(self, delta: TextDelta, logprobs: Logprobs) -> dict[str, Any]:
-        choice = self._choice(delta.choice, delta.text, logprobs, finish_name(delta.finish))
-        return {**self._head, "choices": [{**choice, **score_field(delta.score)}]}
+    def growth(self, delta: TextDelta) -> Fields:
+        entries = pair_logprobs(delta.tokens, delta.logprobs)
+        return self._choice(delta.choice, delta.text, entries, delta.finish, delta.score)
 
-    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
-        return {**self._head, "choices": [], "usage": usage_object(usage)}
-
-    def whole(self, choices: list[WholeChoice], generation: Generation) -> dict[str, Any]:
-        listed = [self._whole_choice(choice, generation) for choice in choices]
-        return {**self._head, "choices": listed, "usage": usage_object(generation.usage)}
-
-    def _whole_choice(self, choice: WholeChoice, generation: Generation) -> dict[str, Any]:
+    def whole(self, choice: WholeChoice, generation: Generation) -> Fields:
         text = choice.text
         entries: list[tuple[int, TokenLogprobs | None]] = list(pair_logprobs(choice.tokens, choice.logprobs))
         prompt = generation.prompts[choice.prompt]
@@ -142,11 +94,13 @@ class CompletionFormat:
             text = self._echoed[choice.prompt] + text
             if self._requested.logprobs is not None:
                 entries = [*self._prompt_entries(prompt, scored), *entries]
-        answer = self._choice(choice.index, text, entries, finish_name(choice.finish))
-        answer |= score_field(choice.score)
+        answer = self._choice(choice.index, text, entries, choice.finish, choice.score)
         if self._requested.base.prompt_logprobs is not None:
             answer["prompt_logprobs"] = prompt_logprobs_list(prompt, scored, self._vocabulary)
         return answer
+
+    def beside(self, generation: Generation) -> Fields:
+        return {}
 
     def _prompt_entries(
         self, prompt: Sequence[int], scored: Sequence[TokenLogprobs]
@@ -157,11 +111,22 @@ class CompletionFormat:
         return [(prompt[0], None), *zip(prompt[1:], cut, strict=True)]
 
     def _choice(
-        self, index: int, text: str, logprobs: Sequence[tuple[int, TokenLogprobs | None]], finish: str | None
-    ) -> dict[str, Any]:
+        self,
+        index: int,
+        text: str,
+        logprobs: Sequence[tuple[int, TokenLogprobs | None]],
+        finish: FinishReason,
+        score: float | None = None,
+    ) -> Fields:
         figures = None
         if self._requested.logprobs is not None:
             offset = self._offsets.get(index, 0)
             figures = completion_logprobs(logprobs, self._vocabulary, offset)
             self._offsets[index] = offset + sum(len(token) for token in figures["tokens"])
-        return {"index": index, "text": text, "logprobs": figures, "finish_reason": finish}
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": figures,
+            "finish_reason": finish_name(finish),
+            **score_field(score),
+        }

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from router.dispatch import internal_error
 from router.http.exchange import ClientLeft, Exchange
 from router.metrics import RouterMetrics
+from router.unforeseen import internal_error
 from wire.errors import ErrorCode, SpliceError
 
 log = logging.getLogger(__name__)

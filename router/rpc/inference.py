@@ -11,11 +11,11 @@ import grpc.aio
 import msgspec
 
 from router.choices import TextDelta
-from router.dispatch import internal_error
 from router.generation import Generation
 from router.requested import read_prompt_logprobs, read_sampling
 from router.service import InferenceService
 from router.text.tokenizer import ModelText
+from router.unforeseen import internal_error
 from router.validate import MAX_CHOICES, MAX_TOP_LOGPROBS, integer, invalid, read_messages, read_token_ids
 from wire.convert import logprobs_to_proto
 from wire.errors import ErrorCode, SpliceError
