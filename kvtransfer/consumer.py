@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import structlog
-import xxhash
 
 from kvtransfer import registry
+from kvtransfer.checked_copy import copy_and_check
 from kvtransfer.control import announced
-from kvtransfer.faults import FLIP_BYTE, FLIP_BYTE_UNCHECKED, FaultPlan, flip_bit
+from kvtransfer.faults import FaultPlan
 from kvtransfer.fetch import CopyOutcome, Drained, Failed, FetchAction, FetchMachine, Ready, SendRelease, StartCopy
 from kvtransfer.handoff import HandoffStats, KvFinalData, RequestKey, SourceAddress, WorkerIdentity
 from kvtransfer.peer import Peer
@@ -256,7 +256,7 @@ class KvConsumer:
 
     def _copy(self, key: RequestKey, fetch: _Fetch, copy: StartCopy) -> None:
         try:
-            outcome, detail = self._copy_and_check(key, fetch, copy)
+            outcome, detail = self._copy_and_check(key, fetch, copy), ""
         except TransportError as error:
             outcome, detail = CopyOutcome.BROKEN, str(error)
         except Exception as unexpected:  # a copy that is never reported would keep its memory for ever
@@ -272,26 +272,16 @@ class KvConsumer:
             if fetch.peer is not None and fetch.peer.links is not None and fetch.peer.links.exhausted:
                 self._on_loop(self._part, fetch.peer)
 
-    def _copy_and_check(self, key: RequestKey, fetch: _Fetch, copy: StartCopy) -> tuple[CopyOutcome, str]:
+    def _copy_and_check(self, key: RequestKey, fetch: _Fetch, copy: StartCopy) -> CopyOutcome:
         if fetch.peer is None or fetch.peer.links is None:
             raise TransportError("announced before Hello")
         if not fetch.machine.is_live:
             raise TransportError("cancelled before it began")
-        self._faults.stall()
-        dest = self._pool.block(fetch.dest_blocks[copy.index])
-        if fetch.peer.links.read(key, copy.source_block, copy.generation, dest) != copy.generation:
-            return CopyOutcome.STALE, ""
-        layout = self._pool.layout
-        item_bytes = layout.layer_bytes // (2 * layout.num_kv_heads * layout.block_tokens * layout.head_dim)
-        if self._faults.fires(FLIP_BYTE_UNCHECKED):
-            flip_bit(dest, layout.layer_bytes, item_bytes)
-            return CopyOutcome.VERIFIED, ""
-        if self._faults.fires(FLIP_BYTE):
-            flip_bit(dest, layout.layer_bytes, item_bytes)
-        if xxhash.xxh3_128_digest(dest) != copy.digest:
+        dest_block = fetch.dest_blocks[copy.index]
+        outcome = copy_and_check(fetch.peer.links, key, copy, self._pool, dest_block, self._faults)
+        if outcome is CopyOutcome.DAMAGED:
             _log.warning("kv block damaged", request=key, block=copy.index, source=fetch.source.worker_id)
-            return CopyOutcome.DAMAGED, ""
-        return CopyOutcome.VERIFIED, ""
+        return outcome
 
     # --- actions ---
 

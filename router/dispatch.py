@@ -83,7 +83,7 @@ class Dispatcher:
             request = self._draw_id()
         limits = self._limits if leader is None else self._limits_beside_leader()
         lifecycle = RequestLifecycle(prompt, limits, deadline_s=now_s + timeout_s, wanted=Wanted.by(sampling))
-        run = Run(self, request, card, lifecycle=lifecycle, sampling=sampling, wake=wake, now_s=now_s)
+        run = Run(self.feed, request, card, lifecycle=lifecycle, sampling=sampling, wake=wake, now_s=now_s)
         self._runs[request] = run
         self._metrics.running.labels(card.name).inc()
         if leader is None:

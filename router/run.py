@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import msgspec
 
-from router.events import ClientGone, Fail, Finish, Release, StopFound, WorkerKey
+from router.events import ClientGone, Event, Fail, Finish, Release, StopFound, WorkerKey
 from router.lifecycle import RequestLifecycle
 from router.receipt import Receipt, Timings
 from wire.errors import SpliceError
 from wire.model_card import ModelCard
 from wire.sampling import FinishReason, SamplingParams, TokenLogprobs
-
-if TYPE_CHECKING:
-    from router.dispatch import Dispatcher
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -32,7 +29,7 @@ class Run:
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        feed: Callable[[Run, Event], None],
         request: int,
         card: ModelCard,
         *,
@@ -41,6 +38,7 @@ class Run:
         wake: asyncio.Event,
         now_s: float,
     ) -> None:
+        """`feed` takes what its owner says of it to whoever carries out what follows."""
         self.request = request
         self.card = card
         self.model = card.name
@@ -56,7 +54,7 @@ class Run:
         """Other choices of the same prompt, which start when its KV can be shared."""
         self.leader: Run | None = None
         """The choice this one waits for, and whose workers it prefers."""
-        self._dispatcher = dispatcher
+        self._feed = feed
         self._wake = wake
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
@@ -87,11 +85,11 @@ class Run:
 
     def stop(self) -> None:
         """The text is complete: a stop string was found."""
-        self._dispatcher.feed(self, StopFound())
+        self._feed(self, StopFound())
 
     def cancel(self) -> None:
         """Nobody wants the answer any more. Does nothing once the request has ended."""
-        self._dispatcher.feed(self, ClientGone())
+        self._feed(self, ClientGone())
 
     def receipt(self) -> Receipt:
         return Receipt.of(self.lifecycle, self.timings, self.sampling.seed)
