@@ -72,11 +72,10 @@ class RoleBench(Generic[R]):
         role = "prefill" if kind.__name__.startswith("Prefill") else "decode"
         chosen = WorkerSettings(role=role, model_path=str(model), kv_transports=("shm",), **settings)  # type: ignore[arg-type]
         identity = WorkerIdentity(role, 7, "compat", "host")
-        self.role = kind(
-            RoleParts(
-                self.engine, AnswerTexts(self.card), self.memory, identity, chosen, self._post, lambda: self.now_s
-            )
+        self.parts = RoleParts(
+            self.engine, AnswerTexts(self.card), self.memory, identity, chosen, self._post, lambda: self.now_s
         )
+        self.role = kind(self.parts)
 
     def _post(self, command: Callable[[], None]) -> None:
         self.post(command)

@@ -5,15 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from role_bench import RoleBench, submit
 
 from decode_worker.role import DecodeRole
 from engine.request import RequestKind
 from kvtransfer.handoff import HandoffStats, KvFinalData
+from wire.convert import sampling_to_proto
+from wire.sampling import BeamSearch, FinishReason, SamplingParams
+from wire.text.answer_text import AnswerText
+from wire.text.vocabulary import Vocabulary, load_tokenizer
 from wire.v1 import worker_pb2
+from worker.answer_texts import AnswerTexts
 
 RESERVE, GENERATE = RequestKind.RESERVE, RequestKind.GENERATE
 NO_STATS = HandoffStats("", 0, 0, 0.0, 0.0, 0, 0)
@@ -49,6 +56,43 @@ async def test_a_local_request_streams_to_its_end(bench: RoleBench[DecodeRole]) 
     assert len(bench.session.tokens) == 8
     assert [seq for frame in bench.session.of("frame") for seq in frame.seq] == list(range(8))
     assert bench.is_empty
+
+
+async def test_stop_strings_of_a_search_are_read_with_the_models_own_tokenizer(bench: RoleBench[DecodeRole]) -> None:
+    vocabulary = Vocabulary(load_tokenizer(bench.card), bench.card.tokenizer_json)
+    free = BeamSearch(width=2, num_answers=2)
+    drawn = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True, beam=free)
+
+    def search(number: int, beam: BeamSearch) -> worker_pb2.Beam:
+        sampling = sampling_to_proto(msgspec.structs.replace(drawn, beam=beam))
+        bench.role.submit(GENERATE, submit(1, number, sampling=sampling), bench.session)
+        bench.turn(12)
+        assert bench.is_empty
+        answer: worker_pb2.BeamAnswer = bench.session.of("beams")[-1]
+        return answer.beams[0]
+
+    whole = search(1, free)
+    assert (len(whole.tokens), whole.finish) == (8, FinishReason.LENGTH)
+    [stop] = set(vocabulary.decode(whole.tokens)[2:3])
+    ended = search(2, msgspec.structs.replace(free, stop=(stop,)))
+    assert ended.finish == FinishReason.STOP
+    read = AnswerText(vocabulary, stop=(stop,))
+    read.read(ended.tokens[:-1])
+    assert not read.stopped
+    read.read(ended.tokens[-1:])
+    assert read.stopped
+
+
+async def test_a_search_by_text_with_a_damaged_tokenizer_is_refused_alone(bench: RoleBench[DecodeRole]) -> None:
+    damaged = AnswerTexts(msgspec.structs.replace(bench.card, tokenizer_json="{}"))
+    role = DecodeRole(replace(bench.parts, texts=damaged))
+    beam = BeamSearch(width=2, num_answers=2, stop=("x",))
+    sampling = sampling_to_proto(SamplingParams(max_tokens=8, temperature=0.0, beam=beam))
+    role.submit(GENERATE, submit(1, sampling=sampling), bench.session)
+    assert bench.session.codes == ["bad_model_file"]
+    role.submit(GENERATE, submit(2), bench.session)
+    assert bench.session.codes == ["bad_model_file"]
+    assert [one.key for one in bench.engine.requests()] == [(2, 1)]
 
 
 async def test_a_reservation_is_granted_and_cancelled_before_anything_was_fetched(bench: RoleBench[DecodeRole]) -> None:
