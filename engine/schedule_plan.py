@@ -31,6 +31,11 @@ class ScheduledRequest(msgspec.Struct, frozen=True):
     """Rows of logits wanted: of every token here, of the last one, or none."""
 
     @classmethod
+    def of_next_token(cls, request: Request) -> ScheduledRequest:
+        """The last token of a request of whose prompt no logits are wanted."""
+        return cls(request, 1, True, _NOTHING, 1)
+
+    @classmethod
     def of(cls, request: Request, num_new_tokens: int) -> ScheduledRequest:
         end = request.num_computed_tokens + num_new_tokens
         completes = end == len(request.tokens)

@@ -58,6 +58,7 @@ class Scheduler:
         self.cost = cost
         self._ended: list[tuple[Request, FinishReason]] = []
         self._num_reserved = 0
+        self._num_lined_up = 0
         self._arrivals = 0
         self._steps = 0
         self._stuck = True
@@ -66,7 +67,7 @@ class Scheduler:
         """Takes a request in. Raises SpliceError at once if it can never be served, or not under this key."""
         self._take_in(request)
         if not self._ended_already(request):
-            insort(self.waiting, request, key=_seniority)
+            self._line_up(request)
 
     def fork(self, parent_key: RequestKey, child: Request) -> None:
         """Takes in a request that branches off another: another choice, or a hypothesis of a beam.
@@ -98,7 +99,7 @@ class Scheduler:
             child.status = RequestStatus.RUNNING
             insort(self.running, child, key=_seniority)
         else:
-            insort(self.waiting, child, key=_seniority)
+            self._line_up(child)
 
     def activate(self, key: RequestKey, first_tokens: list[int]) -> None:
         """RESERVED → RUNNING: the KV of all its tokens is in its blocks; `first_tokens` follow them.
@@ -174,15 +175,25 @@ class Scheduler:
         self._steps += 1
         plan = SchedulePlan(ended=self._ended)
         self._ended = []
-        grow = self._memory.grow
+        grow, was_tight = self._memory.grow, False
         for request in list(self.running):
             if request.status is RequestStatus.RUNNING and not grow(request):
                 plan.num_preempted += self._make_room(request)
-        gaps = [(len(request.tokens) - request.num_computed_tokens, request) for request in self.running]
-        decoding, prompts = [each for gap, each in gaps if gap == 1], [each for gap, each in gaps if gap > 1]
-        num_waiting = sum(1 for each in self.waiting if not each.is_computed_elsewhere)
-        budget = StepBudget(self.config, self.cost, crowded=len(prompts) + num_waiting >= len(decoding))
-        for request in (*decoding, *prompts):
+                was_tight = True
+        decoding, prompts = [], []
+        for request in self.running:
+            gap = len(request.tokens) - request.num_computed_tokens
+            if gap == 1 and not request.scores_prompt:
+                decoding.append(request)
+            elif gap:
+                prompts.append(request)
+        if was_tight:
+            decoding = [request for request in decoding if self._memory.covers(request, 1)]
+        budget = StepBudget(self.config, self.cost, crowded=len(prompts) + self._num_lined_up >= len(decoding))
+        decoding = decoding[: budget.tokens_left]
+        plan.scheduled += map(ScheduledRequest.of_next_token, decoding)
+        budget.take_next_tokens([request.num_computed_tokens for request in decoding])
+        for request in prompts:
             self._schedule_one(request, budget, plan)
         if not plan.num_preempted:
             self._admit(budget, plan)
@@ -242,6 +253,9 @@ class Scheduler:
             problems.append(f"blocks belong to {self.pool.owners()}, requests with blocks are {owners}")
         if self._num_reserved != reserved:
             problems.append(f"{reserved} requests are reserved, counted {self._num_reserved}")
+        lined_up = sum(1 for request in self.waiting if not request.is_computed_elsewhere)
+        if self._num_lined_up != lined_up:
+            problems.append(f"{lined_up} requests wait to be computed here, counted {self._num_lined_up}")
         if len(self.waiting) + len(self.running) > len(self.requests):
             problems.append("a line holds a request that is forgotten")
         if any(line != sorted(line, key=_seniority) for line in (self.waiting, self.running)):
@@ -289,7 +303,7 @@ class Scheduler:
         self.running.remove(request)
         self._memory.preempt(request)
         request.status = RequestStatus.WAITING
-        insort(self.waiting, request, key=_seniority)
+        self._line_up(request)
 
     def _step_back(self) -> int:
         """Nothing moves: whoever only waits for others to catch up, as beams do, makes room for the head of the line.
@@ -341,7 +355,7 @@ class Scheduler:
                 continue
             if not self._memory.open(request, known):
                 return
-            self.waiting.remove(request)
+            self._leave_line(request)
             if not request.was_admitted:
                 request.was_admitted = True
                 request.num_cached_tokens = min(request.num_computed_tokens, request.num_prompt_tokens)
@@ -370,9 +384,14 @@ class Scheduler:
         request.num_steps_waived += 1
         return True
 
+    def _line_up(self, request: Request) -> None:
+        insort(self.waiting, request, key=_seniority)
+        self._num_lined_up += not request.is_computed_elsewhere
+
     def _leave_line(self, request: Request) -> None:
         if request.status is RequestStatus.WAITING:
             self.waiting.remove(request)
+            self._num_lined_up -= not request.is_computed_elsewhere
         elif request.status is RequestStatus.RUNNING:
             self.running.remove(request)
         elif request.status is RequestStatus.RESERVED:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from engine.config import EngineConfig
 from engine.step_cost import StepCost, StepWork
 
@@ -56,6 +58,12 @@ class StepBudget:
         self.num_pairs += num_tokens * start + num_tokens * (num_tokens + 1) // 2
         self.num_logit_rows += num_logit_rows
         self._has_prompt |= is_prompt
+
+    def take_next_tokens(self, starts: Sequence[int]) -> None:
+        """Each of these positions is computed in this step, with its logits."""
+        self.tokens_left -= len(starts)
+        self.num_pairs += sum(starts) + len(starts)
+        self.num_logit_rows += len(starts)
 
     def _tokens_in_time(self, start: int, *, wants_logits: bool) -> int:
         if self._cost is None:
