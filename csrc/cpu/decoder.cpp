@@ -7,6 +7,7 @@
 #include "expert_step.h"
 #include "latent_step.h"
 #include "products.h"
+#include "wanted_rows.h"
 
 using namespace splice::cpu;
 
@@ -15,9 +16,11 @@ namespace {
 // One thread's walk through a step.
 class Step {
  public:
+  // `few_queries`: of the last layer, see last_queries.
   Step(const splice_cpu& cpu, Team& team, const splice_cpu_decoder& model, const splice_cpu_batch& batch, splice_cpu_kv kv,
-       const Buffers& a)
-      : cpu_(cpu), kernels_(*cpu.kernels), team_(team), model_(model), batch_(batch), kv_(kv), a_(a), hidden_(model.embedding.k) {}
+       const Buffers& a, bool few_queries)
+      : cpu_(cpu), kernels_(*cpu.kernels), team_(team), model_(model), batch_(batch), kv_(kv), a_(a),
+        hidden_(model.embedding.k), few_queries_(few_queries) {}
 
   void run(float* logits) {
     team_.share(batch_.rows, ROW_GRAIN, [&](int64_t first, int64_t last) {
@@ -26,7 +29,8 @@ class Step {
     });
     for (int64_t i = 0; i < model_.num_layers; ++i) layer(i);
     if (batch_.num_logits == 0) return;
-    norm_logit_rows();
+    team_.share(batch_.rows, ROW_GRAIN,
+                [&](int64_t first, int64_t last) { norm(model_.norm, forms_of(model_, model_.head), first, last); });
     Products head = products(model_.head, a_.normed, batch_.num_logits, logits);
     team_products(head, batch_.num_logits, [&](int64_t first, int64_t last) {
       if (model_.logit_softcap > 0.0f)
@@ -63,17 +67,21 @@ class Step {
 
   void layer(int64_t index) {
     const splice_cpu_layer& l = model_.layers[index];
+    const bool is_last = index + 1 == model_.num_layers;
     if (l.latent) {
       LatentStep(cpu_, team_, model_, l, index, batch_, kv_, a_).run();
     } else {
       team_products(products(l.qkv, a_.normed, batch_.rows, a_.qkv), batch_.rows,
                     [&](int64_t first, int64_t last) { rotate(l, index, first, last); });
+      if (is_last && few_queries_) keep_wanted_queries(l);
       attend(l, index);
     }
+    if (is_last) keep_wanted_rows(l);
+    if (batch_.rows == 0) return;
     add_to_residual(l.output, a_.attended, l.attention_output_norm, [&](int64_t first, int64_t last) {
       norm(l.mlp_norm, forms_of_mlp(model_, l), first, last);
     });
-    const splice_cpu_layer* next = index + 1 < model_.num_layers ? &l + 1 : nullptr;
+    const splice_cpu_layer* next = is_last ? nullptr : &l + 1;
     const auto norm_for_next = [&](int64_t first, int64_t last) {
       if (next) norm(next->input_norm, forms_of_attention(model_, *next), first, last);
     };
@@ -162,6 +170,28 @@ class Step {
       });
   }
 
+  // Once the last layer has cached its keys and values, all rows but those whose logits are wanted leave the step.
+  void keep_wanted_queries(const splice_cpu_layer& l) {
+    if (batch_.rows == batch_.num_logits) return;
+    team_.share(1, 1, [&](int64_t, int64_t) {
+      keep_wanted(batch_, a_.residual, hidden_);
+      keep_wanted(batch_, a_.rotated, l.output.k);
+    });
+    batch_.query_starts = a_.wanted_query_starts;
+    batch_.starts = a_.wanted_starts;
+    batch_.rows = batch_.num_logits;
+  }
+  void keep_wanted_rows(const splice_cpu_layer& l) {
+    if (batch_.rows == batch_.num_logits) return;
+    team_.share(1, 1, [&](int64_t, int64_t) {
+      const Forms forms = forms_of(model_, l.output);
+      keep_wanted(batch_, a_.residual, hidden_);
+      if (forms.f32) keep_wanted(batch_, a_.attended.f32, l.output.k);
+      if (forms.int8) keep_wanted(batch_, a_.attended.int8, l.output.k / INT8_DEPTH);
+    });
+    batch_.rows = batch_.num_logits;
+  }
+
   void gate(const splice_cpu_mlp& mlp) {
     const int64_t width = mlp.down.k;
     const Forms forms = forms_of(model_, mlp.down);
@@ -177,25 +207,15 @@ class Step {
     });
   }
 
-  void norm_logit_rows() {
-    team_.share(batch_.num_logits, ROW_GRAIN, [&](int64_t first, int64_t last) {
-      const bool int8 = forms_of(model_, model_.head).int8;
-      for (int64_t i = first; i < last; ++i)
-        kernels_.rms_norm({a_.normed.f32 + i * hidden_, int8 ? a_.normed.int8 + i * (hidden_ / INT8_DEPTH) : nullptr,
-                           a_.residual + batch_.logit_rows[i] * hidden_, hidden_, nullptr, model_.norm, SPLICE_CPU_F32,
-                           model_.eps, hidden_},
-                          0, 1);
-    });
-  }
-
   const splice_cpu& cpu_;
   const Kernels& kernels_;
   Team& team_;
   const splice_cpu_decoder& model_;
-  const splice_cpu_batch& batch_;
+  splice_cpu_batch batch_;  // rows that are still in the step
   splice_cpu_kv kv_;
   const Buffers& a_;
   const int64_t hidden_;
+  const bool few_queries_;
 };
 
 // Floats of scratch that any operation of the step needs of a thread.
@@ -246,6 +266,7 @@ int splice_cpu_decode(splice_cpu* cpu, const splice_cpu_decoder* model, const sp
   const std::lock_guard lock(cpu->mutex);
   if (!cpu->reserve(widest(*cpu->kernels, *model, kv))) return SPLICE_CPU_NO_MEMORY;
   const Buffers buffers(*model, batch->rows, scratch);
-  cpu->run([&](Team& team) { Step(*cpu, team, *model, *batch, kv, buffers).run(logits); });
+  const bool few_queries = last_queries(*batch, buffers.wanted_query_starts, buffers.wanted_starts);
+  cpu->run([&](Team& team) { Step(*cpu, team, *model, *batch, kv, buffers, few_queries).run(logits); });
   return SPLICE_CPU_OK;
 }

@@ -76,6 +76,7 @@ class Buffers {
   Rows normed, attended, gated;
   ExpertBuffers experts;
   LatentBuffers latent;
+  int32_t *wanted_query_starts, *wanted_starts;  // [rows + 1], [rows]: see wanted_rows.h
 
   // With no scratch, only measures.
   Buffers(const splice_cpu_decoder& model, int64_t rows, void* scratch) : scratch_(static_cast<uint8_t*>(scratch)) {
@@ -104,6 +105,8 @@ class Buffers {
     gated = take_rows(model, rows, intermediate);
     take_experts(model, rows);
     take_latents(model, rows);
+    wanted_query_starts = take<int32_t>(rows + 1);
+    wanted_starts = take<int32_t>(rows);
   }
   size_t bytes() const { return used_; }
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import get_args
 
 import pytest
 import torch
 from drawn_weights import ATTENTION, LAYER, MODEL, DrawnWeights
-from tiny_models import PagedRun
+from tiny_models import PagedRun, forward
 
+from engine.batch import SequenceSlice, StepBatch
 from engine.layers.torch_weights import TorchWeights
 from engine.models.decoder import Decoder
 from engine.models.native_decoder import NativeDecoder
@@ -176,3 +177,29 @@ def test_a_row_that_is_not_finite_spoils_no_other() -> None:
     logits = run.step([(0, 3, [6]), (1, 2, [7])])
     assert logits[0].isnan().all()
     assert torch.equal(logits[1:], clean.step([(1, 2, [7])]))
+
+
+@pytest.mark.parametrize("spec", ["plain", "windows", "norms of outputs", "experts with biases"])
+def test_what_is_wanted_of_a_step_does_not_change_what_it_gives(spec: str) -> None:
+    """The last layer goes on with wanted rows alone."""
+    model, _ = both(SPECS[spec], "q4_1", "int8")
+    rng = random.Random(3)
+    prompts = [[rng.randrange(200) for _ in range(size)] for size in (40, 7, 1, 33, 20)]
+
+    def logits(wanted: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of a step with these prompts, of each the last `wanted` rows; and what it left in the cache."""
+        cache = torch.zeros(10, *model.kv_layout(32, "auto").block_shape)
+        parts = [
+            SequenceSlice(tokens, 0, (2 * at, 2 * at + 1), count > 0, count == len(tokens))
+            for at, (tokens, count) in enumerate(zip(prompts, wanted, strict=True))
+        ]
+        return forward(model, StepBatch(tuple(parts)), cache), cache
+
+    every, cache = logits([len(tokens) for tokens in prompts])
+    of_each = every.split([len(tokens) for tokens in prompts])
+    for wanted in ((1, 7, 1, 0, 1), (0, 0, 1, 0, 0), (40, 0, 0, 1, 20), (0, 0, 0, 0, 0)):
+        some, left = logits(wanted)
+        assert torch.equal(
+            some, torch.cat([rows[len(rows) - count :] for rows, count in zip(of_each, wanted, strict=True)])
+        )
+        assert torch.equal(left, cache)
