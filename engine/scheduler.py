@@ -13,6 +13,7 @@ from engine.schedule_plan import ScheduledRequest, SchedulePlan
 from engine.step_budget import StepBudget
 from engine.step_cost import StepCost
 from engine.stopping import finish_reason
+from engine.waiting_line import WaitingLine
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import FinishReason
 
@@ -52,13 +53,12 @@ class Scheduler:
         self.pool = pool
         self.vocab_size = vocab_size
         self.requests: dict[RequestKey, Request] = {}
-        self.waiting: list[Request] = []
+        self.waiting = WaitingLine()
         self.running: list[Request] = []
         self._memory = RequestMemory(config, pool)
         self.cost = cost
         self._ended: list[tuple[Request, FinishReason]] = []
         self._num_reserved = 0
-        self._num_lined_up = 0
         self._arrivals = 0
         self._steps = 0
         self._stuck = True
@@ -67,7 +67,7 @@ class Scheduler:
         """Takes a request in. Raises SpliceError at once if it can never be served, or not under this key."""
         self._take_in(request)
         if not self._ended_already(request):
-            self._line_up(request)
+            self.waiting.add(request)
 
     def fork(self, parent_key: RequestKey, child: Request) -> None:
         """Takes in a request that branches off another: another choice, or a hypothesis of a beam.
@@ -99,7 +99,7 @@ class Scheduler:
             child.status = RequestStatus.RUNNING
             insort(self.running, child, key=_seniority)
         else:
-            self._line_up(child)
+            self.waiting.add(child)
 
     def activate(self, key: RequestKey, first_tokens: list[int]) -> None:
         """RESERVED → RUNNING: the KV of all its tokens is in its blocks; `first_tokens` follow them.
@@ -189,7 +189,7 @@ class Scheduler:
                 prompts.append(request)
         if was_tight:
             decoding = [request for request in decoding if self._memory.covers(request, 1)]
-        budget = StepBudget(self.config, self.cost, crowded=len(prompts) + self._num_lined_up >= len(decoding))
+        budget = StepBudget(self.config, self.cost, crowded=len(prompts) + self.waiting.num_to_compute >= len(decoding))
         decoding = decoding[: budget.tokens_left]
         plan.scheduled += map(ScheduledRequest.of_next_token, decoding)
         budget.take_next_tokens([request.num_computed_tokens for request in decoding])
@@ -237,6 +237,7 @@ class Scheduler:
     def check(self) -> None:
         """Raises AssertionError where requests, lines, seats and pool disagree."""
         self.pool.check()
+        self.waiting.check()
         owners = {key for key, request in self.requests.items() if request.status is not RequestStatus.WAITING}
         reserved = sum(1 for request in self.requests.values() if request.status is RequestStatus.RESERVED)
         waiting, running = set(self.waiting), set(self.running)
@@ -253,12 +254,9 @@ class Scheduler:
             problems.append(f"blocks belong to {self.pool.owners()}, requests with blocks are {owners}")
         if self._num_reserved != reserved:
             problems.append(f"{reserved} requests are reserved, counted {self._num_reserved}")
-        lined_up = sum(1 for request in self.waiting if not request.is_computed_elsewhere)
-        if self._num_lined_up != lined_up:
-            problems.append(f"{lined_up} requests wait to be computed here, counted {self._num_lined_up}")
         if len(self.waiting) + len(self.running) > len(self.requests):
             problems.append("a line holds a request that is forgotten")
-        if any(line != sorted(line, key=_seniority) for line in (self.waiting, self.running)):
+        if any(line != sorted(line, key=_seniority) for line in (list(self.waiting), self.running)):
             problems.append("a line is out of order")
         if problems:
             raise AssertionError("; ".join(problems))
@@ -303,7 +301,7 @@ class Scheduler:
         self.running.remove(request)
         self._memory.preempt(request)
         request.status = RequestStatus.WAITING
-        self._line_up(request)
+        self.waiting.add(request)
 
     def _step_back(self) -> int:
         """Nothing moves: whoever only waits for others to catch up, as beams do, makes room for the head of the line.
@@ -315,7 +313,7 @@ class Scheduler:
         """
         if not self.waiting:
             return 0
-        head = self.waiting[0].seniority
+        head = self.waiting.head.seniority
         idle = [r for r in self.running if r.num_computed_tokens == r.num_tokens]
         juniors = [r for r in idle if r.seniority > head]
         siblings = [r for r in idle if r.seniority == head and self._memory.holds_copies(r)]
@@ -355,7 +353,7 @@ class Scheduler:
                 continue
             if not self._memory.open(request, known):
                 return
-            self._leave_line(request)
+            self.waiting.remove(request)
             if not request.was_admitted:
                 request.was_admitted = True
                 request.num_cached_tokens = min(request.num_computed_tokens, request.num_prompt_tokens)
@@ -384,14 +382,9 @@ class Scheduler:
         request.num_steps_waived += 1
         return True
 
-    def _line_up(self, request: Request) -> None:
-        insort(self.waiting, request, key=_seniority)
-        self._num_lined_up += not request.is_computed_elsewhere
-
     def _leave_line(self, request: Request) -> None:
         if request.status is RequestStatus.WAITING:
             self.waiting.remove(request)
-            self._num_lined_up -= not request.is_computed_elsewhere
         elif request.status is RequestStatus.RUNNING:
             self.running.remove(request)
         elif request.status is RequestStatus.RESERVED:
