@@ -57,6 +57,8 @@ class _Description:
     spec: ModelSpec
     read_text: Callable[[], TokenizerData]
     weight_files: Sequence[Path]
+    is_quantised: bool
+    """Whether there are weights that only the float32 model multiplies packed."""
     open_weights: Callable[[], WeightSource]
     check_weights: Callable[[], object]
     """Raises SpliceError for what the files' headers show."""
@@ -74,19 +76,19 @@ def load_model(
 ) -> LoadedModel:
     """Reads, checks and lays out a model.
 
-    `served_name` defaults to the file's or directory's name. `dtype` `auto` is float32 for GGUF files, whose quantised
-    weights are multiplied packed, and for others bfloat16 where the CPU multiplies it. `max_model_len` defaults to the
-    model's context length. `num_threads` share each step; in this process, it holds for all models. `activations` are
-    what weights meet, see `engine.ops.names`; another choice is another `numerics_id`. torch is loaded only
-    for what the native kernels do not compute. Raises SpliceError: bad_model_file for anything wrong with the
-    files, bad_setting for the arguments.
+    `served_name` defaults to the file's or directory's name. `dtype` `auto` is float32 for GGUF files and for
+    directories in MXFP4, whose weights are multiplied packed, and for others bfloat16 where the CPU multiplies it.
+    `max_model_len` defaults to the model's context length. `num_threads` share each step; in this process, it holds for
+    all models. `activations` are what weights meet, see `engine.ops.names`; another choice is another `numerics_id`.
+    torch is loaded only for what the native kernels do not compute. Raises SpliceError: bad_model_file for anything
+    wrong with the files, bad_setting for the arguments.
     """
     description = _describe(path)
     text = description.read_text()
     return_freed()  # so that weights do not come on top of what the tokenizer needed
     length = _checked_length(max_model_len, description.spec)
     spec = description.spec.served(length)
-    kind = _dtype(dtype, is_gguf=path.is_file())
+    kind = _dtype(dtype, is_quantised=description.is_quantised)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as digests:
         digest = digests.submit(_digest, spec, description.weight_files)  # hashing and packing both leave the GIL
         build = _Build(spec, description.open_weights(), length, kind, ops, num_threads, _activations(activations, ops))
@@ -221,6 +223,7 @@ def _describe_directory(path: Path) -> _Description:
         spec=spec,
         read_text=lambda: tokenizer_from_directory(path, config, spec.vocab_size),
         weight_files=weight_files(path),
+        is_quantised="quantization_config" in config.values,
         open_weights=lambda: SafetensorsWeights(path, partial(architecture.hf_tensor, spec)),
         check_weights=lambda: (expect_tokenizer(path), SafetensorsWeights(path, partial(architecture.hf_tensor, spec))),
     )
@@ -234,6 +237,7 @@ def _describe_gguf(path: Path) -> _Description:
         spec=spec,
         read_text=lambda: tokenizer_from_gguf(file.fields, spec.vocab_size),
         weight_files=(path,),
+        is_quantised=True,
         open_weights=lambda: GgufWeights(file, partial(architecture.gguf_tensor, spec)),
         check_weights=file.check_tensors,
     )
@@ -251,9 +255,9 @@ def _checked_length(max_model_len: int | None, spec: ModelSpec) -> int:
     return max_model_len
 
 
-def _dtype(dtype: DtypeChoice, *, is_gguf: bool) -> Dtype:
+def _dtype(dtype: DtypeChoice, *, is_quantised: bool) -> Dtype:
     if dtype == "auto":
-        return "bfloat16" if supports_fast_bfloat16() and not is_gguf else "float32"
+        return "bfloat16" if supports_fast_bfloat16() and not is_quantised else "float32"
     return dtype
 
 

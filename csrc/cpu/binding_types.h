@@ -72,7 +72,8 @@ inline void check(int status) {
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 // Names of packed types, in the order of splice_cpu.h; the quantised ones as GGUF files call them.
-constexpr const char* PACKED_NAMES[] = {"float32", "bfloat16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k"};
+constexpr const char* PACKED_NAMES[] = {"float32", "bfloat16", "q4_0", "q4_1", "q5_0", "q5_1",
+                                        "q8_0",    "q4_k",     "q5_k", "q6_k", "mxfp4"};
 constexpr int PACKED_DTYPES = sizeof PACKED_NAMES / sizeof *PACKED_NAMES;
 
 inline int packed_dtype(const std::string& name) {

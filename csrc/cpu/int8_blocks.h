@@ -9,6 +9,7 @@
 namespace {
 
 using splice::cpu::has_minimum;
+using splice::cpu::product_bits;
 using splice::cpu::quant_bits;
 
 // What scales block b of a panel: W and M of the arithmetic in int8_linear.h, exact in fp32.
@@ -20,7 +21,7 @@ struct BlockScales {
   SPLICE_MEMBER void open(const uint8_t* panel, int64_t b) {
     const auto* halves = reinterpret_cast<const uint16_t*>(panel + splice::cpu::quant_halves_offset(DTYPE, b));
     const uint8_t* bytes = panel + splice::cpu::quant_block_offset(DTYPE, b);
-    scale = load_half(halves);
+    scale = DTYPE == SPLICE_CPU_MXFP4 ? load_bf16(halves) : load_half(halves);
     if constexpr (DTYPE == SPLICE_CPU_Q6_K) {
       pair = load_byte_pairs(reinterpret_cast<const int8_t*>(bytes));
     } else if constexpr (splice::cpu::is_k_quant(DTYPE)) {
@@ -65,6 +66,7 @@ struct PackedBlock {
       if constexpr (BITS == 5) return nibbles | shift_left<4>(shift_right<G>(word(4)) & splat_word(0x01010101u));
       if constexpr (BITS == 6)
         return nibbles | shift_left<4>(shift_right<2 * (G % 4)>(word(4 + G / 4)) & splat_word(0x03030303u));
+      if constexpr (DTYPE == SPLICE_CPU_MXFP4) return fp4_quants(nibbles);
       return nibbles;
     }
   }

@@ -5,6 +5,7 @@
 // where s_b is the activations' scale, S_b the sum of their quants a, W_b · s_b and s_b · S_b are rounded to fp32, and D_b is an
 // exact integer below 2^24:
 //   Q4_0, Q5_0, Q8_0   W = d,      D = Σ (q − 8, 16, 0)·a
+//   MXFP4              W = d,      D = Σ halves·a,           d half of the block's power of two
 //   Q4_1, Q5_1         W = d,      D = Σ q·a,   M = m
 //   Q4_K, Q5_K         W = d·sc,   D = Σ q·a,   M = −dmin·mn    (exact: 11 bits times 6)
 //   Q6_K               W = d,      D = sc_0·Σ (q − 32)·a over the first 16 depths + sc_1·Σ (q − 32)·a over the others
@@ -55,7 +56,7 @@ struct BlockDots {
   struct Kind<true, BITS> {
     using Type = PairDot;
   };
-  typename Kind<PAIRED, quant_bits(Block::FORM)>::Type dots[ROWS];
+  typename Kind<PAIRED, product_bits(Block::FORM)>::Type dots[ROWS];
 
   template <int G>
   SPLICE_MEMBER void add(const Block& w, const Int8Block* a, int64_t a_row) {
@@ -126,7 +127,7 @@ SPLICE_INLINE void int8_rows(const Int8Block* a, int64_t blocks, const uint8_t* 
 // Calls body<DTYPE>() for a quantised dtype known only at run time.
 template <int DTYPE = SPLICE_CPU_Q4_0, class Body>
 SPLICE_INLINE void with_quant(int dtype, Body&& body) {
-  if constexpr (DTYPE == SPLICE_CPU_Q6_K) {
+  if constexpr (DTYPE == SPLICE_CPU_MXFP4) {
     body.template operator()<DTYPE>();
   } else {
     if (dtype == DTYPE)

@@ -20,6 +20,15 @@ void read_nibbles(const uint8_t* nibbles, uint8_t* quants) {
   }
 }
 
+// An exponent e, codes: a half is 2^(e - 128), a bf16, denormal for e < 2; 255 is no number.
+FileBlock read_mxfp4(const uint8_t* p) {
+  FileBlock out{};
+  const uint32_t exponent = *p;
+  out.scale = exponent == 255 ? 0x7fc0 : static_cast<uint16_t>(exponent > 1 ? (exponent - 1) << 7 : 32u << exponent);
+  read_nibbles(p + 1, out.quants);
+  return out;
+}
+
 // d, (m,) (32 fifth bits,) quants.
 FileBlock read_simple(int dtype, const uint8_t* p) {
   FileBlock out{};
@@ -86,6 +95,7 @@ FileBlock read_q6_k(const uint8_t* p, int b) {
 }  // namespace
 
 FileBlock read_file_block(int dtype, const uint8_t* row, int64_t b) {
+  if (dtype == SPLICE_CPU_MXFP4) return read_mxfp4(row + b * quant_file_block_bytes(dtype));
   if (!is_k_quant(dtype)) return read_simple(dtype, row + b * quant_file_block_bytes(dtype));
   const uint8_t* super = row + b / SUPER_BLOCKS * quant_file_block_bytes(dtype);
   const int place = static_cast<int>(b % SUPER_BLOCKS);

@@ -2,7 +2,7 @@
 //
 // A weight is scale · quant (+ minimum): the product of a scale and a quant is exact in fp32 (11 bits by 8; in K-quants 17 by 5), so
 // one FMA gives the dequantised value with its one rounding, and the chain over depth is that of tile.h. Q6_K, 19 bits by 6,
-// rounds its one product.
+// rounds its one product; that of MXFP4, a power of two, is exact.
 //
 // One row dequantises in registers: a weight costs a mask, a conversion and two FMAs, so AVX2 is bound at one cycle for 8 weights
 // while 5 bytes of Q4_1 (9 of Q8_0) come from memory. More rows share a slab of fp32 in the first-level cache.
@@ -26,7 +26,7 @@ constexpr int QUANT_PANELS = 2;
 constexpr int QUANT_PANELS = 1;
 #endif
 // Whether one row of x dequantises in registers; more rows, and types that are long to unpack, share a slab of fp32.
-constexpr bool quant_direct(int dtype) { return quant_bits(dtype) % 4 == 0; }
+constexpr bool quant_direct(int dtype) { return product_bits(dtype) % 4 == 0; }
 
 // What scales the quants of nibble j, whose words are masked but not shifted: scale · 16^-j, exact.
 constexpr float SIXTEENTH = 0.0625f;
@@ -50,13 +50,13 @@ struct QuantBlock {
   // Before the depths of nibble j.
   template <int J>
   SPLICE_MEMBER void turn() {
-    if constexpr (quant_bits(DTYPE) != 4) return;
+    if constexpr (product_bits(DTYPE) != 4) return;
     if constexpr (J > 0 && J < LAST_NIBBLE) step = mul(step, splat(SIXTEENTH));
     if constexpr (J == LAST_NIBBLE) step = scale;
   }
   template <int J>
   SPLICE_MEMBER F16 weights(int w) const {
-    constexpr int BITS = quant_bits(DTYPE);
+    constexpr int BITS = product_bits(DTYPE);
     if constexpr (BITS == 8) {
       const W16 bytes = block.word(4 * (J % 2) + w);
       return mul(scale, to_float(shift_signed<24>(shift_left<24 - 8 * (J / 2)>(bytes))));
@@ -79,6 +79,9 @@ struct QuantBlock {
       const W16 pair = block.pair();
       const F16 half = to_float(J < 4 ? shift_signed<16>(shift_left<16>(pair)) : shift_signed<16>(pair));
       return mul(mul(scale, half), to_float(quants - splat_word(32)));
+    } else if constexpr (DTYPE == SPLICE_CPU_MXFP4) {
+      // Not as below: 12 times the largest scales is beyond fp32.
+      return mul(scale, to_float(quants - splat_word(12)));
     } else {
       return fma(scale, to_float(quants), minimum);
     }

@@ -21,6 +21,9 @@ float from_half(uint16_t half) {
   return std::bit_cast<float>(std::bit_cast<uint32_t>(value) | sign);
 }
 
+// What the codes of MXFP4 stand for.
+constexpr int HALVES[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
 // One lane of a block's words.
 struct Lane {
   uint8_t* values;
@@ -74,6 +77,11 @@ void load_quants(int dtype, const Lane& lane, uint8_t (&q)[QUANT_DEPTH]) {
 // scale · quant + minimum as ggml has it: the product is exact in fp32, so there is one rounding, that of the sum; Q6_K has no
 // sum and rounds the product.
 void dequantize(int dtype, const FileBlock& block, float* out, int64_t step) {
+  if (dtype == SPLICE_CPU_MXFP4) {
+    const float unit = std::bit_cast<float>(static_cast<uint32_t>(block.scale) << 16);
+    for (int d = 0; d < QUANT_DEPTH; ++d) out[d * step] = unit * static_cast<float>(HALVES[block.quants[d]]);
+    return;
+  }
   float scale = from_half(block.scale), minimum = from_half(block.minimum);
   if (is_k_quant(dtype) && dtype != SPLICE_CPU_Q6_K) {
     scale = scale * static_cast<float>(block.bytes[0]);

@@ -40,8 +40,9 @@ enum {
   SPLICE_CPU_Q4_K = 7,
   SPLICE_CPU_Q5_K = 8,
   SPLICE_CPU_Q6_K = 9,
-  SPLICE_CPU_INT8 = 10,  // of caches only, as the next
-  SPLICE_CPU_FP8 = 11    // E4M3
+  SPLICE_CPU_MXFP4 = 10,
+  SPLICE_CPU_INT8 = 11,  // of caches only, as the next
+  SPLICE_CPU_FP8 = 12    // E4M3
 };
 enum { SPLICE_CPU_PANEL = 16, SPLICE_CPU_MAX_HEAD_DIM = 1024 };
 

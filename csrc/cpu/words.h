@@ -5,6 +5,9 @@
 
 namespace {
 
+// Of the 4-bit floats, by their code: 12 + twice the number (quant_layout.h).
+alignas(16) constexpr uint8_t FP4_QUANTS[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+
 #if defined(SPLICE_AVX512)
 
 struct W16 {
@@ -37,6 +40,11 @@ SPLICE_INLINE W16 multiply_pairs(W16 a, W16 b) { return {_mm512_madd_epi16(a.v, 
 // Unsigned bytes times the same four signed ones, neighbours added in 16 bits with saturation.
 SPLICE_INLINE W16 byte_products(W16 weights, uint32_t activations) {
   return {_mm512_maddubs_epi16(weights.v, _mm512_set1_epi32(static_cast<int>(activations)))};
+}
+// Of every byte, a code.
+SPLICE_INLINE W16 fp4_quants(W16 codes) {
+  const __m128i table = _mm_load_si128(reinterpret_cast<const __m128i*>(FP4_QUANTS));
+  return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), codes.v)};
 }
 SPLICE_INLINE W16 add_halves(W16 a, W16 b) { return {_mm512_add_epi16(a.v, b.v)}; }
 SPLICE_INLINE W16 add_words(W16 a, W16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
@@ -88,6 +96,10 @@ SPLICE_INLINE W16 byte_products(W16 weights, uint32_t activations) {
   const __m256i a = _mm256_set1_epi32(static_cast<int>(activations));
   return {_mm256_maddubs_epi16(weights.lo, a), _mm256_maddubs_epi16(weights.hi, a)};
 }
+SPLICE_INLINE W16 fp4_quants(W16 codes) {
+  const __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(FP4_QUANTS)));
+  return {_mm256_shuffle_epi8(table, codes.lo), _mm256_shuffle_epi8(table, codes.hi)};
+}
 SPLICE_INLINE W16 add_halves(W16 a, W16 b) { return {_mm256_add_epi16(a.lo, b.lo), _mm256_add_epi16(a.hi, b.hi)}; }
 SPLICE_INLINE W16 add_words(W16 a, W16 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
 // to = value, in registers: left alone, compilers make all products of a block first, spill them, and add at the end. Member by
@@ -132,6 +144,12 @@ SPLICE_INLINE W16 load_byte_pairs(const int8_t* p) {
   Bytes bytes;
   __builtin_memcpy(&bytes, p, sizeof bytes);
   return {__builtin_bit_cast(U16, __builtin_convertvector(bytes, Halves))};
+}
+SPLICE_INLINE W16 fp4_quants(W16 codes) {
+  uint8_t bytes[sizeof codes.v];
+  __builtin_memcpy(bytes, &codes.v, sizeof bytes);
+  for (uint8_t& byte : bytes) byte = FP4_QUANTS[byte];
+  return load_words(bytes);
 }
 SPLICE_INLINE W16 low_halves(W16 a) { return shift_signed<16>(shift_left<16>(a)); }
 SPLICE_INLINE W16 multiply_pairs(W16 a, W16 b) {

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.formats import mxfp4
 from engine.formats.bad_file import DOWNLOAD_AGAIN, bad_file
 from engine.formats.fields import Fields
 from engine.formats.gguf_header import TensorInfo, read_header
@@ -46,12 +47,13 @@ class GgufFile:
     def tensor(self, name: str, shape: tuple[int, ...], member: int | None = None) -> npt.NDArray[np.float32]:
         """Its values, exact or dequantised in float32; of a tensor of `shape`, `[member]` or the whole of it.
 
-        Raises SpliceError: missing, another shape, a type that is not supported, or bytes beyond the file's end.
+        Raises SpliceError: missing, another shape, a type that is not supported, bytes beyond the file's end, or an
+        MXFP4 scale that is no number.
         """
         info = self._info(name, shape, member)
         kind = self._known(name, info)
         # A copy, because a tensor's offset need not be aligned for its element type in memory.
-        return _values(np.array(self._stored(name, info, kind)), kind, info)
+        return _values(np.array(self._numbers(name, info, kind)), kind, info)
 
     def kind(self, name: str) -> str:
         """The tensor's type as ggml names it, in lower case. Raises SpliceError as `tensor` does."""
@@ -61,7 +63,7 @@ class GgufFile:
     def blocks(self, name: str, shape: tuple[int, ...], member: int | None = None) -> npt.NDArray[np.uint8]:
         """A matrix as stored, `[rows, bytes of a row]`: a view of the mapped file. As `tensor`."""
         info = self._info(name, shape, member)
-        return self._stored(name, info, self._known(name, info)).reshape(info.shape[0], -1)
+        return self._numbers(name, info, self._known(name, info)).reshape(info.shape[0], -1)
 
     def expect(self, name: str, shape: tuple[int, ...]) -> None:
         """Raises SpliceError as `tensor` does."""
@@ -102,6 +104,13 @@ class GgufFile:
                 "use another file",
             )
         return kind
+
+    def _numbers(self, name: str, info: TensorInfo, kind: GgufType) -> npt.NDArray[np.uint8]:
+        """`_stored`, for who computes with it."""
+        raw = self._stored(name, info, kind)
+        if kind.name == mxfp4.KIND:
+            mxfp4.refuse_reserved(self.path, name, mxfp4.scales_of_gguf(raw))
+        return raw
 
     def _stored(self, name: str, info: TensorInfo, kind: GgufType) -> npt.NDArray[np.uint8]:
         """The tensor's bytes; raises SpliceError when the file does not hold them."""

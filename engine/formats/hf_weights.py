@@ -42,14 +42,17 @@ class SafetensorsWeights:
         """See `WeightSource.take`."""
         stored = self._locate(name)
         if stored.name + mxfp4.BLOCKS in self._file_of:
-            return self._from_mxfp4(stored, shape)
+            return mxfp4.dequantised(*self._mxfp4(stored, shape))
         return _as_float32(*self._read(stored.name, stored, stored.shape(shape)))
 
     def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> StoredMatrix:
         """See `WeightSource.take_matrix`."""
         stored = self._locate(name)
         if stored.name + mxfp4.BLOCKS in self._file_of:
-            return StoredMatrix("float32", shape, self._from_mxfp4(stored, shape))
+            parts = self._mxfp4(stored, shape)
+            if mxfp4.KIND in kinds:
+                return StoredMatrix(mxfp4.KIND, shape, mxfp4.as_gguf(*parts))
+            return StoredMatrix("float32", shape, mxfp4.dequantised(*parts))
         dtype, values = self._read(stored.name, stored, stored.shape(shape))
         kind = _KINDS.get(dtype)
         if kind is None or kind not in kinds:
@@ -75,12 +78,14 @@ class SafetensorsWeights:
         for file in self._opened:
             file.release()
 
-    def _from_mxfp4(self, stored: Stored, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        stored, blocks, scales = _mxfp4_shapes(stored, shape)
-        return mxfp4.dequantised(
-            self._read(stored.name + mxfp4.BLOCKS, stored, blocks, _BYTES)[1],
-            self._read(stored.name + mxfp4.SCALES, stored, scales, _BYTES)[1],
-        )
+    def _mxfp4(self, stored: Stored, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """(codes, scales), outputs as rows. Raises SpliceError for a scale that is no number."""
+        stored, blocks_shape, scales_shape = _mxfp4_shapes(stored, shape)
+        blocks = self._read(stored.name + mxfp4.BLOCKS, stored, blocks_shape, _BYTES)[1]
+        name = stored.name + mxfp4.SCALES
+        scales = self._read(name, stored, scales_shape, _BYTES)[1]
+        mxfp4.refuse_reserved(self._file_of[name].path, name, scales)
+        return blocks, scales
 
     def _found(self, name: str, shape: tuple[int, ...], elements: Mapping[str, type[np.generic]]) -> SafetensorsFile:
         """The file of a tensor that has this shape and one of these types."""

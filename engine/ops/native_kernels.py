@@ -13,7 +13,7 @@ from engine._native import Kernels, PackedLinear
 from engine.ops.names import Activations, OpName
 from engine.weights import FLOAT_KINDS, StoredMatrix
 
-QUANTISED_KINDS = frozenset({"q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k"})
+QUANTISED_KINDS = frozenset({"q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "mxfp4"})
 """Types that are multiplied as files have them."""
 KINDS = QUANTISED_KINDS | FLOAT_KINDS
 KERNELS = Kernels("auto", 1)

@@ -1,20 +1,29 @@
-"""GPT-OSS as it is published, experts in MXFP4, gives the logits of the values its blocks stand for."""
+"""GPT-OSS as it is published, experts in MXFP4: multiplied packed, to the logits of the values its blocks stand for."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from moe_gguf_files import write_moe_gguf
 from moe_models import save_moe
 from safetensors.torch import load_file, save_file
 from tiny_models import PagedRun
 
+from engine.formats.gguf_file import GgufFile
+from engine.formats.gguf_weights import GgufWeights
+from engine.formats.hf_weights import SafetensorsWeights
 from engine.loader import check_model, load_model
+from engine.models.gpt_oss import GPT_OSS
+from engine.ops.names import Activations
+from engine.ops.native_kernels import QUANTISED_KINDS
+from engine.weights import WeightSource
 from wire.errors import ErrorCode, SpliceError
 
 TOKENS = torch.randint(0, 320, (50,), generator=torch.Generator().manual_seed(3)).tolist()
@@ -46,14 +55,85 @@ def _change_config(directory: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_experts_in_blocks_give_the_logits_of_their_values(tmp_path: Path) -> None:
+BOUNDS = {"float32": 1e-4, "bfloat16": 0.02, "int8": 0.05}
+"""Of a logit's error, in units of the largest logit."""
+
+
+def _logits(model: Path, activations: Activations) -> torch.Tensor:
+    loaded = load_model(model, served_name=None, dtype="float32", max_model_len=None, activations=activations)
+    return PagedRun(loaded.model, 2).step([(0, 0, TOKENS)])[0]
+
+
+@pytest.mark.parametrize("activations", get_args(Activations))
+def test_experts_in_blocks_give_the_logits_of_their_values(tmp_path: Path, activations: Activations) -> None:
     reference = _publish(tmp_path)
     check_model(tmp_path)
-    model = load_model(tmp_path, served_name=None, dtype="float32", max_model_len=None).model
     with torch.inference_mode():
         expected = reference(torch.tensor([TOKENS])).logits[0, -1]
-    logits = PagedRun(model, 2).step([(0, 0, TOKENS)])[0]
-    assert (logits - expected).abs().max() / expected.abs().max() < 1e-4
+    found = _logits(tmp_path, activations)
+    assert (found - expected).abs().max() / expected.abs().max() < BOUNDS[activations]
+
+
+@pytest.mark.parametrize("activations", get_args(Activations))
+def test_either_format_of_one_model_gives_the_same_bits(tmp_path: Path, activations: Activations) -> None:
+    write_moe_gguf(tmp_path / "m.gguf", "gpt-oss", _publish(tmp_path), MXFP4)
+    assert torch.equal(_logits(tmp_path, activations), _logits(tmp_path / "m.gguf", activations))
+
+
+def test_packed_experts_have_the_bits_of_their_values_in_float32(tmp_path: Path) -> None:
+    reference = _publish(tmp_path)
+    packed = _logits(tmp_path, "float32")
+    reference.save_pretrained(tmp_path)
+    _change_config(tmp_path, quantization_config=None)
+    assert torch.equal(_logits(tmp_path, "float32"), packed)
+
+
+@pytest.mark.parametrize("part", ["gate", "up", "down"])
+def test_experts_are_taken_packed_from_either_format(tmp_path: Path, part: str) -> None:
+    write_moe_gguf(tmp_path / "m.gguf", "gpt-oss", _publish(tmp_path), MXFP4)
+    file = GgufFile(tmp_path / "m.gguf")
+    spec = GPT_OSS.read_gguf(file)
+    sources: list[WeightSource] = [
+        GgufWeights(file, partial(GPT_OSS.gguf_tensor, spec)),
+        SafetensorsWeights(tmp_path, partial(GPT_OSS.hf_tensor, spec)),
+    ]
+    name = f"model.layers.2.mlp.experts.4.{part}_proj.weight"
+    of_gguf, of_directory = (source.take_matrix(name, (64, 64), QUANTISED_KINDS) for source in sources)
+    assert of_gguf.kind == of_directory.kind == "mxfp4"
+    assert of_gguf.data.shape == (64, 2 * 17)
+    assert np.array_equal(of_gguf.data, of_directory.data)
+    assert np.array_equal(*(source.take(name, (64, 64)) for source in sources))
+
+
+def test_packed_weights_are_a_reason_for_float32_where_bfloat16_is_fast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.loader.supports_fast_bfloat16", lambda: True)
+    _publish(tmp_path / "packed")
+    save_moe(tmp_path / "plain", "gpt-oss")
+    chosen = [
+        load_model(tmp_path / name, served_name=None, dtype="auto", max_model_len=None).dtype
+        for name in ("packed", "plain")
+    ]
+    assert chosen == ["float32", "bfloat16"]
+
+
+@pytest.mark.parametrize("activations", ["int8", "float32"])
+def test_a_scale_that_is_no_number_is_refused_naming_its_tensor(tmp_path: Path, activations: Activations) -> None:
+    write_moe_gguf(tmp_path / "m.gguf", "gpt-oss", _publish(tmp_path), MXFP4)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.1.mlp.experts.down_proj_scales"][5, 63, 1] = 255
+    save_file(tensors, tmp_path / "model.safetensors")
+    raw = bytearray((tmp_path / "m.gguf").read_bytes())
+    stored = next(
+        each for each in gguf.GGUFReader(tmp_path / "m.gguf").tensors if each.name == "blk.1.ffn_down_exps.weight"
+    )
+    raw[int(stored.data_offset) + int(stored.n_bytes) - 17] = 255
+    (tmp_path / "m.gguf").write_bytes(raw)
+    for path, name in [(tmp_path, "experts.down_proj_scales"), (tmp_path / "m.gguf", "blk.1.ffn_down_exps.weight")]:
+        with pytest.raises(SpliceError, match=f"{name} has an MXFP4 scale of 255") as refused:
+            _logits(path, activations)
+        assert refused.value.code is ErrorCode.BAD_MODEL_FILE
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "float"])

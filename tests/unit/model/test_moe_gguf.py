@@ -1,8 +1,7 @@
-"""GGUF files of mixtures of experts, laid out as their converter lays them out, give the logits of their weights."""
+"""GGUF files of mixtures of experts give the logits of their weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -12,128 +11,22 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
-from moe_models import save_moe
-from tiny_models import PagedRun, add_byte_tokenizer
+from moe_gguf_files import MODELS, WIDE, save_reference, write_moe_gguf
+from tiny_models import PagedRun
 
 from engine.formats.gguf_file import GgufFile
 from engine.formats.gguf_weights import GgufWeights
 from engine.loader import load_model
+from engine.models.architecture import Architecture
+from engine.models.gpt_oss import GPT_OSS
 from engine.models.qwen3_moe import QWEN3_MOE
 from engine.ops.names import Activations
+from engine.ops.native_kernels import QUANTISED_KINDS
 from engine.weights import StoredMatrix
 from wire.errors import ErrorCode, SpliceError
 
 PROMPT = 40
 TOKENS = torch.randint(0, 320, (PROMPT + 5,), generator=torch.Generator().manual_seed(3)).tolist()
-WIDE = {"hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32, "head_dim": 16}
-"""Whole blocks of every quantised type in a row."""
-ARCHITECTURES = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
-GQA = {"attention.head_count_kv": 2, "attention.key_length": 16, "attention.value_length": 16, "rope.freq_base": 1e4}
-LATENT = {
-    "attention.kv_lora_rank": 20, "rope.dimension_count": 6, "expert_shared_count": 2, "expert_weights_scale": 1.7,
-}  # fmt: skip
-OLD = {"attention.head_count_kv": 4, "attention.key_length": 16, "attention.value_length": 14}
-NEW = {
-    "attention.head_count_kv": 1, "attention.key_length": 26, "attention.value_length": 20,
-    "attention.key_length_mla": 16, "attention.value_length_mla": 14,
-}  # fmt: skip
-YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 8.0, "rope.scaling.original_context_length": 64}
-HF_YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 64}
-MODELS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
-    "mixtral": ("llama", "mixtral", {}, {**GQA, "rope.freq_base": 1e6}),
-    "qwen3moe": ("qwen3moe", "qwen3-moe", {}, GQA),
-    "gpt-oss": (
-        "gpt-oss", "gpt-oss", {}, {**GQA, **YARN, "rope.freq_base": 150000.0, "attention.sliding_window": 17}
-    ),
-    "deepseek2-lite-old": (
-        "deepseek2", "deepseek-v2-lite",
-        {"mlp_bias": False, "rope_parameters": {**HF_YARN, "mscale": 0.7, "mscale_all_dim": 0.7}},
-        {**LATENT, **OLD, **YARN, "rope.scaling.yarn_log_multiplier": 0.07, "leading_dense_block_count": 1},
-    ),
-    "deepseek2-groups-old": (
-        "deepseek2", "deepseek-v2-groups", {"attention_bias": False},
-        {**LATENT, **OLD, "attention.q_lora_rank": 24, "leading_dense_block_count": 0, "expert_group_count": 4,
-         "expert_group_used_count": 2},
-    ),
-    "deepseek3": (
-        "deepseek2", "deepseek-v3", {"rope_parameters": {**HF_YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
-        {**LATENT, **NEW, **YARN, "rope.scaling.yarn_log_multiplier": 0.1, "attention.q_lora_rank": 24,
-         "leading_dense_block_count": 1, "expert_group_count": 4, "expert_group_used_count": 2,
-         "expert_weights_scale": 2.5, "expert_weights_norm": True, "expert_gating_func": 2},
-    ),
-}  # fmt: skip
-
-
-def _write(path: Path, kind: str, reference: Any, quantised: Kind | None = None, **overrides: Any) -> None:
-    """`reference` as a file; experts in the quantised type, and the reference given the rounded values."""
-    architecture, _, _, fields = MODELS[kind]
-    writer, config = gguf.GGUFWriter(path, architecture), reference.config
-    sizes = {
-        "block_count": config.num_hidden_layers, "context_length": 512, "embedding_length": config.hidden_size,
-        "feed_forward_length": config.intermediate_size, "attention.head_count": 4,
-        "expert_used_count": config.num_experts_per_tok, "attention.layer_norm_rms_epsilon": 1e-4,
-        "expert_count": _num_experts(config),
-        "expert_feed_forward_length": config.intermediate_size if architecture == "gpt-oss" else
-            getattr(config, "moe_intermediate_size", 0),
-    }  # fmt: skip
-    adders = {int: writer.add_uint32, str: writer.add_string, bool: writer.add_bool, float: writer.add_float32}
-    for key, value in {**sizes, **fields, **overrides}.items():
-        adders[type(value)](f"{architecture}.{key}", value)
-    add_byte_tokenizer(writer)
-    names = gguf.get_tensor_name_map(ARCHITECTURES[architecture], config.num_hidden_layers)
-    for name, parameter in (*reference.named_parameters(), *reference.named_buffers()):
-        for part, values in _parts(architecture, name, parameter.data, config):
-            stored = names.get_name(part, try_suffixes=(".weight", ".bias"))
-            assert stored is not None, part
-            if quantised is not None and "_exps.weight" in stored:
-                data = gguf.quants.quantize(np.ascontiguousarray(values.numpy()), quantised)
-                values.copy_(torch.from_numpy(gguf.quants.dequantize(data, quantised).copy()))
-                writer.add_tensor(stored, data, raw_dtype=quantised)
-            else:
-                writer.add_tensor(stored, np.ascontiguousarray(values.numpy()))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _num_experts(config: Any) -> int:
-    return getattr(config, "n_routed_experts", None) or config.num_local_experts
-
-
-def _parts(architecture: str, name: str, tensor: torch.Tensor, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """One tensor of the reference, under the names and in the order of a converter; views, to give values back to."""
-    if "inv_freq" in name:
-        return
-    if ".experts." in name:
-        yield from _experts(architecture, name, tensor)
-    elif "kv_b_proj" in name and architecture == "deepseek2" and config.model_type == "deepseek_v3":
-        heads = tensor.view(4, -1, config.kv_lora_rank)
-        yield name.replace("kv_b_proj", "k_b_proj"), heads[:, : config.qk_nope_head_dim].transpose(1, 2)
-        yield name.replace("kv_b_proj", "v_b_proj"), heads[:, config.qk_nope_head_dim :]
-    elif architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
-        heads = 4 if ".q_proj." in name else 2
-        yield name, tensor.view(heads, 2, len(tensor) // heads // 2, -1).transpose(1, 2).reshape(tensor.shape)
-    else:
-        yield (
-            name.replace("e_score_correction_bias", "e_score_correction.bias").replace("sinks", "sinks.weight"),
-            tensor,
-        )
-
-
-def _experts(architecture: str, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """GPT-OSS has matrices with inputs as rows, gate and up by turns; the others outputs as rows, gate before up."""
-    kind = "bias" if name.endswith("_bias") else "weight"
-    name = name.removesuffix("_bias")
-    is_gpt_oss = architecture == "gpt-oss"
-    tensor = tensor.transpose(1, 2) if is_gpt_oss and kind == "weight" else tensor
-    if name.endswith("down_proj"):
-        yield f"{name}.{kind}", tensor
-        return
-    half = tensor.shape[1] // 2
-    gate, up = (slice(0, None, 2), slice(1, None, 2)) if is_gpt_oss else (slice(half), slice(half, None))
-    yield name.replace("gate_up_proj", f"gate_proj.{kind}"), tensor[:, gate]
-    yield name.replace("gate_up_proj", f"up_proj.{kind}"), tensor[:, up]
 
 
 def _assert_same_logits(path: Path, reference: Any) -> None:
@@ -146,15 +39,10 @@ def _assert_same_logits(path: Path, reference: Any) -> None:
         assert (logits - expected[last - 1]).abs().max() / expected[last - 1].abs().max() < 1e-4
 
 
-def _reference(directory: Path, kind: str, **changes: Any) -> Any:
-    _, model, config, _ = MODELS[kind]
-    return save_moe(directory, model, **{**config, **changes})
-
-
 @pytest.mark.parametrize("kind", MODELS)
 def test_logits_equal_those_of_transformers(tmp_path: Path, kind: str) -> None:
-    reference = _reference(tmp_path, kind, **({} if "deepseek" in kind else {"head_dim": 16}))
-    _write(tmp_path / "m.gguf", kind, reference)
+    reference = save_reference(tmp_path, kind, **({} if "deepseek" in kind else {"head_dim": 16}))
+    write_moe_gguf(tmp_path / "m.gguf", kind, reference)
     _assert_same_logits(tmp_path / "m.gguf", reference)
 
 
@@ -164,16 +52,17 @@ def test_logits_equal_those_of_transformers(tmp_path: Path, kind: str) -> None:
      ("gpt-oss", Kind.BF16)],
 )  # fmt: skip
 def test_quantised_experts_give_the_logits_of_their_rounded_values(tmp_path: Path, kind: str, quantised: Kind) -> None:
-    reference = _reference(tmp_path, kind, **WIDE)
-    _write(tmp_path / "m.gguf", kind, reference, quantised)
+    reference = save_reference(tmp_path, kind, **WIDE)
+    write_moe_gguf(tmp_path / "m.gguf", kind, reference, quantised)
     _assert_same_logits(tmp_path / "m.gguf", reference)
 
 
 @pytest.mark.parametrize("activations", get_args(Activations))
+@pytest.mark.parametrize(("kind", "quantised"), [("qwen3moe", Kind.Q4_0), ("gpt-oss", Kind.MXFP4)])
 def test_experts_multiplied_packed_give_a_token_the_same_bits_in_any_company(
-    tmp_path: Path, activations: Activations
+    tmp_path: Path, kind: str, quantised: Kind, activations: Activations
 ) -> None:
-    _write(tmp_path / "m.gguf", "qwen3moe", _reference(tmp_path, "qwen3moe", **WIDE), Kind.Q4_0)
+    write_moe_gguf(tmp_path / "m.gguf", kind, save_reference(tmp_path, kind, **WIDE), quantised)
     model = load_model(
         tmp_path / "m.gguf", served_name=None, dtype="float32", max_model_len=None, activations=activations
     ).model
@@ -185,19 +74,27 @@ def test_experts_multiplied_packed_give_a_token_the_same_bits_in_any_company(
     assert torch.equal(found, expected)
 
 
-def test_experts_stay_in_the_precision_of_their_file(tmp_path: Path) -> None:
-    reference = _reference(tmp_path, "qwen3moe", **WIDE)
-    _write(tmp_path / "m.gguf", "qwen3moe", reference, Kind.Q8_0)
+@pytest.mark.parametrize(
+    ("architecture", "kind", "quantised", "columns"),
+    [(QWEN3_MOE, "qwen3moe", Kind.Q8_0, 32), (GPT_OSS, "gpt-oss", Kind.MXFP4, 96)],
+)
+def test_experts_stay_in_the_precision_of_their_file(
+    tmp_path: Path, architecture: Architecture, kind: str, quantised: Kind, columns: int
+) -> None:
+    reference = save_reference(tmp_path, kind, **WIDE)
+    write_moe_gguf(tmp_path / "m.gguf", kind, reference, quantised)
     file = GgufFile(tmp_path / "m.gguf")
-    spec = QWEN3_MOE.read_gguf(file)
-    weights = GgufWeights(file, partial(QWEN3_MOE.gguf_tensor, spec))
-    name = "model.layers.1.mlp.experts.3.down_proj.weight"
-    packed = weights.take_matrix(name, (64, 32), frozenset({"q8_0"}))
+    weights = GgufWeights(file, partial(architecture.gguf_tensor, architecture.read_gguf(file)))
+    name, shape = "model.layers.1.mlp.experts.3.down_proj.weight", (64, columns)
+    packed = weights.take_matrix(name, shape, QUANTISED_KINDS)
+    elements, size = gguf.GGML_QUANT_SIZES[quantised]
     assert isinstance(packed, StoredMatrix)
-    assert (packed.kind, packed.shape, packed.data.shape) == ("q8_0", (64, 32), (64, 34))
-    values = gguf.quants.dequantize(packed.data, Kind.Q8_0)
-    assert np.array_equal(values, weights.take(name, (64, 32)))
-    assert np.array_equal(values, reference.model.layers[1].mlp.experts.down_proj[3].detach().numpy())
+    assert (packed.kind, packed.shape) == (quantised.name.lower(), shape)
+    assert packed.data.shape == (64, columns // elements * size)
+    values = gguf.quants.dequantize(packed.data, quantised)
+    assert np.array_equal(values, weights.take(name, shape))
+    expected = reference.model.layers[1].mlp.experts.down_proj[3].detach().numpy()
+    assert np.array_equal(values, expected.T if kind == "gpt-oss" else expected)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +110,7 @@ def test_experts_stay_in_the_precision_of_their_file(tmp_path: Path) -> None:
 def test_metadata_that_fits_no_weights_is_named(
     tmp_path: Path, kind: str, overrides: dict[str, Any], named: str
 ) -> None:
-    _write(tmp_path / "m.gguf", kind, _reference(tmp_path, kind, **WIDE), **overrides)
+    write_moe_gguf(tmp_path / "m.gguf", kind, save_reference(tmp_path, kind, **WIDE), **overrides)
     with pytest.raises(SpliceError, match=named) as refused:
         load_model(tmp_path / "m.gguf", served_name=None, dtype="float32", max_model_len=None)
     assert refused.value.code is ErrorCode.BAD_MODEL_FILE

@@ -1,11 +1,11 @@
-"""MXFP4 blocks become the values they stand for."""
+"""MXFP4 blocks become the values they stand for, and those of either format the other's."""
 
 from __future__ import annotations
 
 import gguf
 import numpy as np
 
-from engine.formats.mxfp4 import dequantised
+from engine.formats.mxfp4 import as_gguf, dequantised
 
 
 def test_every_code_under_every_scale_is_what_gguf_reads() -> None:
@@ -16,6 +16,17 @@ def test_every_code_under_every_scale_is_what_gguf_reads() -> None:
     stored = np.concatenate((scales, codes[:, :16] | codes[:, 16:] << 4), axis=1)
     with np.errstate(over="ignore"):
         expected = gguf.quants.dequantize(stored, gguf.GGMLQuantizationType.MXFP4)
+    assert np.array_equal(dequantised(blocks, scales), expected)
+    assert np.array_equal(as_gguf(blocks, scales), stored)
+
+
+def test_a_row_of_several_blocks_is_turned_block_by_block() -> None:
+    rng = np.random.default_rng(7)
+    blocks = rng.integers(0, 256, (5, 3, 16), dtype=np.uint8)
+    scales = rng.integers(100, 140, (5, 3), dtype=np.uint8)
+    found = as_gguf(blocks, scales)
+    assert found.shape == (5, 3 * 17)
+    expected = gguf.quants.dequantize(found, gguf.GGMLQuantizationType.MXFP4)
     assert np.array_equal(dequantised(blocks, scales), expected)
 
 

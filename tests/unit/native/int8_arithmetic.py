@@ -8,6 +8,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 Floats = npt.NDArray[np.float32]
 _OFFSETS = {"q4_0": 8, "q5_0": 16}
+_HALVES_OF_FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12])
 
 
 def quantised_rows(x: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
@@ -58,6 +59,9 @@ def _block(
     if kind in ("q4_k", "q5_k"):
         scale, minimum, weights = _q4_k_or_q5_k(own, kind, place)
         return scale, minimum, quants @ weights.T
+    if kind == "mxfp4":
+        half = np.ldexp(np.float32(1), own[:, 0].astype(np.int32) - 128)
+        return half, None, quants @ _HALVES_OF_FP4[_simple(own, kind)].T
     weights = _simple(own, kind) - _OFFSETS.get(kind, 0)
     minimum = _halves(own[:, 2:4]) if kind in ("q4_1", "q5_1") else None
     return _halves(own[:, :2]), minimum, quants @ weights.T

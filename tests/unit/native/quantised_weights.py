@@ -9,7 +9,7 @@ from gguf.quants import dequantize, quantize
 
 from engine._native import PackedLinear
 
-SIMPLE_KINDS = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0"]
+SIMPLE_KINDS = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "mxfp4"]
 K_KINDS = ["q4_k", "q5_k", "q6_k"]
 KINDS = [*SIMPLE_KINDS, *K_KINDS]
 
@@ -33,6 +33,12 @@ def random_blocks(n: int, k: int, kind: str) -> npt.NDArray[np.uint8]:
         scales = generator.uniform(-0.01, 0.01, (n, k // elements)).astype(np.float16)
         blocks[:, :, place : place + 2] = scales[:, :, None].view(np.uint8)
     return blocks.reshape(n, -1)
+
+
+def every_scale_of_mxfp4() -> npt.NDArray[np.uint8]:
+    """A row of 32 for each scale that is a number, 255 of them, with every code twice."""
+    codes = np.tile(np.arange(16, dtype=np.uint8) * 17, (255, 1))
+    return np.concatenate((np.arange(255, dtype=np.uint8)[:, None], codes), axis=1)
 
 
 def values_of(blocks: npt.NDArray[np.uint8], kind: str) -> npt.NDArray[np.float32]:

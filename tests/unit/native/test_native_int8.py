@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from quantised_weights import KINDS, packed, random_blocks, values_of
+from quantised_weights import KINDS, every_scale_of_mxfp4, packed, random_blocks, values_of
 
 from engine._native import Kernels, PackedLinear, supported_isas
 
@@ -75,11 +75,12 @@ def test_a_row_has_the_same_bits_alone_among_others_and_on_any_number_of_threads
 @pytest.mark.parametrize("isa", supported_isas())
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_largest_quants_do_not_saturate(kind: str, isa: str) -> None:
-    """All bits of the weights set, and Q8_0 at -128, against activations of 127 and -127 in turn and all alike."""
+    """All bits of the weights set (MXFP4: the code of 6), and Q8_0 at -128, against activations of 127 and -127 in turn
+    and all alike."""
     k = depth(kind, 1)
     blocks = random_blocks(34, k, kind)
     blocks[1::2] = np.where(np.arange(blocks.shape[1]) % 2 == 0, 0x01, 0x80)
-    blocks[::2] = 255
+    blocks[::2] = 0x77 if kind == "mxfp4" else 255
     x = torch.ones(4, k)
     x[1] = -1.0
     x[2, ::2] = -1.0
@@ -90,11 +91,23 @@ def test_the_largest_quants_do_not_saturate(kind: str, isa: str) -> None:
 
 
 def _make_finite(blocks: npt.NDArray[np.uint8], kind: str) -> None:
-    """The fp16 numbers of every block become 2^-8."""
+    """The fp16 numbers of every block become 2^-8, or MXFP4's scale."""
     _, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind.upper()]]
+    if kind == "mxfp4":
+        blocks.reshape(len(blocks), -1, size)[:, :, 0] = 127 - 8
+        return
     places = (208,) if kind == "q6_k" else (0, 2) if kind in ("q4_1", "q5_1", "q4_k", "q5_k") else (0,)
     for place in places:
         blocks.reshape(len(blocks), -1, size)[:, :, place : place + 2] = (0x00, 0x1C)
+
+
+@pytest.mark.parametrize("isa", supported_isas())
+def test_every_scale_of_mxfp4_is_the_documented_arithmetic(isa: str) -> None:
+    """From denormal ones to those at which a six is beyond float32, though not its product with rows as small."""
+    x, blocks = rows(4, 32), every_scale_of_mxfp4()
+    expected = torch.from_numpy(int8_arithmetic.product(x.numpy(), blocks, "mxfp4"))
+    assert expected.isfinite().all()
+    assert torch.equal(multiply(x, packed(blocks, 32, "mxfp4"), isa), expected)
 
 
 @pytest.mark.parametrize("isa", supported_isas())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from quantised_weights import KINDS, SIMPLE_KINDS, packed, random_blocks, values_of
+from quantised_weights import KINDS, SIMPLE_KINDS, every_scale_of_mxfp4, packed, random_blocks, values_of
 
 from engine._native import Kernels, PackedLinear
 from engine.ops.native import NativeOps
@@ -65,6 +66,34 @@ def test_every_half_precision_scale_is_read_exactly() -> None:
         product = NativeOps(Kernels(isa, 1)).lm_head(torch.eye(1, 32), weight)[0]
         finite = scales.isfinite()
         assert torch.equal(product[finite], scales[finite])
+
+
+FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
+POWERS = np.arange(-127, 128)[:, None]
+"""Of every scale of MXFP4 that is a number."""
+
+
+def test_every_scale_and_code_of_mxfp4_is_read_exactly() -> None:
+    """A six under the largest scales is infinite, a one is not."""
+    with np.errstate(over="ignore"):
+        values = np.ldexp(np.tile(FP4, 2), POWERS).astype(np.float32)
+    assert not np.isfinite(values).all()
+    out = torch.empty(255, 32)
+    packed(every_scale_of_mxfp4(), 32, "mxfp4").rows(torch.arange(255), out)
+    assert torch.equal(out, torch.from_numpy(values))
+
+
+def test_every_scale_of_mxfp4_multiplies_exactly(ops: NativeOps) -> None:
+    """Of codes that are finite under the largest, from 0 to 1.5."""
+    blocks = every_scale_of_mxfp4()
+    blocks[:, 1:] &= 0x33
+    values = torch.from_numpy(np.ldexp(np.tile(FP4[:4], 8), POWERS).astype(np.float32))
+    weight = packed(blocks, 32, "mxfp4")
+    assert torch.equal(ops.lm_head(torch.eye(32), weight), values.t())
+    for depth in range(32):
+        alone = torch.zeros(1, 32)
+        alone[0, depth] = 1.0
+        assert torch.equal(ops.lm_head(alone, weight)[0], values[:, depth])
 
 
 def test_wrong_blocks_are_refused() -> None:
