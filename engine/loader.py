@@ -23,6 +23,7 @@ from engine.formats.hf_tokenizer import expect_tokenizer, tokenizer_from_directo
 from engine.formats.hf_weights import SafetensorsWeights, weight_files
 from engine.heap import return_freed
 from engine.models.causal_lm import CausalLM
+from engine.models.kv_layouts import auto_kv_dtype
 from engine.models.needed_tensors import needed_tensors
 from engine.models.registry import architecture_of_config, architecture_of_gguf
 from engine.numerics import numerics_id, supports_fast_bfloat16
@@ -31,6 +32,7 @@ from engine.ops.names import Activations, ActivationsChoice, OpName, OpsChoice
 from engine.spec import ModelSpec
 from engine.weights import WeightSource
 from wire.errors import ErrorCode, SpliceError
+from wire.kv_layout import KVDtype
 from wire.model_card import ModelCard, TokenizerData
 
 _log = logging.getLogger(__name__)
@@ -89,11 +91,13 @@ def load_model(
     length = _checked_length(max_model_len, description.spec)
     spec = description.spec.served(length)
     kind = _dtype(dtype, is_quantised=description.is_quantised)
+    weights = description.open_weights()
+    kv_dtype = auto_kv_dtype(spec, kind, weights)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as digests:
         digest = digests.submit(_digest, spec, description.weight_files)  # hashing and packing both leave the GIL
-        build = _Build(spec, description.open_weights(), length, kind, ops, num_threads, _activations(activations, ops))
+        build = _Build(spec, weights, length, kind, kv_dtype, ops, num_threads, _activations(activations, ops))
         model, implementations = _build(build)
-    _say_unread(path, spec, build.weights)
+    _say_unread(path, spec, weights)
     card = ModelCard(
         name=served_name or path.resolve().name.removesuffix(".gguf"),
         architecture=spec.architecture,
@@ -102,7 +106,7 @@ def load_model(
         max_model_len=length,
         **msgspec.structs.asdict(text),
     )
-    del description, build  # the file's own vocabulary is in the card now
+    del description, build, weights  # the file's own vocabulary is in the card now
     return_freed()
     return LoadedModel(
         model=model,
@@ -140,6 +144,7 @@ class _Build:
     weights: WeightSource
     length: int
     dtype: Dtype
+    kv_dtype: KVDtype
     ops: OpsChoice
     num_threads: int
     activations: Activations
@@ -152,7 +157,7 @@ def _build(this: _Build) -> _Built:
         if obstacle is None:
             kernels = importlib.import_module("engine.ops.native_kernels")
             kernels.set_num_threads(this.num_threads)
-            model = native.NativeDecoder(this.spec, this.weights, this.length, this.activations)
+            model = native.NativeDecoder(this.spec, this.weights, this.length, this.activations, this.kv_dtype)
             return model, kernels.implementations(this.activations, used_ops(features_of(this.spec)))
         _log.info("%s is computed operation by operation, because %s", this.spec.architecture, obstacle)
     return _build_with_torch(this)
@@ -189,7 +194,7 @@ def _build_with_torch(this: _Build) -> _Built:
     set_num_threads(this.num_threads)
     dtype = getattr(torch, this.dtype)
     table = select_ops(dtype, this.ops, features_of(this.spec), this.activations)
-    return Decoder(this.spec, table, TorchWeights(this.weights, dtype), this.length), table.names
+    return Decoder(this.spec, table, TorchWeights(this.weights, dtype), this.length, this.kv_dtype), table.names
 
 
 def _activations(choice: ActivationsChoice, ops: OpsChoice) -> Activations:

@@ -38,6 +38,9 @@ class WeightSource(Protocol):
     def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> StoredMatrix:
         """The matrix as the file has it if that is one of `kinds`, else in float32. Raises as `take`."""
 
+    def is_float32(self, name: str) -> bool:
+        """Whether the file has the tensor in float32, from the headers alone; False too for one it does not have."""
+
     def expect(self, name: str, shape: tuple[int, ...]) -> None:
         """Raises what `take` would, from the headers alone."""
 

@@ -188,8 +188,7 @@ def _build_body(settings: WorkerSettings) -> _Body:
         max_model_len=settings.max_model_len,
         num_threads=settings.num_threads,
     )
-    kv_dtype = loaded.dtype if settings.kv_cache_dtype == "auto" else settings.kv_cache_dtype
-    layout = loaded.model.kv_layout(settings.block_size, kv_dtype)
+    layout = loaded.model.kv_layout(settings.block_size, settings.kv_cache_dtype)
     config = EngineConfig(
         num_blocks=_num_blocks(settings, layout),
         num_host_blocks=_num_host_blocks(settings, layout),

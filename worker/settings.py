@@ -20,6 +20,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     activations: Literal["auto", "int8", "bfloat16", "float32"] = "auto"
     """What weights are multiplied with; int8 concerns quantised ones."""
     kv_cache_dtype: Literal["auto", "float32", "bfloat16", "int8", "fp8_e4m3"] = "auto"
+    """`auto`: bfloat16, but float32 for a model that is float32 itself."""
     block_size: int = 32
     num_kv_blocks: int | None = None
     """Size of the KV pool in blocks; wins over `kv_cache_bytes`."""

@@ -43,6 +43,11 @@ class GgufWeights:
             return StoredMatrix(kind, shape, rows)
         return StoredMatrix(kind, shape, np.ascontiguousarray(rows).view(element))
 
+    def is_float32(self, name: str) -> bool:
+        """See `WeightSource.is_float32`."""
+        stored = self._locate(name).name
+        return stored in self._file and self._file.kind(stored) == "f32"
+
     def expect(self, name: str, shape: tuple[int, ...]) -> None:
         """See `WeightSource.expect`."""
         stored = self._locate(name)

@@ -59,6 +59,11 @@ class SafetensorsWeights:
             return StoredMatrix("float32", shape, _as_float32(dtype, values))
         return StoredMatrix(kind, shape, np.ascontiguousarray(values))
 
+    def is_float32(self, name: str) -> bool:
+        """See `WeightSource.is_float32`."""
+        stored = self._locate(name).name
+        return stored in self._file_of and self._file_of[stored].dtype(stored) == "F32"
+
     def expect(self, name: str, shape: tuple[int, ...]) -> None:
         """See `WeightSource.expect`."""
         stored = self._locate(name)

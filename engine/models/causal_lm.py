@@ -29,7 +29,8 @@ class CausalLM(Protocol):
         """Whether what follows a prompt is computed another way, so that its KV depends on where the prompt ends."""
 
     def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
-        """Layout of one cache block; `kv_dtype` `auto` takes the model's. Raises SpliceError (bad_setting)."""
+        """Layout of one cache block; `kv_dtype` `auto` is what was found to suit the model's
+        weights (`kv_layouts.auto_kv_dtype`). Raises SpliceError (bad_setting)."""
 
     def bind_kv_cache(self, kv_cache: KVCache) -> None:
         """Once, before the first step: where K and V lie from now on. Its layout came from `kv_layout`."""

@@ -17,14 +17,17 @@ from engine.models.kv_layouts import decoder_kv_layout
 from engine.ops.registry import OpTable
 from engine.spec import LatentAttentionSpec, ModelSpec
 from engine.step_plan import StepPlan
-from wire.kv_layout import KVLayout
+from wire.kv_layout import KVDtype, KVLayout
 
 
 class Decoder:
     """See `CausalLM`."""
 
-    def __init__(self, spec: ModelSpec, ops: OpTable, weights: Weights, max_len: int) -> None:
-        """`max_len`: positions the rotary tables cover, at least the longest sequence ever served.
+    def __init__(
+        self, spec: ModelSpec, ops: OpTable, weights: Weights, max_len: int, kv_dtype: KVDtype | None = None
+    ) -> None:
+        """`max_len`: positions the rotary tables cover, at least the longest sequence ever served. `kv_dtype`: what
+        `auto` means to `kv_layout`, by default the dtype of activations.
 
         `ops` are chosen for `features_of(spec)`. Raises SpliceError for weights that are not the spec's.
         """
@@ -40,6 +43,7 @@ class Decoder:
         self._blocks = [Block(spec, layer, ops, weights, tables) for layer in range(spec.num_layers)]
         norm = weights.take("model.norm.weight", (spec.hidden_size,))
         self.dtype = norm.dtype
+        self._kv_dtype = kv_dtype or str(norm.dtype).removeprefix("torch.")
         self._norm = with_offset(norm, spec.norm_offset)
         self._block_tokens = 0
         self._kv_cache: torch.Tensor | None = None
@@ -51,7 +55,7 @@ class Decoder:
 
     def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
         """See `CausalLM.kv_layout`."""
-        return decoder_kv_layout(self.spec, str(self.dtype).removeprefix("torch."), block_tokens, kv_dtype)
+        return decoder_kv_layout(self.spec, self._kv_dtype, block_tokens, kv_dtype)
 
     def bind_kv_cache(self, kv_cache: KVCache) -> None:
         """See `CausalLM.bind_kv_cache`."""

@@ -17,7 +17,7 @@ from engine.ops.native_kernels import KERNELS
 from engine.spec import ModelSpec
 from engine.step_arrays import StepArrays
 from engine.weights import WeightSource
-from wire.kv_layout import KVLayout
+from wire.kv_layout import KVDtype, KVLayout
 
 Floats = npt.NDArray[np.float32]
 _COMPILERS: dict[Activations, NativeDecoderCompiler] = {
@@ -34,10 +34,19 @@ class NativeDecoder:
     """See `CausalLM`. Weights stay in the precision they came in; activations are float32, on their way into
     weights perhaps int8 or bfloat16."""
 
-    def __init__(self, spec: ModelSpec, weights: WeightSource, max_len: int, activations: Activations) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: WeightSource,
+        max_len: int,
+        activations: Activations,
+        kv_dtype: KVDtype = "float32",
+    ) -> None:
         """For specs without an `obstacle`. `max_len`: positions the rotary table covers, at least the longest sequence
-        ever served. Raises SpliceError for weights that are not the spec's."""
+        ever served. `kv_dtype`: what `auto` means to `kv_layout`. Raises SpliceError for weights that are not the
+        spec's."""
         self.spec = spec
+        self._kv_dtype = kv_dtype
         self._step = _COMPILERS[activations].compile(spec, Assembly(spec, weights, max_len).all())
         self._block_tokens = 0
         self._kv_cache: npt.NDArray[Any] | None = None
@@ -49,7 +58,7 @@ class NativeDecoder:
 
     def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
         """See `CausalLM.kv_layout`."""
-        return decoder_kv_layout(self.spec, "float32", block_tokens, kv_dtype)
+        return decoder_kv_layout(self.spec, self._kv_dtype, block_tokens, kv_dtype)
 
     def bind_kv_cache(self, kv_cache: KVCache) -> None:
         """See `CausalLM.bind_kv_cache`."""

@@ -60,7 +60,8 @@ class EngineSettings:
     kv_cache_dtype: str = setting(
         "auto",
         parse.choice(*DTYPES, "int8", "fp8_e4m3", aliases={"fp8": "fp8_e4m3"}),
-        "Type of the KV cache: auto (as --dtype), float32, bfloat16; int8 or fp8 with a scale a token and head.",
+        "Type of the KV cache: auto (bfloat16; float32 for a model in float32), float32, bfloat16; int8 or fp8 with a "
+        "scale a token and head.",
         group="Engine",
     )
     max_num_seqs: int = setting(64, parse.integer(1, 4096), "Most requests computed in one step.", group="Engine")

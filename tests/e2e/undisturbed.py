@@ -43,7 +43,7 @@ class Undisturbed:
 
     def _engine(self) -> Engine:
         model, card = self._loaded.model, self._loaded.card
-        layout = model.kv_layout(32, self._loaded.dtype)
+        layout = model.kv_layout(32, "auto")
         config = EngineConfig(
             num_blocks=NUM_BLOCKS,
             max_model_len=card.max_model_len,

@@ -73,8 +73,9 @@ def _gguf_name(name: str) -> str:
     return name
 
 
-def _bind_cache(loaded: LoadedModel, num_blocks: int) -> None:
-    loaded.model.bind_kv_cache(KVCache.zeros(loaded.model.kv_layout(32, "auto"), num_blocks))
+def _bind_cache(loaded: LoadedModel, num_blocks: int, kv_dtype: str = "float32") -> None:
+    """float32 where logits are compared: the referee does not round keys and values."""
+    loaded.model.bind_kv_cache(KVCache.zeros(loaded.model.kv_layout(32, kv_dtype), num_blocks))
 
 
 def _logits(loaded: LoadedModel, start: int, tokens: list[int]) -> torch.Tensor:

@@ -41,10 +41,10 @@ def referee(smollm2_gguf: Path) -> Any:
     return model.eval()
 
 
-def _greedy(loaded: LoadedModel, prompts: list[list[int]]) -> Iterator[torch.Tensor]:
+def _greedy(loaded: LoadedModel, prompts: list[list[int]], kv_dtype: str) -> Iterator[torch.Tensor]:
     """Logits of every step, `[len(prompts), vocab]`, all prompts in one batch: the tokens drawn are appended."""
     blocks = 16
-    layout = loaded.model.kv_layout(32, "auto")
+    layout = loaded.model.kv_layout(32, kv_dtype)
     loaded.model.bind_kv_cache(KVCache.zeros(layout, blocks * len(prompts)))
     done = [0] * len(prompts)
     while True:
@@ -59,11 +59,16 @@ def _greedy(loaded: LoadedModel, prompts: list[list[int]]) -> Iterator[torch.Ten
         yield logits
 
 
-def test_greedy_text_of_five_prompts_equals_transformers(loaded: LoadedModel, referee: Any) -> None:
+@pytest.mark.parametrize(("kv_dtype", "tie"), [("float32", 1e-2), ("auto", 1e-1)])
+def test_greedy_text_of_five_prompts_equals_transformers(
+    loaded: LoadedModel, referee: Any, kv_dtype: str, tie: float
+) -> None:
+    """The referee keeps keys and values in float32; rounded to what is kept by default, bfloat16, they move a logit by
+    some hundredths, so that closer choices may go either way."""
     tokenizer = Tokenizer.from_str(loaded.card.tokenizer_json)
     prompts = [tokenizer.encode(text, add_special_tokens=False).ids for text in PROMPTS]
     ours = [list(prompt) for prompt in prompts]
-    for _, _ in zip(range(NUM_TOKENS), _greedy(loaded, ours), strict=False):
+    for _, _ in zip(range(NUM_TOKENS), _greedy(loaded, ours, kv_dtype), strict=False):
         pass
     for text, prompt, tokens in zip(PROMPTS, prompts, ours, strict=True):
         with torch.inference_mode():
@@ -73,7 +78,7 @@ def test_greedy_text_of_five_prompts_equals_transformers(loaded: LoadedModel, re
             expected = int(row.argmax())
             if tokens[index] != expected:
                 gap = float(row[expected] - row[tokens[index]])
-                assert gap < 1e-2, f"{text!r}: token {index - len(prompt)} differs by a logit gap of {gap}"
+                assert gap < tie, f"{text!r}: token {index - len(prompt)} differs by a logit gap of {gap}"
                 break  # from an honest tie on, the texts may differ
 
 
@@ -85,7 +90,7 @@ def test_the_first_question_everyone_asks(loaded: LoadedModel) -> None:
     )
     prompt = tokenizer.encode(text, add_special_tokens=False).ids
     tokens = list(prompt)
-    for _ in _greedy(loaded, [tokens]):
+    for _ in _greedy(loaded, [tokens], "auto"):
         if tokens[-1] in loaded.card.eos_token_ids or len(tokens) > len(prompt) + 32:
             break
     answer = tokenizer.decode(tokens[len(prompt) :], skip_special_tokens=False)

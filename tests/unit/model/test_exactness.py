@@ -64,16 +64,17 @@ def _random_steps(rng: random.Random, sequences: list[list[int]]) -> list[list[t
 
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32))
-def test_alone_equals_batched_equals_chunked_bit_for_bit(model: CausalLM, seed: int) -> None:
+@pytest.mark.parametrize("kv_dtype", ["auto", "bfloat16"])
+def test_alone_equals_batched_equals_chunked_bit_for_bit(model: CausalLM, kv_dtype: str, seed: int) -> None:
     rng = random.Random(seed)
     sequences = _random_sequences(rng)
-    mixed = PagedRun(model, num_blocks=40)
+    mixed = PagedRun(model, 40, kv_dtype)
     last: dict[int, torch.Tensor] = {}
     for step in _random_steps(rng, sequences):
         for (sequence, _, _), row in zip(step, mixed.step(step), strict=True):
             last[sequence] = row
     for sequence, tokens in enumerate(sequences):
-        alone = PagedRun(model, num_blocks=8)
+        alone = PagedRun(model, 8, kv_dtype)
         logits = alone.step([(0, 0, tokens)])[0]
         assert torch.isfinite(logits).all()
         assert torch.equal(last[sequence], logits)

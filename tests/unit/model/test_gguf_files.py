@@ -29,7 +29,7 @@ def _pairs_from_halves(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, len(weight) // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
-def _write(path: Path, directory: Path, reference: Any, kind: Kind | None = None, **overrides: Any) -> None:
+def write_gguf(path: Path, directory: Path, reference: Any, kind: Kind | None = None, **overrides: Any) -> None:
     """The reference model as GGUF; matrices in `kind`, and the reference given the rounded values."""
     writer = gguf.GGUFWriter(path, "llama")
     fields: dict[str, Any] = {
@@ -72,28 +72,28 @@ def _write(path: Path, directory: Path, reference: Any, kind: Kind | None = None
 
 @pytest.fixture
 def sound(tmp_path: Path) -> Path:
-    _write(tmp_path / "m.gguf", tmp_path, save_llama(tmp_path, **SIZES))
+    write_gguf(tmp_path / "m.gguf", tmp_path, save_llama(tmp_path, **SIZES))
     return tmp_path / "m.gguf"
 
 
 @pytest.mark.parametrize("kind", [None, *QUANTISED], ids=lambda kind: kind.name if kind else "F32")
 def test_logits_equal_those_of_the_same_weights(tmp_path: Path, kind: Kind | None) -> None:
     reference = save_llama(tmp_path, **SIZES)
-    _write(tmp_path / "m.gguf", tmp_path, reference, kind)
+    write_gguf(tmp_path / "m.gguf", tmp_path, reference, kind)
     loaded = load_model(
         tmp_path / "m.gguf", served_name="tiny", dtype="float32", max_model_len=100, activations="float32"
     )
     tokens = list(range(40, 90))
     with torch.inference_mode():
         expected = reference(torch.tensor([tokens])).logits[0, -1]
-    found = PagedRun(loaded.model, 4).step([(0, 0, tokens)])[0]
+    found = PagedRun(loaded.model, 4, "float32").step([(0, 0, tokens)])[0]
     assert (found - expected).abs().max() / expected.abs().max() < 1e-4
     assert loaded.card.name == "tiny"
     assert loaded.card.max_model_len == 100
 
 
 def test_activations_of_each_type_are_an_arithmetic_of_their_own(tmp_path: Path) -> None:
-    _write(tmp_path / "m.gguf", tmp_path, save_llama(tmp_path, **SIZES), Kind.Q4_1)
+    write_gguf(tmp_path / "m.gguf", tmp_path, save_llama(tmp_path, **SIZES), Kind.Q4_1)
     choices: list[ActivationsChoice] = ["int8", "bfloat16", "float32"]
     loaded = [
         load_model(tmp_path / "m.gguf", served_name=None, dtype="float32", max_model_len=None, activations=choice)
@@ -107,7 +107,7 @@ def test_activations_of_each_type_are_an_arithmetic_of_their_own(tmp_path: Path)
 
 
 def test_the_reference_operations_have_no_activations_of_their_own(tmp_path: Path) -> None:
-    _write(tmp_path / "m.gguf", tmp_path, save_llama(tmp_path, **SIZES), Kind.Q4_1)
+    write_gguf(tmp_path / "m.gguf", tmp_path, save_llama(tmp_path, **SIZES), Kind.Q4_1)
     with pytest.raises(SpliceError, match="activations are bfloat16"):
         load_model(
             tmp_path / "m.gguf",
@@ -122,12 +122,12 @@ def test_the_reference_operations_have_no_activations_of_their_own(tmp_path: Pat
 @pytest.mark.parametrize("k_kind", [Kind.Q4_1, Kind.Q8_0, Kind.F16], ids=lambda kind: kind.name)
 def test_quantised_weights_give_the_bits_of_their_float32_values(tmp_path: Path, k_kind: Kind) -> None:
     reference = save_llama(tmp_path, **SIZES)
-    _write(tmp_path / "m.gguf", tmp_path, reference, Kind.Q4_1, k_kind=k_kind)
+    write_gguf(tmp_path / "m.gguf", tmp_path, reference, Kind.Q4_1, k_kind=k_kind)
     reference.save_pretrained(tmp_path)  # with the rounded values
     logits = []
     for path in (tmp_path / "m.gguf", tmp_path):
         loaded = load_model(path, served_name=None, dtype="float32", max_model_len=None, activations="float32")
-        run = PagedRun(loaded.model, 8)
+        run = PagedRun(loaded.model, 8, "float32")
         logits += [run.step([(0, 0, list(range(40, 90))), (1, 0, [3])]), run.step([(0, 50, [7])])]
     assert torch.equal(logits[0], logits[2])
     assert torch.equal(logits[1], logits[3])
@@ -210,11 +210,11 @@ def test_damaged_headers_are_typed_errors_or_load(sound: Path, tmp_path: Path) -
 def test_errors_name_field_and_remedy(tmp_path: Path) -> None:
     reference = save_llama(tmp_path, **SIZES)
     path = tmp_path / "m.gguf"
-    _write(path, tmp_path, reference, block_count=None)
+    write_gguf(path, tmp_path, reference, block_count=None)
     assert "'llama.block_count' is missing" in _refused(path)
-    _write(path, tmp_path, reference, pre="unheard-of")
+    write_gguf(path, tmp_path, reference, pre="unheard-of")
     assert "'unheard-of'" in _refused(path)
-    _write(path, tmp_path, reference, bad_merges=True)
+    write_gguf(path, tmp_path, reference, bad_merges=True)
     assert "merges do not fit" in _refused(path)
     path.write_bytes(b"PK\x03\x04 not a model at all")
     assert "GGUF magic" in _refused(path)

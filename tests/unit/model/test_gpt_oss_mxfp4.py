@@ -61,7 +61,7 @@ BOUNDS = {"float32": 1e-4, "bfloat16": 0.02, "int8": 0.05}
 
 def _logits(model: Path, activations: Activations) -> torch.Tensor:
     loaded = load_model(model, served_name=None, dtype="float32", max_model_len=None, activations=activations)
-    return PagedRun(loaded.model, 2).step([(0, 0, TOKENS)])[0]
+    return PagedRun(loaded.model, 2, "float32").step([(0, 0, TOKENS)])[0]
 
 
 @pytest.mark.parametrize("activations", get_args(Activations))

@@ -101,6 +101,7 @@ def test_weights_in_bfloat16_are_computed_in_it_and_routed_by_exact_biases(tmp_p
     logits = {}
     for dtype in get_args(DtypeChoice):
         model = load_model(tmp_path, served_name=None, dtype=dtype, max_model_len=None).model
-        logits[dtype] = PagedRun(model, 2).step([(0, 0, tokens)])[0]
+        kv_dtype = "float32" if dtype == "float32" else "auto"
+        logits[dtype] = PagedRun(model, 2, kv_dtype).step([(0, 0, tokens)])[0]
     assert (logits["float32"] - expected).abs().max() / expected.abs().max() < 1e-4
     assert torch.nn.functional.cosine_similarity(logits["bfloat16"], expected, dim=0) > 0.95

@@ -33,7 +33,7 @@ def _assert_same_logits(path: Path, reference: Any) -> None:
     model = load_model(path, served_name=None, dtype="float32", max_model_len=None, activations="float32").model
     with torch.inference_mode():
         expected = reference(torch.tensor([TOKENS])).logits[0]
-    run = PagedRun(model, 4, prompts={0: PROMPT})
+    run = PagedRun(model, 4, "float32", prompts={0: PROMPT})
     for first, last in [(0, PROMPT), (PROMPT, PROMPT + 5)]:
         logits = run.step([(0, first, TOKENS[first:last])])[0]
         assert (logits - expected[last - 1]).abs().max() / expected[last - 1].abs().max() < 1e-4

@@ -80,7 +80,8 @@ class PagedRun:
     def __init__(
         self, model: CausalLM, num_blocks: int, kv_dtype: str = "auto", prompts: Mapping[int, int] | None = None
     ) -> None:
-        """`prompts`: length of each sequence's prompt, by default without end."""
+        """`kv_dtype`: who holds logits of narrow weights against others says float32, for only we round keys and
+        values. `prompts`: length of each sequence's prompt, by default without end."""
         layout = model.kv_layout(BLOCK_TOKENS, kv_dtype)
         self._model = model
         self._prompts = prompts or {}

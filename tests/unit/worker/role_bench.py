@@ -55,7 +55,7 @@ class RoleBench(Generic[R]):
     def __init__(self, model: Path, kind: type[R], **settings: object) -> None:
         loaded = load_model(model, served_name=None, dtype="auto", max_model_len=512)
         self.card = loaded.card
-        self.layout = layout = loaded.model.kv_layout(32, str(settings.get("kv_cache_dtype", loaded.dtype)))
+        self.layout = layout = loaded.model.kv_layout(32, str(settings.get("kv_cache_dtype", "auto")))
         config = EngineConfig(
             num_blocks=NUM_BLOCKS,
             max_model_len=512,

@@ -1,4 +1,4 @@
-"""The promises of an engine over caches of 8 bits: one request, one answer, whatever happens to its KV."""
+"""The promises of an engine over caches narrower than its numbers: one answer, whatever happens to its KV."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class OverCache:
         return self._model.kv_layout(block_tokens, self._kv_dtype if kv_dtype == "auto" else kv_dtype)
 
 
-@pytest.fixture(params=["int8", "fp8_e4m3"])
-def make_scaled_bench(request):
+@pytest.fixture(params=["bfloat16", "int8", "fp8_e4m3"])
+def make_narrow_bench(request):
     def make(**sizes):
         config = EngineConfig(**{"num_blocks": 64, "max_model_len": 256, **sizes})
         model = Decoder(SPEC, select_ops(torch.float32), WeightsByName(torch.float32), 256)
@@ -36,35 +36,35 @@ def make_scaled_bench(request):
     return make
 
 
-def test_alone_batched_chunked_cached_and_continued_are_one_answer(make_scaled_bench):
-    alone = make_scaled_bench().generate(PROMPT, **RUN)
+def test_alone_batched_chunked_cached_and_continued_are_one_answer(make_narrow_bench):
+    alone = make_narrow_bench().generate(PROMPT, **RUN)
     assert len(set(alone)) > 10
 
-    beside = make_scaled_bench()
+    beside = make_narrow_bench()
     others = [beside.submit(PROMPT[i : 3 * i + 2], **{**RUN, "seed": i}) for i in range(15)]
     key = beside.submit(PROMPT, **RUN)
     beside.run()
     assert beside.answer(key) == alone
     assert all(len(beside.answer(other)) == 40 for other in others)
 
-    assert make_scaled_bench(max_num_batched_tokens=35, max_num_seqs=2).generate(PROMPT, **RUN) == alone
+    assert make_narrow_bench(max_num_batched_tokens=35, max_num_seqs=2).generate(PROMPT, **RUN) == alone
 
-    cached = make_scaled_bench()
+    cached = make_narrow_bench()
     cached.generate([*PROMPT[:70], 1, 2], **RUN)
     key = cached.submit(PROMPT, **RUN)
     cached.run()
     assert (cached.rows[key][0].cached_tokens, cached.answer(key)) == (70, alone)
 
-    again = make_scaled_bench()
+    again = make_narrow_bench()
     key = again.submit(PROMPT, emitted=alone[:17], **RUN)
     again.run()
     assert again.answer(key) == alone[17:]
 
 
 @pytest.mark.parametrize("host_blocks", [0, 20], ids=["recompute", "swap"])
-def test_a_preempted_request_gives_the_same_tokens(make_scaled_bench, host_blocks):
-    whole = make_scaled_bench(num_blocks=12).generate(PROMPT, **{**RUN, "max_tokens": 80})
-    tight = make_scaled_bench(num_blocks=8, num_host_blocks=host_blocks)
+def test_a_preempted_request_gives_the_same_tokens(make_narrow_bench, host_blocks):
+    whole = make_narrow_bench(num_blocks=12).generate(PROMPT, **{**RUN, "max_tokens": 80})
+    tight = make_narrow_bench(num_blocks=8, num_host_blocks=host_blocks)
     keys = [tight.submit(PROMPT, **{**RUN, "max_tokens": 80}, root=bytes([i] * 16)) for i in range(3)]
     tight.run()
     stats = tight.engine.stats
@@ -73,9 +73,9 @@ def test_a_preempted_request_gives_the_same_tokens(make_scaled_bench, host_block
     assert [tight.answer(key) for key in keys] == [whole] * 3
 
 
-def test_a_request_handed_over_gives_the_same_tokens(make_scaled_bench):
-    alone = make_scaled_bench().generate(PROMPT, **RUN)
-    source, dest = make_scaled_bench(), make_scaled_bench()
+def test_a_request_handed_over_gives_the_same_tokens(make_narrow_bench):
+    alone = make_narrow_bench().generate(PROMPT, **RUN)
+    source, dest = make_narrow_bench(), make_narrow_bench()
     reserved = dest.submit(PROMPT, kind=RequestKind.RESERVE, **RUN)
     dest.run()
     key = source.submit(PROMPT, kind=RequestKind.PREFILL, **RUN)
