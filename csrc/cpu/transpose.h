@@ -58,16 +58,19 @@ SPLICE_INLINE void transpose_eight(const Element* const* rows, int64_t d, float*
 
 #endif
 
+// 8 rows of head_dim to as many lanes of a panel [head_dim][16].
+template <class Element>
+SPLICE_INLINE void transpose_rows(const Element* const* rows, int64_t head_dim, float* lanes) {
+  int64_t d = 0;
+  for (; d + 8 <= head_dim; d += 8) transpose_eight(rows, d, lanes + d * LANES);
+  for (; d < head_dim; ++d)
+    for (int64_t i = 0; i < 8; ++i) lanes[d * LANES + i] = element(rows[i], d);
+}
+
 // 32 rows of head_dim to two panels [2][dim][16].
 template <class Element>
 SPLICE_INLINE void transpose_keys(const Element* const (&rows)[32], int64_t head_dim, float* dst, int64_t dim) {
-  for (int64_t j = 0; j < 32; j += 8) {
-    float* lanes = dst + j / LANES * LANES * dim + j % LANES;
-    int64_t d = 0;
-    for (; d + 8 <= head_dim; d += 8) transpose_eight(rows + j, d, lanes + d * LANES);
-    for (; d < head_dim; ++d)
-      for (int64_t i = 0; i < 8; ++i) lanes[d * LANES + i] = element(rows[j + i], d);
-  }
+  for (int64_t j = 0; j < 32; j += 8) transpose_rows(rows + j, head_dim, dst + j / LANES * LANES * dim + j % LANES);
 }
 
 }  // namespace

@@ -84,10 +84,11 @@ def test_bits_are_equal_on_every_instruction_set_and_thread_count(
     assert torch.equal(attend(other_ops, batch), attend(best_ops, batch))
 
 
-@pytest.mark.parametrize("heads", [3, 9])
-def test_bits_do_not_depend_on_chunks_or_neighbours(best_ops: NativeOps, heads: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [3, 9, 24])
+def test_bits_do_not_depend_on_chunks_or_neighbours(best_ops: NativeOps, heads: int, dtype: torch.dtype) -> None:
     length = 130
-    whole = make_batch([(0, length)], heads=heads, kv_heads=3, head_dim=64)
+    whole = make_batch([(0, length)], heads=heads, kv_heads=3, head_dim=64, dtype=dtype)
     expected = attend(best_ops, whole)
     for cuts in ([1] * length, [7] * 19, [32] * 5, [33, 64, 1, 40], [16, 100, 20]):
         assert torch.equal(in_chunks(best_ops, whole, cuts), expected), cuts
