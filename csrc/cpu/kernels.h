@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "shared.h"
 #include "splice_cpu.h"
 
 namespace splice::cpu {
@@ -49,7 +50,7 @@ struct LinearArgs {
 };
 // Work items of a product: panels, or with GATE groups of 32 columns of either half.
 constexpr int64_t GATE_COLUMNS = 32;
-inline int64_t linear_items(const LinearArgs& args) {
+SPLICE_SHARED int64_t linear_items(const LinearArgs& args) {
   if (args.epilogue == Epilogue::GATE) return args.n / 2 / GATE_COLUMNS;
   return (args.n + SPLICE_CPU_PANEL - 1) / SPLICE_CPU_PANEL;
 }
@@ -138,8 +139,8 @@ struct LatentArgs {
   float scale;
 };
 // What shares one reading of the cache: so many heads, of so many queries.
-inline int64_t latent_heads(const LatentArgs& args) { return args.q_heads < 32 ? args.q_heads : 32; }
-inline int64_t latent_queries(const LatentArgs& args) { return 64 / latent_heads(args); }
+SPLICE_SHARED int64_t latent_heads(const LatentArgs& args) { return args.q_heads < 32 ? args.q_heads : 32; }
+SPLICE_SHARED int64_t latent_queries(const LatentArgs& args) { return 64 / latent_heads(args); }
 
 struct LatentStoreArgs {
   const float* down;  // [rows][rank + rope]: latent and key

@@ -21,6 +21,7 @@
 
 #include <stdint.h>
 
+#include "shared.h"
 #include "splice_cpu.h"
 
 namespace splice::cpu {
@@ -28,11 +29,11 @@ namespace splice::cpu {
 constexpr int64_t QUANT_DEPTH = 32;
 constexpr int64_t SUPER_BLOCKS = 8;  // blocks under one header of a K-quant
 
-constexpr bool is_quantized(int dtype) { return dtype >= SPLICE_CPU_Q4_0 && dtype <= SPLICE_CPU_MXFP4; }
-constexpr bool is_k_quant(int dtype) {
+SPLICE_SHARED constexpr bool is_quantized(int dtype) { return dtype >= SPLICE_CPU_Q4_0 && dtype <= SPLICE_CPU_MXFP4; }
+SPLICE_SHARED constexpr bool is_k_quant(int dtype) {
   return dtype == SPLICE_CPU_Q4_K || dtype == SPLICE_CPU_Q5_K || dtype == SPLICE_CPU_Q6_K;
 }
-constexpr int quant_bits(int dtype) {
+SPLICE_SHARED constexpr int quant_bits(int dtype) {
   switch (dtype) {
     case SPLICE_CPU_Q8_0: return 8;
     case SPLICE_CPU_Q6_K: return 6;
@@ -43,9 +44,9 @@ constexpr int quant_bits(int dtype) {
   }
 }
 // Of the quants that products take.
-constexpr int product_bits(int dtype) { return dtype == SPLICE_CPU_MXFP4 ? 5 : quant_bits(dtype); }
+SPLICE_SHARED constexpr int product_bits(int dtype) { return dtype == SPLICE_CPU_MXFP4 ? 5 : quant_bits(dtype); }
 // What is subtracted from such a quant.
-constexpr int quant_offset(int dtype) {
+SPLICE_SHARED constexpr int quant_offset(int dtype) {
   switch (dtype) {
     case SPLICE_CPU_Q4_0: return 8;
     case SPLICE_CPU_Q5_0: return 16;
@@ -54,33 +55,37 @@ constexpr int quant_offset(int dtype) {
     default: return 0;
   }
 }
-constexpr bool has_minimum(int dtype) {
+SPLICE_SHARED constexpr bool has_minimum(int dtype) {
   return dtype == SPLICE_CPU_Q4_1 || dtype == SPLICE_CPU_Q5_1 || dtype == SPLICE_CPU_Q4_K || dtype == SPLICE_CPU_Q5_K;
 }
 // k must be a multiple of this.
-constexpr int64_t quant_depth(int dtype) { return is_k_quant(dtype) ? SUPER_BLOCKS * QUANT_DEPTH : QUANT_DEPTH; }
+SPLICE_SHARED constexpr int64_t quant_depth(int dtype) {
+  return is_k_quant(dtype) ? SUPER_BLOCKS * QUANT_DEPTH : QUANT_DEPTH;
+}
 
-constexpr int64_t quant_halves_bytes(int dtype) { return SPLICE_CPU_PANEL * (has_minimum(dtype) ? 4 : 2); }
-constexpr int64_t quant_super_header(int dtype) { return is_k_quant(dtype) ? quant_halves_bytes(dtype) : 0; }
+SPLICE_SHARED constexpr int64_t quant_halves_bytes(int dtype) { return SPLICE_CPU_PANEL * (has_minimum(dtype) ? 4 : 2); }
+SPLICE_SHARED constexpr int64_t quant_super_header(int dtype) { return is_k_quant(dtype) ? quant_halves_bytes(dtype) : 0; }
 // From a block's first byte to its values.
-constexpr int64_t quant_block_header(int dtype) { return is_k_quant(dtype) ? SPLICE_CPU_PANEL * 2 : quant_halves_bytes(dtype); }
-constexpr int64_t quant_values_bytes(int dtype) { return SPLICE_CPU_PANEL * QUANT_DEPTH * quant_bits(dtype) / 8; }
-constexpr int64_t quant_block_bytes(int dtype) { return quant_block_header(dtype) + quant_values_bytes(dtype); }
+SPLICE_SHARED constexpr int64_t quant_block_header(int dtype) {
+  return is_k_quant(dtype) ? SPLICE_CPU_PANEL * 2 : quant_halves_bytes(dtype);
+}
+SPLICE_SHARED constexpr int64_t quant_values_bytes(int dtype) { return SPLICE_CPU_PANEL * QUANT_DEPTH * quant_bits(dtype) / 8; }
+SPLICE_SHARED constexpr int64_t quant_block_bytes(int dtype) { return quant_block_header(dtype) + quant_values_bytes(dtype); }
 
 // Within a panel: where block b begins, where the halves that scale it lie, and all of it.
-constexpr int64_t quant_block_offset(int dtype, int64_t b) {
+SPLICE_SHARED constexpr int64_t quant_block_offset(int dtype, int64_t b) {
   return b * quant_block_bytes(dtype) + (is_k_quant(dtype) ? (b / SUPER_BLOCKS + 1) * quant_super_header(dtype) : 0);
 }
-constexpr int64_t quant_halves_offset(int dtype, int64_t b) {
+SPLICE_SHARED constexpr int64_t quant_halves_offset(int dtype, int64_t b) {
   if (!is_k_quant(dtype)) return quant_block_offset(dtype, b);
   return b / SUPER_BLOCKS * (SUPER_BLOCKS * quant_block_bytes(dtype) + quant_super_header(dtype));
 }
-constexpr int64_t quant_panel_bytes(int dtype, int64_t k) {
+SPLICE_SHARED constexpr int64_t quant_panel_bytes(int dtype, int64_t k) {
   return k / QUANT_DEPTH * quant_block_bytes(dtype) + k / quant_depth(dtype) * quant_super_header(dtype);
 }
 
 // One row's block of quant_depth(dtype) weights in a GGUF file.
-constexpr int64_t quant_file_block_bytes(int dtype) {
+SPLICE_SHARED constexpr int64_t quant_file_block_bytes(int dtype) {
   switch (dtype) {
     case SPLICE_CPU_Q4_K: return 144;
     case SPLICE_CPU_Q5_K: return 176;
