@@ -7,7 +7,10 @@ SAY    := @printf '\033[2m%s\033[0m\n'
 
 NATIVE := $(shell find csrc cmake proto -type f) CMakeLists.txt
 
-.PHONY: help setup build demo serve test test-fast bench-micro lint types floors format clean
+# What compares bits between instruction sets; the rest need not run under emulation, which is slow.
+EMULATED_TESTS := tests/unit/native tests/unit/model/test_instruction_sets.py -k "instruction_set or cpu_isa or native_int8 or tiles"
+
+.PHONY: help setup build demo serve test test-fast test-isa bench-micro lint types floors format clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +27,13 @@ test: setup $(VENV)/.test ## every test: units, end to end, faults
 
 test-fast: setup $(VENV)/.test ## tests that start no cluster and load no real model
 	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+test-isa: setup $(VENV)/.test ## kernels of instruction sets this machine lacks, under emulation, against those it has
+	@case "$$(uname -m)" in x86_64|amd64) ;; *) echo "test-isa: skipped, the emulation stands on AVX2 and this is $$(uname -m)"; exit 0 ;; esac; \
+	grep -qw avx2 /proc/cpuinfo || { echo "test-isa: skipped, the emulation stands on AVX2, which this processor lacks"; exit 0; }; \
+	{ PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/inplace -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  && PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/inplace --target _native_emulated; } >build/.log 2>&1 || { cat build/.log; exit 1; }; \
+	$(BIN)/python -m pytest -q -p tests.emulated_native $(EMULATED_TESTS) $(ARGS)
 
 bench-micro: setup ## micro-benchmarks against their baseline: instructions and ratios, never times
 	@$(BIN)/python -m benchmarks.micro $(ARGS)

@@ -16,18 +16,22 @@ def supports_fast_bfloat16() -> bool:
 def numerics_id(dtype: str, implementations: Mapping[OpName, str]) -> str:
     """Readable; part of the compatibility id of a prefill/decode pair. `implementations` by operation.
 
-    torch's operations bring along the library's version, and the CPU vendor and thread count its kernels depend on.
+    Native operations bring along their instruction set, since bfloat16 has another arithmetic on AMX; torch's
+    operations the library's version, and the capability, CPU vendor and thread count its kernels depend on.
     """
-    operations = [f"{operation}={name}" for operation, name in implementations.items()]
-    if "torch" not in implementations.values():
+    parts = [dtype]
+    if any(name != "torch" for name in implementations.values()):
         from engine.ops.native_kernels import isa  # noqa: PLC0415 (perhaps not built, but then not chosen either)
 
-        return ";".join([dtype, f"isa={isa()}", *operations])
-    import torch  # noqa: PLC0415 (loaded already by who uses its operations)
+        parts.append(f"isa={isa()}")
+    parts += [f"{operation}={name}" for operation, name in implementations.items()]
+    if "torch" in implementations.values():
+        import torch  # noqa: PLC0415 (loaded already by who uses its operations)
 
-    capability = f"isa={torch.backends.cpu.get_cpu_capability()}"
-    own = [f"torch={torch.__version__}", f"cpu={_cpuinfo('vendor_id')}", f"threads={torch.get_num_threads()}"]
-    return ";".join([dtype, capability, *operations, *own])
+        capability = torch.backends.cpu.get_cpu_capability()
+        parts += [f"torch={torch.__version__}", f"capability={capability}"]
+        parts += [f"cpu={_cpuinfo('vendor_id')}", f"threads={torch.get_num_threads()}"]
+    return ";".join(parts)
 
 
 def _cpuinfo(field: str) -> str:

@@ -11,7 +11,7 @@
 namespace splice::binding {
 
 // Names of instruction sets, in the order of splice_cpu.h.
-constexpr const char* ISA_NAMES[] = {"portable", "avx2", "avxvnni", "avx512", "avx512vnni"};
+constexpr const char* ISA_NAMES[] = {"portable", "avx2", "avxvnni", "avx512", "avx512vnni", "amx"};
 constexpr int ISAS = sizeof ISA_NAMES / sizeof *ISA_NAMES;
 
 inline const char* isa_name(int isa) { return ISA_NAMES[isa]; }
@@ -20,7 +20,7 @@ inline int isa_named(const std::string& name) {
   if (name == "auto") return SPLICE_CPU_ISA_BEST;
   for (int isa = 0; isa < ISAS; ++isa)
     if (name == ISA_NAMES[isa]) return isa;
-  throw std::invalid_argument("instruction set " + name + " is unknown: use auto, avx512vnni, avx512, avxvnni, avx2 or portable");
+  throw std::invalid_argument("instruction set " + name + " is unknown: use auto, amx, avx512vnni, avx512, avxvnni, avx2 or portable");
 }
 
 inline int activation_named(const std::string& name) {
@@ -34,9 +34,7 @@ class Kernels {
  public:
   Kernels(const std::string& isa, int num_threads) {
     require(num_threads >= 1, "num_threads must be at least 1");
-    const int status = splice_cpu_create(isa_named(isa), num_threads, &cpu_);
-    if (status == SPLICE_CPU_UNSUPPORTED) throw std::invalid_argument("this machine has no " + isa);
-    check(status);
+    check_isa(isa, splice_cpu_create(isa_named(isa), num_threads, &cpu_));
   }
   ~Kernels() { splice_cpu_destroy(cpu_); }
   Kernels(const Kernels&) = delete;
@@ -44,6 +42,7 @@ class Kernels {
 
   splice_cpu* get() const { return cpu_; }
   const char* isa() const { return isa_name(splice_cpu_isa(cpu_)); }
+  void set_isa(const std::string& isa) { check_isa(isa, splice_cpu_set_isa(cpu_, isa_named(isa))); }
   int num_threads() const { return splice_cpu_num_threads(cpu_); }
   void set_num_threads(int num_threads) {
     require(num_threads >= 1, "num_threads must be at least 1");
@@ -143,6 +142,11 @@ class Kernels {
   }
 
  private:
+  static void check_isa(const std::string& isa, int status) {
+    if (status == SPLICE_CPU_UNSUPPORTED) throw std::invalid_argument("this machine has no " + isa);
+    check(status);
+  }
+
   splice_cpu* cpu_ = nullptr;
 };
 

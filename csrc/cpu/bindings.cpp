@@ -32,7 +32,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("nbytes", &PackedLinear::bytes);
   nb::class_<Kernels>(m, "Kernels", "An instruction set and a pool of threads.")
       .def(nb::init<const std::string&, int>(), nb::arg("isa") = "auto", nb::arg("num_threads") = 1)
-      .def_prop_ro("isa", &Kernels::isa)
+      .def_prop_rw("isa", &Kernels::isa, &Kernels::set_isa)
       .def_prop_rw("num_threads", &Kernels::num_threads, &Kernels::set_num_threads)
       .def("linear", &Kernels::linear, nb::arg("out"), nb::arg("x"), nb::arg("weight"), nb::arg("bias").none(),
            nb::arg("int8") = false, nb::arg("bf16") = false,

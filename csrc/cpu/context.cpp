@@ -1,12 +1,9 @@
 // Picks an instruction set, cuts work into items and hands them to the team.
 #include "context.h"
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
 #include <exception>
 
+#include "isa.h"
 #include "latent_items.h"
 #include "quant_layout.h"
 #include "splice_cpu.h"
@@ -21,30 +18,26 @@ namespace {
 
 // The table of an instruction set that was built and that this machine has, or null.
 const Kernels* kernels_for(int isa) {
-  if (isa == SPLICE_CPU_ISA_PORTABLE) return &splice::cpu::portable_kernels();
-#if defined(__x86_64__)
-  [[maybe_unused]] const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  [[maybe_unused]] const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (!splice::cpu::machine_has(isa)) return nullptr;
+  switch (isa) {
+    case SPLICE_CPU_ISA_PORTABLE: return &splice::cpu::portable_kernels();
 #if defined(SPLICE_HAS_avx2)
-  if (isa == SPLICE_CPU_ISA_AVX2 && avx2) return &splice::cpu::avx2_kernels();
+    case SPLICE_CPU_ISA_AVX2: return &splice::cpu::avx2_kernels();
 #endif
 #if defined(SPLICE_HAS_avxvnni)
-  // CPUID leaf 7.1, EAX bit 4: gcc 12 has no name for it.
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (isa == SPLICE_CPU_ISA_AVX_VNNI && avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1u))
-    return &splice::cpu::avxvnni_kernels();
+    case SPLICE_CPU_ISA_AVX_VNNI: return &splice::cpu::avxvnni_kernels();
 #endif
 #if defined(SPLICE_HAS_avx512)
-  if (isa == SPLICE_CPU_ISA_AVX512 && avx512) return &splice::cpu::avx512_kernels();
+    case SPLICE_CPU_ISA_AVX512: return &splice::cpu::avx512_kernels();
 #endif
 #if defined(SPLICE_HAS_avx512vnni)
-  if (isa == SPLICE_CPU_ISA_AVX512_VNNI && avx512 && __builtin_cpu_supports("avx512vnni"))
-    return &splice::cpu::avx512vnni_kernels();
+    case SPLICE_CPU_ISA_AVX512_VNNI: return &splice::cpu::avx512vnni_kernels();
 #endif
+#if defined(SPLICE_HAS_amx)
+    case SPLICE_CPU_ISA_AMX: return &splice::cpu::amx_kernels();
 #endif
-  return nullptr;
+    default: return nullptr;
+  }
 }
 
 }  // namespace
@@ -52,20 +45,26 @@ const Kernels* kernels_for(int isa) {
 int splice_cpu_isa_supported(int isa) { return kernels_for(isa) != nullptr; }
 
 int splice_cpu_create(int isa, int num_threads, splice_cpu** out) {
-  if (isa == SPLICE_CPU_ISA_BEST) {
-    isa = SPLICE_CPU_ISA_AVX512_VNNI;
-    while (!splice_cpu_isa_supported(isa)) --isa;
-  }
-  if (!splice_cpu_isa_supported(isa)) return SPLICE_CPU_UNSUPPORTED;
   try {
     auto cpu = std::make_unique<splice_cpu>();
-    cpu->isa = isa;
-    cpu->kernels = kernels_for(isa);
+    if (const int status = splice_cpu_set_isa(cpu.get(), isa); status != SPLICE_CPU_OK) return status;
     cpu->pool = std::make_unique<Pool>(num_threads);
     *out = cpu.release();
   } catch (const std::exception&) {
     return SPLICE_CPU_NO_MEMORY;
   }
+  return SPLICE_CPU_OK;
+}
+
+int splice_cpu_set_isa(splice_cpu* cpu, int isa) {
+  if (isa == SPLICE_CPU_ISA_BEST) {
+    isa = SPLICE_CPU_ISA_AMX;
+    while (!splice_cpu_isa_supported(isa)) --isa;
+  }
+  if (!splice_cpu_isa_supported(isa)) return SPLICE_CPU_UNSUPPORTED;
+  const std::lock_guard lock(cpu->mutex);
+  cpu->isa = isa;
+  cpu->kernels = kernels_for(isa);
   return SPLICE_CPU_OK;
 }
 

@@ -7,6 +7,11 @@
 #include "float_linear.h"
 #include "int8_linear.h"
 #include "kernels.h"
+#if defined(SPLICE_AMX)
+#include "bf16_tiles.h"
+#include "int8_tiles.h"
+#include "tile_session.h"
+#endif
 
 namespace {
 
@@ -16,13 +21,37 @@ using splice::cpu::LinearArgs;
 
 constexpr int64_t BATCH_PANELS = MAX_PANELS > 4 ? MAX_PANELS : 4;  // panels that share a tile of products
 constexpr int64_t TILE_FLOATS = BATCH_PANELS * LANES * ROW_CHUNK;
+#if defined(SPLICE_AMX)
+constexpr int64_t INT8_SLAB_BLOCK = TILE_SLAB_BLOCK;
+
+// What the products of a call are made with: int8 tiles pay from 16 rows on; bf16 ones are an arithmetic of their own, so take all.
+SPLICE_INLINE TileShape tile_shape(const LinearArgs& args) {
+  if (args.x8) return args.m >= INT8_TILE_ROWS ? TileShape::INT8 : TileShape::NONE;
+  return args.bf16 && args.dtype == SPLICE_CPU_BF16 ? TileShape::BF16 : TileShape::NONE;
+}
+#else
+constexpr int64_t INT8_SLAB_BLOCK = SLAB_BLOCK;
+#endif
 
 SPLICE_INLINE void product(const LinearArgs& args, int64_t panel, int64_t panels, int64_t first_row, int64_t rows, float* c,
                            float* slab) {
-  if (args.x8)
-    int8_product(args, panel, panels, first_row, rows, c, reinterpret_cast<uint8_t*>(slab));
-  else
+#if defined(SPLICE_AMX)
+  if (tile_shape(args) == TileShape::BF16) {
+    bf16_tile_product(args, panel, panels, rows, c, reinterpret_cast<const uint16_t*>(slab));
+    return;
+  }
+#endif
+  if (!args.x8) {
     float_product(args, panel, panels, first_row, rows, c, slab);
+    return;
+  }
+#if defined(SPLICE_AMX)
+  if (rows >= INT8_TILE_ROWS) {
+    int8_tile_product(args, panel, panels, first_row, rows, c, reinterpret_cast<uint8_t*>(slab));
+    return;
+  }
+#endif
+  int8_product(args, panel, panels, first_row, rows, c, reinterpret_cast<uint8_t*>(slab));
 }
 
 // One panel's products into y; drops the columns that only fill the last panel.
@@ -80,16 +109,27 @@ SPLICE_INLINE LinearArgs with_rounded_rows(const LinearArgs& args, int64_t first
 }
 
 SPLICE_INLINE size_t product_scratch(int64_t k) {
-  const int64_t int8_slab = k / splice::cpu::INT8_DEPTH * SLAB_BLOCK / static_cast<int64_t>(sizeof(float));
-  return static_cast<size_t>(TILE_FLOATS + (int8_slab > FLOAT_SLAB ? int8_slab : FLOAT_SLAB));
+  const int64_t int8_slab = k / splice::cpu::INT8_DEPTH * INT8_SLAB_BLOCK / static_cast<int64_t>(sizeof(float));
+  int64_t slab = int8_slab > FLOAT_SLAB ? int8_slab : FLOAT_SLAB;
+#if defined(SPLICE_AMX)
+  if (bf16_row_floats(ROW_CHUNK, k) > slab) slab = bf16_row_floats(ROW_CHUNK, k);
+#endif
+  return static_cast<size_t>(TILE_FLOATS + slab);
 }
 
 void linear(const LinearArgs& all, int64_t first, int64_t last, float* scratch) {
   float *c = scratch, *slab = scratch + TILE_FLOATS;
   LinearArgs args = all;
+#if defined(SPLICE_AMX)
+  const TileSession session(tile_shape(args));
+#endif
   for (int64_t row = 0; row < args.m; row += ROW_CHUNK) {
     const int64_t rows = args.m - row < ROW_CHUNK ? args.m - row : ROW_CHUNK;
     if (args.bf16) args = with_rounded_rows(all, row, rows, scratch + product_scratch(args.k));
+#if defined(SPLICE_AMX)
+    if (tile_shape(args) == TileShape::BF16)
+      fill_bf16_rows(reinterpret_cast<uint16_t*>(slab), args.x + row * args.x_stride, args.x_stride, rows, args.k);
+#endif
     if (args.epilogue == Epilogue::GATE) {
       constexpr int64_t PANELS = GATE_COLUMNS / LANES;
       for (int64_t item = first; item < last; ++item) {

@@ -3,7 +3,8 @@
 //
 // Promise, kept by every function here: each output element is one fixed chain of IEEE-754 fp32 operations (and exact integer ones). Its bits do not
 // depend on the number of rows in the call, on the row's place among them, on how a prompt was cut into chunks, on the number
-// of threads, or on the instruction set that was chosen.
+// of threads, or on the instruction set that was chosen; but for bf16 weights with bf16 activations, which AMX sums in an order of
+// its own (bf16_tiles.h).
 //
 // Pointers are borrowed for the length of the call. Matrices are row major; a `*_stride` counts elements from one row to the
 // next. Functions return SPLICE_CPU_OK or a code below; arguments are checked by the caller's binding, not here.
@@ -25,7 +26,8 @@ enum {
   SPLICE_CPU_ISA_AVX2 = 1,
   SPLICE_CPU_ISA_AVX_VNNI = 2,
   SPLICE_CPU_ISA_AVX512 = 3,
-  SPLICE_CPU_ISA_AVX512_VNNI = 4
+  SPLICE_CPU_ISA_AVX512_VNNI = 4,
+  SPLICE_CPU_ISA_AMX = 5
 };
 // Of tensors: the first two. Of packed weights: all; the quantised ones as GGUF files have them, k a multiple of 32 or, in
 // K-quants, of 256.
@@ -53,6 +55,8 @@ int splice_cpu_isa_supported(int isa);
 int splice_cpu_create(int isa, int num_threads, splice_cpu** out);
 void splice_cpu_destroy(splice_cpu* cpu);
 int splice_cpu_isa(const splice_cpu* cpu);
+// Chooses again; what is packed stays as it is, being the same for all.
+int splice_cpu_set_isa(splice_cpu* cpu, int isa);
 int splice_cpu_num_threads(const splice_cpu* cpu);
 int splice_cpu_set_num_threads(splice_cpu* cpu, int num_threads);
 

@@ -11,8 +11,13 @@
 #include <immintrin.h>
 #endif
 
+#if defined(SPLICE_EMULATED)  // for tests (emulation/): calls compile in a fifth of the time
+#define SPLICE_INLINE static inline
+#define SPLICE_MEMBER inline
+#else
 #define SPLICE_INLINE static inline __attribute__((always_inline))
 #define SPLICE_MEMBER inline __attribute__((always_inline))
+#endif
 
 namespace {
 

@@ -44,6 +44,8 @@ class DrawnWeights:
         values = self.take(name, shape)
         if kind == "float32":
             return StoredMatrix(kind, shape, values)
+        if kind == "bfloat16":
+            return StoredMatrix(kind, shape, (values.view(np.uint32) >> 16).astype(np.uint16))
         blocks = quantize(values, GGMLQuantizationType[kind.upper()])
         if kind in kinds:
             return StoredMatrix(kind, shape, blocks)

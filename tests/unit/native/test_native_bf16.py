@@ -52,7 +52,8 @@ def test_weights_that_are_no_quants_stay_what_they_are(kind: str, isa: str) -> N
         weight = torch.randn(n, k, generator=torch.Generator().manual_seed(n))
         matrix, x = PackedLinear(n, k, kind), rows(m, k)
         matrix.load(weight if kind == "float32" else weight.bfloat16())
-        assert torch.equal(multiply(x, matrix, isa, bf16=True), multiply(as_bf16(x), matrix, isa, bf16=False))
+        if (isa, kind) != ("amx", "bfloat16"):  # whose sums have an order of their own: test_native_bf16_tiles.py
+            assert torch.equal(multiply(x, matrix, isa, bf16=True), multiply(as_bf16(x), matrix, isa, bf16=False))
         assert not torch.equal(multiply(x, matrix, isa, bf16=True), multiply(x, matrix, isa, bf16=False))
 
 

@@ -21,6 +21,9 @@ SHAPES = [
     (5, 3, 100),
     (12, 1, 16),
     (13, 2, 40),
+    (16, 1, 33),
+    (17, 2, 16),
+    (31, 3, 48),
     (97, 1, 20),
 ]
 """Rows, depth in units of what a type asks for, columns."""
@@ -68,7 +71,7 @@ def test_a_row_has_the_same_bits_alone_among_others_and_on_any_number_of_threads
     weight, x = packed(random_blocks(75, k, kind), k, kind), rows(40, k)
     together = multiply(x, weight)
     assert torch.equal(multiply(x, weight, threads=3), together)
-    for size in (1, 2, 3, 4, 5, 7, 12, 13):
+    for size in (1, 2, 3, 4, 5, 7, 12, 13, 15, 16, 17, 23, 32):
         assert torch.equal(torch.cat([multiply(part, weight) for part in x.split(size)]), together), size
 
 
