@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -42,6 +43,7 @@ def examine() -> list[Finding]:
         _tried("etcd", lambda: str(find_etcd())),
         _ucx(),
         _native("engine"),
+        _kernels(),
         _native("kvtransfer"),
         _tried("shared memory", check_shm),
         _memory(),
@@ -76,6 +78,16 @@ def _native(room: str) -> Finding:
     if specification is None:
         return Finding(part, "missing", "not built", "`make build` in a clone, or install the wheel again")
     return Finding(part, "ok", str(specification.origin))
+
+
+def _kernels() -> Finding:
+    """The path that native kernels take here, and those `--cpu-isa` can choose instead."""
+    part = "CPU kernels"
+    try:
+        best, *others = importlib.import_module("engine._native").supported_isas()
+    except ImportError as error:
+        return Finding(part, "missing", "none", f"torch's slower operations stand in ({error})")
+    return Finding(part, "ok", f"{best} (--cpu-isa: {', '.join([best, *others])})")
 
 
 def _tried(part: str, check: Callable[[], str]) -> Finding:

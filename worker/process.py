@@ -26,6 +26,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.kv_cache import KVCache
 from engine.loader import LoadedModel, load_model
+from engine.ops.cpu_isa import choose_cpu_isa
 from kvtransfer.handoff import WorkerIdentity
 from kvtransfer.host import host_id
 from kvtransfer.pool_memory import KVPoolMemory
@@ -180,6 +181,7 @@ async def _build(settings: WorkerSettings) -> _Body:
 
 
 def _build_body(settings: WorkerSettings) -> _Body:
+    choose_cpu_isa(settings.cpu_isa)
     loaded = load_model(
         settings.path,
         served_name=settings.served_model_name,

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from engine.ops.cpu_isa import CpuIsa
 from wire.worker_record import Role
 
 
@@ -48,6 +49,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Threads that share one engine step."""
     nice: int = 0
     """How far these threads give way to others on this machine, in Linux's levels."""
+    cpu_isa: CpuIsa = "auto"
+    """Of the native kernels; refused where the machine lacks it."""
     kv_transports: tuple[str, ...] = ("shm", "ucx", "tcp")
     """Best first; a prefill worker offers them, a decode worker accepts them."""
     lease_ttl_s: float = 10.0

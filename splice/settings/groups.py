@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.ops.cpu_isa import CPU_ISAS
 from splice.settings import parse
 from splice.settings.setting import setting
 
@@ -88,6 +89,12 @@ class EngineSettings:
         parse.integer(1, 1024),
         "CPU threads of one worker's step. Default: the cores, divided by the workers that `splice serve` starts here; "
         "1 on an existing Ray cluster.",
+        group="Engine",
+    )
+    cpu_isa: str = setting(
+        "auto",
+        parse.choice(*CPU_ISAS),
+        "Instruction set of the native kernels: auto (the best there is), or a lower one to compare with.",
         group="Engine",
     )
     kv_transport: tuple[str, ...] = setting(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Literal, cast
 
+from engine.ops.cpu_isa import CpuIsa
 from router.settings import RouterSettings
 from splice.models import find_model
 from splice.settings.commands import RouterCommandSettings, ServeSettings, WorkerCommandSettings
@@ -100,5 +101,6 @@ def _worker(model: ModelSettings, engine: EngineSettings, **rest: Any) -> Worker
         enable_prefix_caching=engine.enable_prefix_caching,
         kv_transports=engine.kv_transport,
         lease_ttl_s=engine.lease_ttl,
+        cpu_isa=cast(CpuIsa, engine.cpu_isa),
         **rest,
     )
