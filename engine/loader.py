@@ -78,24 +78,25 @@ def load_model(
 ) -> LoadedModel:
     """Reads, checks and lays out a model.
 
-    `served_name` defaults to the file's or directory's name. `dtype` `auto` is float32 for GGUF files and for
-    directories in MXFP4, whose weights are multiplied packed, and for others bfloat16 where the CPU multiplies it.
-    `max_model_len` defaults to the model's context length. `num_threads` share each step; in this process, it holds for
-    all models. `activations` are what weights meet, see `engine.ops.names`; another choice is another `numerics_id`.
-    torch is loaded only for what the native kernels do not compute. Raises SpliceError: bad_model_file for anything
-    wrong with the files, bad_setting for the arguments.
+    `served_name` defaults to the file's or directory's name. `dtype` is of what lies between operations, `auto`
+    float32; weights are multiplied in the type they are stored in. `max_model_len` defaults to the model's context
+    length. `num_threads` share each step; in this process, it holds for all models. `activations` are what weights
+    meet, see `engine.ops.names`: `auto` is int8 for quantised files and for others bfloat16 where kernels have tiles
+    for it, else float32; another choice is another `numerics_id`. torch is loaded only for what the native kernels do
+    not compute. Raises SpliceError: bad_model_file for anything wrong with the files, bad_setting for the arguments.
     """
     description = _describe(path)
     text = description.read_text()
     return_freed()  # so that weights do not come on top of what the tokenizer needed
     length = _checked_length(max_model_len, description.spec)
     spec = description.spec.served(length)
-    kind = _dtype(dtype, is_quantised=description.is_quantised)
+    kind: Dtype = "float32" if dtype == "auto" else dtype
+    rows = _activations(activations, ops, is_quantised=description.is_quantised)
     weights = description.open_weights()
     kv_dtype = auto_kv_dtype(spec, kind, weights)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as digests:
         digest = digests.submit(_digest, spec, description.weight_files)  # hashing and packing both leave the GIL
-        build = _Build(spec, weights, length, kind, kv_dtype, ops, num_threads, _activations(activations, ops))
+        build = _Build(spec, weights, length, kind, kv_dtype, ops, num_threads, rows)
         model, implementations = _build(build)
     _say_unread(path, spec, weights)
     card = ModelCard(
@@ -197,7 +198,7 @@ def _build_with_torch(this: _Build) -> _Built:
     return Decoder(this.spec, table, TorchWeights(this.weights, dtype), this.length, this.kv_dtype), table.names
 
 
-def _activations(choice: ActivationsChoice, ops: OpsChoice) -> Activations:
+def _activations(choice: ActivationsChoice, ops: OpsChoice, *, is_quantised: bool) -> Activations:
     if ops == "reference" and choice in ("int8", "bfloat16"):
         raise SpliceError(
             ErrorCode.BAD_SETTING,
@@ -205,9 +206,11 @@ def _activations(choice: ActivationsChoice, ops: OpsChoice) -> Activations:
             "float32",
             param="activations",
         )
-    if choice == "auto":
-        return "float32" if ops == "reference" else "int8"
-    return choice
+    if choice != "auto":
+        return choice
+    if ops == "reference":
+        return "float32"
+    return "bfloat16" if supports_fast_bfloat16() and not is_quantised else "int8"
 
 
 def _describe(path: Path) -> _Description:
@@ -258,12 +261,6 @@ def _checked_length(max_model_len: int | None, spec: ModelSpec) -> int:
             param="max_model_len",
         )
     return max_model_len
-
-
-def _dtype(dtype: DtypeChoice, *, is_quantised: bool) -> Dtype:
-    if dtype == "auto":
-        return "bfloat16" if supports_fast_bfloat16() and not is_quantised else "float32"
-    return dtype
 
 
 def _digest(spec: ModelSpec, files: Sequence[Path]) -> str:

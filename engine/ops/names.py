@@ -12,7 +12,7 @@ Activations = Literal["int8", "bfloat16", "float32"]
 as their values rounded to it, sums in float32. `float32`: rows as they are, weights counting as their float32 values.
 Float32 weights stay that in all of them."""
 ActivationsChoice = Literal["auto", "int8", "bfloat16", "float32"]
-"""`auto` is `int8` on native kernels."""
+"""`auto` on native kernels is `int8`, or `bfloat16` for files that are not quantised where there are tiles for it."""
 
 OpsChoice = Literal["auto", "reference"]
 """`auto` takes the fastest operations there are, `reference` those of plain torch."""

@@ -24,12 +24,15 @@ class ModelSettings:
         None, parse.text, "The name clients use. Default: the model's own.", group="Model"
     )
     dtype: str = setting(
-        "auto", parse.choice(*DTYPES), "Arithmetic of weights and activations: auto, float32, bfloat16.", group="Model"
+        "auto",
+        parse.choice(*DTYPES),
+        "Of what lies between products: auto (float32: native kernels), float32, or bfloat16 (torch; slow).",
+        group="Model",
     )
     activations: str = setting(
         "auto",
         parse.choice("auto", "int8", "bfloat16", "float32", aliases={"bf16": "bfloat16"}),
-        "What weights are multiplied with: int8 (quantised ones; auto; fast), bfloat16, or float32.",
+        "What weights are multiplied with: auto, int8 (quantised ones; fast), bfloat16, or float32.",
         group="Model",
     )
     max_model_len: int | None = setting(

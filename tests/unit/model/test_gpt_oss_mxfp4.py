@@ -21,7 +21,7 @@ from engine.formats.gguf_weights import GgufWeights
 from engine.formats.hf_weights import SafetensorsWeights
 from engine.loader import check_model, load_model
 from engine.models.gpt_oss import GPT_OSS
-from engine.ops.names import Activations
+from engine.ops.names import Activations, ActivationsChoice
 from engine.ops.native_kernels import QUANTISED_KINDS
 from engine.weights import WeightSource
 from wire.errors import ErrorCode, SpliceError
@@ -105,17 +105,21 @@ def test_experts_are_taken_packed_from_either_format(tmp_path: Path, part: str) 
     assert np.array_equal(*(source.take(name, (64, 64)) for source in sources))
 
 
-def test_packed_weights_are_a_reason_for_float32_where_bfloat16_is_fast(
+def test_packed_weights_meet_int8_where_others_meet_the_bfloat16_of_fast_kernels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.loader.supports_fast_bfloat16", lambda: True)
     _publish(tmp_path / "packed")
     save_moe(tmp_path / "plain", "gpt-oss")
-    chosen = [
-        load_model(tmp_path / name, served_name=None, dtype="auto", max_model_len=None).dtype
-        for name in ("packed", "plain")
-    ]
-    assert chosen == ["float32", "bfloat16"]
+
+    def arithmetic(name: str, activations: ActivationsChoice) -> str:
+        return load_model(
+            tmp_path / name, served_name=None, dtype="auto", max_model_len=None, activations=activations
+        ).numerics_id
+
+    for is_fast, of_plain in ((True, "bfloat16"), (False, "int8")):
+        monkeypatch.setattr("engine.loader.supports_fast_bfloat16", lambda is_fast=is_fast: is_fast)
+        assert arithmetic("plain", "auto") == arithmetic("plain", of_plain)
+        assert arithmetic("packed", "auto") == arithmetic("packed", "int8") != arithmetic("packed", "bfloat16")
 
 
 @pytest.mark.parametrize("activations", ["int8", "float32"])
