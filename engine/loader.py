@@ -48,8 +48,6 @@ class LoadedModel:
     model: CausalLM
     card: ModelCard
     numerics_id: str
-    dtype: Dtype
-    """Of activations, and of weights that are not multiplied packed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +111,6 @@ def load_model(
         model=model,
         card=card,
         numerics_id=numerics_id(kind, implementations),
-        dtype=kind,
     )
 
 
