@@ -7,8 +7,8 @@ SAY    := @printf '\033[2m%s\033[0m\n'
 
 NATIVE := $(shell find csrc cmake proto -type f) CMakeLists.txt
 
-# What compares bits between instruction sets; the rest need not run under emulation, which is slow.
-EMULATED_TESTS := tests/unit/native tests/unit/model/test_instruction_sets.py -k "instruction_set or cpu_isa or native_int8 or tiles"
+# What compares bits between instruction sets, for those that `make test` cannot run; the rest need not run under emulation, being slow.
+EMULATED_TESTS := tests/unit/native tests/unit/model/test_instruction_sets.py -k "(instruction_set or cpu_isa or native_int8 or tiles) and not (portable or avx2)"
 
 .PHONY: help setup build demo serve test test-fast test-isa bench-micro lint types floors format clean
 

@@ -143,8 +143,8 @@ __attribute__((noinline)) void int8_amx_tile(const Int8Block* a, int64_t a_row, 
   for (int r = 0; r < INT8_TILE_ROWS; ++r) store(c + r * LANES, acc[r]);
 }
 
-// As int8_product, of at least 16 rows and in a session (tile_session.h). The last tile begins where 16 rows are left: rows that two tiles share
-// get the same bits twice.
+// As int8_product, of at least 16 rows and in a session (tile_session.h). The last tile begins where 16 rows are left: rows that two
+// tiles share get the same bits twice.
 SPLICE_INLINE void int8_tile_product(const splice::cpu::LinearArgs& args, int64_t panel, int64_t panels, int64_t first_row,
                                      int64_t rows, float* c, uint8_t* slab) {
   const int64_t blocks = args.k / splice::cpu::INT8_DEPTH, stride = splice::cpu::quant_panel_bytes(args.dtype, args.k);
