@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import grpc.aio
 
-from engine.request import RequestKey, RequestKind
-from engine.step_output import Reservation, StepOutput
+from engine.scheduling.request import RequestKey, RequestKind
+from engine.steps.step_output import Reservation, StepOutput
 from kvtransfer.consumer import KvConsumer
 from kvtransfer.faults import FaultPlan
 from kvtransfer.handoff import HandoffStats, KvFinalData, SourceAddress

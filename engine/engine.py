@@ -9,21 +9,21 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from engine.batch import SequenceSlice, StepBatch
-from engine.beam_groups import BeamGroups
-from engine.block_mover import BlockMover
-from engine.block_pool import BlockPool
+from engine.blocks.block_mover import BlockMover
+from engine.blocks.block_pool import BlockPool
+from engine.blocks.kv_cache import KVCache
 from engine.config import EngineConfig
-from engine.kv_cache import KVCache
 from engine.load import EngineLoad, RequestSummary, measure_load, summarise_requests
 from engine.models.causal_lm import CausalLM
-from engine.readout import Readout, read_logits
-from engine.request import Request, RequestKey, RequestKind
-from engine.sampler import DrawnToken, SamplingRow
-from engine.schedule_plan import ScheduledRequest, SchedulePlan
-from engine.scheduler import Scheduler
-from engine.step_output import ComputedBlocks, EngineStats, Reservation, ScoredPrompt, StepOutput, TokenRow
-from engine.stopping import finish_reason, stopping_ids
+from engine.sampling.beam_groups import BeamGroups
+from engine.sampling.readout import Readout, read_logits
+from engine.sampling.sampler import DrawnToken, SamplingRow
+from engine.scheduling.request import Request, RequestKey, RequestKind
+from engine.scheduling.schedule_plan import ScheduledRequest, SchedulePlan
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.stopping import finish_reason, stopping_ids
+from engine.steps.batch import SequenceSlice, StepBatch
+from engine.steps.step_output import ComputedBlocks, EngineStats, Reservation, ScoredPrompt, StepOutput, TokenRow
 from engine.warm_up import measure_cost
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import FinishReason, TokenLogprobs

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.block_pool import BlockState
-from engine.request import RequestKey, RequestStatus
-from engine.scheduler import Scheduler
+from engine.blocks.block_pool import BlockState
+from engine.scheduling.request import RequestKey, RequestStatus
+from engine.scheduling.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True)

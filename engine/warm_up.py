@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from engine.batch import SequenceSlice, StepBatch
 from engine.config import EngineConfig
-from engine.step_cost import StepCost, StepWork
+from engine.scheduling.step_cost import StepCost, StepWork
+from engine.steps.batch import SequenceSlice, StepBatch
 
 _SHORT_MS = 15.0
 """Shorter steps are measured twice: whatever happens only once is not what a step costs."""

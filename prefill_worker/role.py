@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import grpc.aio
 
-from engine.request import RequestKey, RequestKind
-from engine.step_output import StepOutput, TokenRow
+from engine.scheduling.request import RequestKey, RequestKind
+from engine.steps.step_output import StepOutput, TokenRow
 from kvtransfer.faults import FaultPlan
 from kvtransfer.handoff import KvFinalData
 from kvtransfer.source import KvSource

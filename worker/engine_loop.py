@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from engine.engine import Engine
-from engine.step_output import StepOutput
+from engine.steps.step_output import StepOutput
 from kvtransfer.thread_priority import give_way
 from worker.engine_watch import EngineWatch
 

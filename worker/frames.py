@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engine.step_output import BeamsFound, ScoredPrompt, TokenRow
+from engine.steps.step_output import BeamsFound, ScoredPrompt, TokenRow
 from wire.convert import beams_to_proto, logprobs_to_proto
 from wire.v1 import sampling_pb2, worker_pb2
 

@@ -21,10 +21,10 @@ from grpc_health.v1 import _async as health_aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from engine.block_pool import BlockPool
+from engine.blocks.block_pool import BlockPool
+from engine.blocks.kv_cache import KVCache
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.kv_cache import KVCache
 from engine.loader import LoadedModel, load_model
 from engine.ops.cpu_isa import choose_cpu_isa
 from kvtransfer.handoff import WorkerIdentity

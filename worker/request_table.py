@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from engine.request import RequestKey
+from engine.scheduling.request import RequestKey
 from worker.session import RouterSession
 
 

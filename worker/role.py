@@ -13,8 +13,8 @@ import grpc.aio
 import structlog
 
 from engine.engine import Engine
-from engine.request import Request, RequestKey, RequestKind
-from engine.step_output import ScoredPrompt, StepOutput, TokenRow
+from engine.scheduling.request import Request, RequestKey, RequestKind
+from engine.steps.step_output import ScoredPrompt, StepOutput, TokenRow
 from kvtransfer.handoff import WorkerIdentity
 from kvtransfer.pool_memory import KVPoolMemory
 from wire.block_hash import root_hash

@@ -14,7 +14,7 @@ import grpc.aio
 import psutil
 import structlog
 
-from engine.request import RequestKind
+from engine.scheduling.request import RequestKind
 from wire.model_card import ModelCard
 from wire.v1 import worker_pb2, worker_pb2_grpc
 from wire.worker_record import WorkerRecord

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from engine._native import Kernels, PackedLinear
-from engine.batch import SequenceSlice, StepBatch
-from engine.kv_cache import KVCache
+from engine.blocks.kv_cache import KVCache
 from engine.loader import load_model
 from engine.models.causal_lm import CausalLM
+from engine.steps.batch import SequenceSlice, StepBatch
 
 _BLOCK_BYTES = {
     "q4_0": (32, 18),

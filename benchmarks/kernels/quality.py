@@ -25,10 +25,10 @@ from tokenizers import Tokenizer
 
 from benchmarks.kernels.divergence import Figures, Floats, Tally, log_softmax
 from benchmarks.kernels.llama_server import LlamaServer
-from engine.batch import SequenceSlice, StepBatch
-from engine.kv_cache import KVCache
+from engine.blocks.kv_cache import KVCache
 from engine.loader import LoadedModel, load_model
 from engine.ops.names import Activations
+from engine.steps.batch import SequenceSlice, StepBatch
 from splice.bench.fingerprint import file_digest, read_environment
 from wire.model_card import ModelCard
 

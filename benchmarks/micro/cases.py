@@ -10,12 +10,12 @@ import numpy as np
 
 from benchmarks.micro.instruments import Work
 from benchmarks.micro.token_path import framing, routing
-from engine.block_pool import BlockPool, ListGenerations
-from engine.cached_block import BlockContent
+from engine.blocks.block_pool import BlockPool, ListGenerations
+from engine.blocks.cached_block import BlockContent
 from engine.config import EngineConfig
-from engine.request import Request
-from engine.sampler import SamplingRow, sample
-from engine.scheduler import Scheduler
+from engine.sampling.sampler import SamplingRow, sample
+from engine.scheduling.request import Request
+from engine.scheduling.scheduler import Scheduler
 from wire.sampling import SamplingParams
 
 VOCAB = 49_152

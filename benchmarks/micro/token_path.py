@@ -13,7 +13,7 @@ import uvloop
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from benchmarks.micro.instruments import Work
-from engine.step_output import TokenRow
+from engine.steps.step_output import TokenRow
 from router.dispatch import Dispatcher
 from router.events import WorkerKey
 from router.http.completions import CompletionsEndpoint

@@ -179,7 +179,7 @@ class Sampler {
 
 NB_MODULE(_sampling, m) {
   using namespace splice::sampling;
-  m.doc() = "Rows of logits to tokens and log probabilities; see csrc/sampling and engine.sampler.";
+  m.doc() = "Rows of logits to tokens and log probabilities; see csrc/sampling and engine.sampling.sampler.";
   m.def("uniform", [](uint64_t seed, uint64_t choice, uint64_t position, uint64_t purpose) {
     return static_cast<double>(random_bits(seed, choice, position, purpose)) * 0x1p-53;
   }, "seed"_a, "choice"_a, "position"_a, "purpose"_a);

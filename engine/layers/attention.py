@@ -9,7 +9,7 @@ from engine.layers.norm import take_norm
 from engine.layers.weights import Weights
 from engine.ops.registry import OpTable
 from engine.spec import AttentionSpec, ModelSpec
-from engine.step_plan import StepPlan
+from engine.steps.step_plan import StepPlan
 
 
 class Attention:

@@ -13,7 +13,7 @@ from engine.layers.rope import RopeTables
 from engine.layers.weights import Weights
 from engine.ops.registry import OpTable
 from engine.spec import AttentionSpec, LatentAttentionSpec, MlpSpec, ModelSpec, MoeSpec
-from engine.step_plan import StepPlan
+from engine.steps.step_plan import StepPlan
 
 
 class Block:

@@ -8,7 +8,7 @@ from engine.layers.linear import Linear
 from engine.layers.weights import Weights
 from engine.ops.registry import OpTable
 from engine.spec import LatentAttentionSpec, ModelSpec
-from engine.step_plan import StepPlan
+from engine.steps.step_plan import StepPlan
 
 
 class LatentAttention:

@@ -7,9 +7,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engine.batch import StepBatch
-from engine.kv_cache import KVCache
+from engine.blocks.kv_cache import KVCache
 from engine.spec import ModelSpec
+from engine.steps.batch import StepBatch
 from wire.kv_layout import KVLayout
 
 

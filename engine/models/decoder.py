@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.batch import StepBatch
-from engine.kv_cache import KVCache
+from engine.blocks.kv_cache import KVCache
 from engine.layers.block import Block
 from engine.layers.norm import with_offset
 from engine.layers.rope import RopeTables
@@ -16,7 +15,8 @@ from engine.layers.weights import Weights
 from engine.models.kv_layouts import decoder_kv_layout
 from engine.ops.registry import OpTable
 from engine.spec import LatentAttentionSpec, ModelSpec
-from engine.step_plan import StepPlan
+from engine.steps.batch import StepBatch
+from engine.steps.step_plan import StepPlan
 from wire.kv_layout import KVDtype, KVLayout
 
 

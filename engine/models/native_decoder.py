@@ -7,15 +7,15 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from engine.batch import StepBatch
-from engine.kv_cache import KVCache
+from engine.blocks.kv_cache import KVCache
 from engine.models.assembly import Assembly
 from engine.models.kv_layouts import decoder_kv_layout
 from engine.ops.names import Activations
 from engine.ops.native_decoder import NativeDecoderCompiler
 from engine.ops.native_kernels import KERNELS
 from engine.spec import ModelSpec
-from engine.step_arrays import StepArrays
+from engine.steps.batch import StepBatch
+from engine.steps.step_arrays import StepArrays
 from engine.weights import WeightSource
 from wire.kv_layout import KVDtype, KVLayout
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.spec import ModelSpec
-from engine.step_arrays import StepArrays
+from engine.steps.step_arrays import StepArrays
 
 Floats = npt.NDArray[np.float32]
 

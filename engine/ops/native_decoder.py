@@ -20,7 +20,7 @@ from engine.ops.decoder import (
 )
 from engine.ops.names import Activations
 from engine.spec import AttentionSpec, LatentAttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, RoutingSpec
-from engine.step_arrays import StepArrays
+from engine.steps.step_arrays import StepArrays
 
 _MAX_ROW = 1024
 """SPLICE_CPU_MAX_HEAD_DIM."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.block_pool import BlockPool, ListGenerations
+from engine.blocks.block_pool import BlockPool, ListGenerations
+from engine.blocks.kv_cache import KVCache
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.kv_cache import KVCache
 from engine.loader import load_model
-from engine.request import Request, RequestKey
+from engine.scheduling.request import Request, RequestKey
 from wire.sampling import FinishReason, SamplingParams
 
 NUM_BLOCKS = 600

@@ -11,10 +11,10 @@ from tokenizers import Tokenizer
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 from transformers.initialization import no_init_weights
 
-from engine.batch import SequenceSlice, StepBatch
+from engine.blocks.kv_cache import KVCache
 from engine.formats.gguf_file import GgufFile
-from engine.kv_cache import KVCache
 from engine.loader import LoadedModel, load_model
+from engine.steps.batch import SequenceSlice, StepBatch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -12,9 +12,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from engine.batch import SequenceSlice, StepBatch
-from engine.kv_cache import KVCache
+from engine.blocks.kv_cache import KVCache
 from engine.loader import LoadedModel, load_model
+from engine.steps.batch import SequenceSlice, StepBatch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.micro.cases import COUNTED, RELATED, Counted, Related, pool_churn, pool_reuse, python_yardstick
 from benchmarks.micro.gate import COUNT_TOLERANCE, RATIO_TOLERANCE, count, judge_count, judge_ratio, read_baseline
 from benchmarks.micro.instruments import Work, cost_ratio, count_instructions
-from engine.block_pool import BlockPool
+from engine.blocks.block_pool import BlockPool
 
 
 def repeated(times: int) -> Work:

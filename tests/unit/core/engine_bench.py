@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from history_model import HistoryModel
 
-from engine.block_pool import BlockPool, ListGenerations
+from engine.blocks.block_pool import BlockPool, ListGenerations
+from engine.blocks.kv_cache import KVCache
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.kv_cache import KVCache
-from engine.request import Request, RequestKey, RequestKind
-from engine.step_output import ComputedBlocks, Reservation, StepOutput, TokenRow
+from engine.scheduling.request import Request, RequestKey, RequestKind
+from engine.steps.step_output import ComputedBlocks, Reservation, StepOutput, TokenRow
 from wire.errors import SpliceError
 from wire.sampling import Beam, FinishReason, SamplingParams, TokenLogprobs
 from wire.text.answer_text import AnswerText

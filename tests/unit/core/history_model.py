@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from engine.batch import SequenceSlice, StepBatch
-from engine.kv_cache import KVCache
+from engine.blocks.kv_cache import KVCache
 from engine.rope_spec import RopeSpec
 from engine.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
+from engine.steps.batch import SequenceSlice, StepBatch
 from wire.kv_layout import KVLayout
 
 VOCAB = 61

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engine.block_pool import BlockPool, ListGenerations
+from engine.blocks.block_pool import BlockPool, ListGenerations
 from engine.config import EngineConfig
-from engine.request import Request, RequestKey, RequestKind
-from engine.schedule_plan import SchedulePlan
-from engine.scheduler import Scheduler
-from engine.step_cost import StepCost
-from engine.stopping import finish_reason
+from engine.scheduling.request import Request, RequestKey, RequestKind
+from engine.scheduling.schedule_plan import SchedulePlan
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.step_cost import StepCost
+from engine.scheduling.stopping import finish_reason
 from wire.sampling import FinishReason, SamplingParams
 
 VOCAB = 1000

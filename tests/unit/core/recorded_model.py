@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.batch import StepBatch
+from engine.steps.batch import StepBatch
 
 
 class RecordedModel:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from engine.beam_search import Beams
-from engine.request import RequestKind
+from engine.sampling.beam_search import Beams
+from engine.scheduling.request import RequestKind
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import BeamSearch, EarlyStopping, FinishReason, TokenLogprobs
 from wire.text.answer_text import AnswerText

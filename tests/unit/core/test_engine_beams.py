@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.beam_search import Beams
-from engine.request import RequestKind
+from engine.sampling.beam_search import Beams
+from engine.scheduling.request import RequestKind
 from wire.errors import SpliceError
 from wire.sampling import BeamSearch, EarlyStopping, FinishReason, TokenLogprobs
 

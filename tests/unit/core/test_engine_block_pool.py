@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.block_pool import BlockPool, BlockState, ListGenerations
-from engine.cached_block import BlockContent
+from engine.blocks.block_pool import BlockPool, BlockState, ListGenerations
+from engine.blocks.cached_block import BlockContent
 from wire.block_hash import ROOT, block_hash, chain
 
 TOKENS = list(range(80))

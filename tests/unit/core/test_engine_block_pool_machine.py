@@ -8,9 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from engine.block_copy import CopyKind
-from engine.block_pool import BlockPool, BlockState, ListGenerations
-from engine.cached_block import BlockContent, Tier
+from engine.blocks.block_copy import CopyKind
+from engine.blocks.block_pool import BlockPool, BlockState, ListGenerations
+from engine.blocks.cached_block import BlockContent, Tier
 from wire.block_hash import ROOT, block_hash
 
 BLOCKS, HOST_BLOCKS, SIZE = 9, 4, 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.request import RequestKind
+from engine.scheduling.request import RequestKind
 from wire.sampling import FinishReason
 
 GREEDY = {"temperature": 0.0, "max_tokens": 20, "ignore_eos": True}

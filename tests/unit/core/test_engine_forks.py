@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from engine.block_pool import BlockState
-from engine.request import RequestKind, RequestStatus
+from engine.blocks.block_pool import BlockState
+from engine.scheduling.request import RequestKind, RequestStatus
 from wire.block_hash import root_hash
 from wire.errors import ErrorCode, SpliceError
 

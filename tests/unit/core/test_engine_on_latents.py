@@ -13,8 +13,8 @@ from engine.config import EngineConfig
 from engine.models.decoder import Decoder
 from engine.ops.features import features_of
 from engine.ops.registry import select_ops
-from engine.request import Request
 from engine.rope_spec import RopeSpec
+from engine.scheduling.request import Request
 from engine.spec import LatentAttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, RoutingSpec
 from wire.block_hash import chain
 from wire.sampling import BeamSearch, SamplingParams

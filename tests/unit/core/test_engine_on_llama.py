@@ -11,8 +11,8 @@ from weights_by_name import WeightsByName
 from engine.config import EngineConfig
 from engine.models.decoder import Decoder
 from engine.ops.registry import select_ops
-from engine.request import RequestKind
 from engine.rope_spec import RopeSpec
+from engine.scheduling.request import RequestKind
 from engine.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 
 LAYER = LayerSpec(AttentionSpec(4, 2, 12, RopeSpec(10000.0), scale=12**-0.5), MlpSpec(72))

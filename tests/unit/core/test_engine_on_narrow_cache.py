@@ -11,7 +11,7 @@ from weights_by_name import WeightsByName
 from engine.config import EngineConfig
 from engine.models.decoder import Decoder
 from engine.ops.registry import select_ops
-from engine.request import RequestKind
+from engine.scheduling.request import RequestKind
 
 
 class OverCache:

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.cached_block import BlockContent, CachedBlock, Tier
-from engine.eviction_order import EvictionOrder
-from engine.kv_events import KvEventKind, KvEventLog
-from engine.prefix_cache import PrefixCache
-from engine.token_index import TokenIndex
+from engine.blocks.cached_block import BlockContent, CachedBlock, Tier
+from engine.blocks.eviction_order import EvictionOrder
+from engine.blocks.kv_events import KvEventKind, KvEventLog
+from engine.blocks.prefix_cache import PrefixCache
+from engine.blocks.token_index import TokenIndex
 from wire.block_hash import ROOT, block_hash
 
 runs = st.lists(st.integers(0, 2), min_size=1, max_size=5).map(tuple)

@@ -6,7 +6,7 @@ import pytest
 from engine_bench import Bench
 
 from engine.config import EngineConfig
-from engine.request import RequestKind
+from engine.scheduling.request import RequestKind
 from wire.errors import SpliceError
 
 PROMPT = [(7 * i * i + 3 * i + 1) % 60 for i in range(45)]

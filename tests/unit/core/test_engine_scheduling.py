@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from engine_bench import EOS
 
-from engine.block_pool import BlockPool, BlockState, ListGenerations
+from engine.blocks.block_pool import BlockPool, BlockState, ListGenerations
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.request import Request, RequestKind, RequestStatus
+from engine.scheduling.request import Request, RequestKind, RequestStatus
 from wire.block_hash import root_hash
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import FinishReason, SamplingParams

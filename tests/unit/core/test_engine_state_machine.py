@@ -17,9 +17,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from engine.block_pool import BlockState
+from engine.blocks.block_pool import BlockState
 from engine.config import EngineConfig
-from engine.request import RequestKind, RequestStatus
+from engine.scheduling.request import RequestKind, RequestStatus
 from wire.sampling import FinishReason
 
 BLOCKS, BLOCK, LONGEST = 11, 4, 40

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.block_pool import BlockPool, ListGenerations
+from engine.blocks.block_pool import BlockPool, ListGenerations
 from engine.config import EngineConfig
 from engine.engine import Engine
 from wire.errors import ErrorCode, SpliceError

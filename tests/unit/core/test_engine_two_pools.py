@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from played_scheduler import PlayedScheduler, request_of
 
 from engine.config import EngineConfig
-from engine.request import Request, RequestKey, RequestKind, RequestStatus
+from engine.scheduling.request import Request, RequestKey, RequestKind, RequestStatus
 
 LONGEST, BLOCK = 40, 4
 LEASE_TICKS = 40

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from played_scheduler import PlayedScheduler, request_of
 
 from engine.config import EngineConfig
-from engine.request import Request, RequestKind
-from engine.step_cost import StepCost
+from engine.scheduling.request import Request, RequestKind
+from engine.scheduling.step_cost import StepCost
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import SamplingParams
 

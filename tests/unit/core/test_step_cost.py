@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.step_cost import StepCost, StepWork
+from engine.scheduling.step_cost import StepCost, StepWork
 
 TRUE = StepCost((3.2, 0.6, 6e-4, 0.5))
 

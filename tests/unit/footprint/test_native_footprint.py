@@ -19,8 +19,8 @@ import json, sys
 from pathlib import Path
 import splice.cluster.roles, worker.actor  # what a worker is made of
 import engine.models.native_decoder
-from engine.batch import SequenceSlice, StepBatch
-from engine.kv_cache import KVCache
+from engine.steps.batch import SequenceSlice, StepBatch
+from engine.blocks.kv_cache import KVCache
 from engine.loader import load_model
 
 

@@ -12,7 +12,6 @@ import torch
 from drawn_weights import ATTENTION, LAYER, MODEL, DrawnWeights
 from tiny_models import PagedRun, forward
 
-from engine.batch import SequenceSlice, StepBatch
 from engine.layers.torch_weights import TorchWeights
 from engine.models.decoder import Decoder
 from engine.models.native_decoder import NativeDecoder
@@ -22,6 +21,7 @@ from engine.ops.native_kernels import set_num_threads
 from engine.ops.registry import select_ops
 from engine.rope_spec import RopeSpec
 from engine.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, RoutingSpec
+from engine.steps.batch import SequenceSlice, StepBatch
 
 LOCAL = replace(ATTENTION, rope=RopeSpec(theta=1e3), window=21)
 

@@ -13,11 +13,10 @@ from tiny_models import CONFIG, PagedRun, forward, save_llama
 
 from engine._native import Decoder as NativeStep
 from engine._native import Kernels
-from engine.batch import SequenceSlice, StepBatch
+from engine.blocks.kv_cache import KVCache
 from engine.formats.fields import read_json_object
 from engine.formats.hf_weights import SafetensorsWeights
 from engine.formats.stored import Stored
-from engine.kv_cache import KVCache
 from engine.layers.torch_weights import TorchWeights
 from engine.loader import load_model
 from engine.models import native_decoder
@@ -27,6 +26,7 @@ from engine.models.native_decoder import NativeDecoder
 from engine.ops.native import NativeOps
 from engine.ops.native_kernels import KERNELS
 from engine.ops.registry import select_ops
+from engine.steps.batch import SequenceSlice, StepBatch
 
 VARIANTS = {
     "plain": {},

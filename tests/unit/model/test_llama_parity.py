@@ -73,7 +73,7 @@ def test_qwen2_with_its_qkv_biases_matches_transformers(tmp_path: Path) -> None:
 
 
 def test_rows_come_for_slices_that_want_logits_only(tmp_path: Path) -> None:
-    from engine.batch import SequenceSlice, StepBatch
+    from engine.steps.batch import SequenceSlice, StepBatch
 
     save_llama(tmp_path)
     model = load_model(tmp_path, served_name=None, dtype="float32", max_model_len=None).model

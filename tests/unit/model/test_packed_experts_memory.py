@@ -37,8 +37,8 @@ import json, sys
 from pathlib import Path
 import numpy
 import engine.models.native_decoder
-from engine.batch import SequenceSlice, StepBatch
-from engine.kv_cache import KVCache
+from engine.steps.batch import SequenceSlice, StepBatch
+from engine.blocks.kv_cache import KVCache
 from engine.loader import load_model
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from drawn_weights import ATTENTION, LAYER, MODEL, DrawnWeights
 
-from engine.batch import SequenceSlice, StepBatch
-from engine.kv_cache import KVCache
+from engine.blocks.kv_cache import KVCache
 from engine.layers.torch_weights import TorchWeights
 from engine.models.causal_lm import CausalLM
 from engine.models.decoder import Decoder
 from engine.models.native_decoder import NativeDecoder
 from engine.ops.registry import OpsChoice, select_ops
+from engine.steps.batch import SequenceSlice, StepBatch
 from wire.errors import SpliceError
 from wire.kv_layout import compat_id
 

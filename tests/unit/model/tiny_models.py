@@ -11,9 +11,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from engine.batch import SequenceSlice, StepBatch
-from engine.kv_cache import KVCache
+from engine.blocks.kv_cache import KVCache
 from engine.models.causal_lm import CausalLM
+from engine.steps.batch import SequenceSlice, StepBatch
 
 BLOCK_TOKENS = 32
 CONFIG: dict[str, Any] = {

@@ -9,8 +9,8 @@ import pytest
 import torch
 from plain_sampler import UNITS, adjusted, units_left
 
-from engine.philox import DrawPurpose, uniform
-from engine.sampler import SamplingRow, sample
+from engine.sampling.philox import DrawPurpose, uniform
+from engine.sampling.sampler import SamplingRow, sample
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import SamplingParams
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from plain_sampler import adjusted, draw, units_left
 
 from engine._sampling import NOTHING_LEFT, Sampler
-from engine.philox import DrawPurpose, uniform
-from engine.sampler import SamplingRow
+from engine.sampling.philox import DrawPurpose, uniform
+from engine.sampling.sampler import SamplingRow
 from wire.sampling import SamplingParams
 
 

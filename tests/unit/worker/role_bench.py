@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from engine.block_pool import BlockPool
+from engine.blocks.block_pool import BlockPool
+from engine.blocks.kv_cache import KVCache
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.kv_cache import KVCache
 from engine.loader import load_model
 from kvtransfer.handoff import WorkerIdentity
 from kvtransfer.pool_memory import KVPoolMemory

@@ -13,7 +13,7 @@ import pytest
 from role_bench import RoleBench, submit
 
 from decode_worker.role import DecodeRole
-from engine.request import RequestKind
+from engine.scheduling.request import RequestKind
 from kvtransfer.handoff import HandoffStats, KvFinalData
 from wire.convert import sampling_to_proto
 from wire.sampling import BeamSearch, FinishReason, SamplingParams

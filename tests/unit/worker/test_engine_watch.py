@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.step_output import StepOutput
+from engine.steps.step_output import StepOutput
 from worker.engine_loop import EngineLoop
 from worker.engine_watch import PATIENCE_S, STEP_SLACK, EngineWatch
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.step_output import BeamsFound, ScoredPrompt, TokenRow
+from engine.steps.step_output import BeamsFound, ScoredPrompt, TokenRow
 from wire.convert import beams_from_proto
 from wire.sampling import Beam, FinishReason, TokenLogprobs
 from worker.frames import beam_answer, step_frame

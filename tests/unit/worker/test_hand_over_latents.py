@@ -13,7 +13,7 @@ import torch
 from role_bench import submit
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-from engine.request import RequestKind
+from engine.scheduling.request import RequestKind
 from tests.tiny_model import write_tiny_model
 from wire.convert import sampling_to_proto
 from wire.sampling import SamplingParams

@@ -10,7 +10,7 @@ from role_bench import RoleBench, submit
 from test_hand_over import Pair, joined
 
 from decode_worker.role import DecodeRole
-from engine.request import RequestKind
+from engine.scheduling.request import RequestKind
 from prefill_worker.role import PrefillRole
 
 

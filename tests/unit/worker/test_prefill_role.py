@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from role_bench import RecordingSession, RoleBench, submit
 
-from engine.request import RequestKind
+from engine.scheduling.request import RequestKind
 from prefill_worker.role import PrefillRole
 from wire.convert import sampling_to_proto
 from wire.sampling import SamplingParams

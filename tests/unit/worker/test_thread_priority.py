@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.step_output import StepOutput
+from engine.steps.step_output import StepOutput
 from kvtransfer.thread_priority import LOWEST, give_way
 from wire.errors import ErrorCode, SpliceError
 from worker.engine_loop import EngineLoop

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from engine.block_copy import BlockCopy
-from engine.block_pool import BlockPool
-from engine.cached_block import BlockContent, Tier
+from engine.blocks.block_copy import BlockCopy
+from engine.blocks.block_pool import BlockPool
+from engine.blocks.cached_block import BlockContent, Tier
 from engine.config import EngineConfig
-from engine.request import Request, RequestKind
+from engine.scheduling.request import Request, RequestKind
 from wire.block_hash import block_hash
 
 ORDINARY = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine.config import EngineConfig
-from engine.step_cost import StepCost, StepWork
+from engine.scheduling.step_cost import StepCost, StepWork
 
 _QUIET_PART = 1 / 3
 """Of `max_mixed_step_ms`: what answers that flow are held up for the sake of few."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.config import EngineConfig
-from engine.request import Request, RequestKind
+from engine.scheduling.request import Request, RequestKind
 from wire.errors import ErrorCode, SpliceError
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from engine.block_copy import BlockCopy, CopyKind
-from engine.request import RequestKey
+from engine.blocks.block_copy import BlockCopy, CopyKind
+from engine.scheduling.request import RequestKey
 from wire.errors import SpliceError
 from wire.sampling import Beam, FinishReason, TokenLogprobs
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engine.beam_search import Beams, Extension
 from engine.config import EngineConfig
-from engine.request import Request, RequestKey, RequestKind
-from engine.scheduler import Scheduler
-from engine.step_output import BeamsFound, StepOutput
-from engine.stopping import stopping_ids
+from engine.sampling.beam_search import Beams, Extension
+from engine.scheduling.request import Request, RequestKey, RequestKind
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.stopping import stopping_ids
+from engine.steps.step_output import BeamsFound, StepOutput
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import TokenLogprobs
 

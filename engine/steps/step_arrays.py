@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from engine.batch import StepBatch
+from engine.steps.batch import StepBatch
 
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]

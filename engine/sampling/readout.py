@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from engine.request import Request
-from engine.sampler import DrawnToken, SamplingRow, not_finite, sample, token_logprobs
-from engine.schedule_plan import ScheduledRequest
+from engine.sampling.sampler import DrawnToken, SamplingRow, not_finite, sample, token_logprobs
+from engine.scheduling.request import Request
+from engine.scheduling.schedule_plan import ScheduledRequest
 from wire.sampling import TokenLogprobs
 
 

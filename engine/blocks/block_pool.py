@@ -7,9 +7,9 @@ from collections.abc import Hashable, Sequence
 from enum import Enum
 from typing import Protocol
 
-from engine.block_copy import BlockCopy, CopyKind
-from engine.cached_block import BlockContent, CachedBlock, Tier
-from engine.prefix_cache import PrefixCache
+from engine.blocks.block_copy import BlockCopy, CopyKind
+from engine.blocks.cached_block import BlockContent, CachedBlock, Tier
+from engine.blocks.prefix_cache import PrefixCache
 
 
 class Generations(Protocol):

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from engine.block_copy import BlockCopy, CopyKind
-from engine.kv_cache import KVCache
+from engine.blocks.block_copy import BlockCopy, CopyKind
+from engine.blocks.kv_cache import KVCache
 
 
 class BlockMover:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from engine.block_copy import BlockCopy
-from engine.request import Request
-from engine.step_cost import StepWork
+from engine.blocks.block_copy import BlockCopy
+from engine.scheduling.request import Request
+from engine.scheduling.step_cost import StepWork
 from wire.sampling import FinishReason
 
 _NO_WORK = StepWork(0, 0, 0)

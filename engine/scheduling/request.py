@@ -11,7 +11,7 @@ from wire.block_hash import ROOT, block_hash, prompt_end_hash
 from wire.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from engine.sampler import SamplingRow
+    from engine.sampling.sampler import SamplingRow
     from wire.text.answer_text import AnswerText
 
 RequestKey = tuple[int, int]

@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from engine.batch import StepBatch
-from engine.step_arrays import StepArrays
+from engine.steps.batch import StepBatch
+from engine.steps.step_arrays import StepArrays
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterator
 
-from engine.request import Request
+from engine.scheduling.request import Request
 
 
 class WaitingLine:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from engine.cached_block import BlockContent, CachedBlock, Tier
-from engine.eviction_order import EvictionOrder
-from engine.kv_events import KvEventKind, KvEventLog, KvSnapshot
-from engine.token_index import TokenIndex
+from engine.blocks.cached_block import BlockContent, CachedBlock, Tier
+from engine.blocks.eviction_order import EvictionOrder
+from engine.blocks.kv_events import KvEventKind, KvEventLog, KvSnapshot
+from engine.blocks.token_index import TokenIndex
 
 EVENTS_KEPT = 4096
 

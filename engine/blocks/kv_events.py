@@ -7,7 +7,7 @@ from enum import Enum
 
 import msgspec
 
-from engine.cached_block import CachedBlock, Tier
+from engine.blocks.cached_block import CachedBlock, Tier
 
 
 class KvEventKind(Enum):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from bisect import insort
 
-from engine.admission import check_admissible
-from engine.block_pool import BlockPool
+from engine.blocks.block_pool import BlockPool
 from engine.config import EngineConfig
-from engine.request import Request, RequestKey, RequestKind, RequestStatus
-from engine.request_memory import KnownPrefix, RequestMemory
-from engine.schedule_plan import ScheduledRequest, SchedulePlan
-from engine.step_budget import StepBudget
-from engine.step_cost import StepCost
-from engine.stopping import finish_reason
-from engine.waiting_line import WaitingLine
+from engine.scheduling.admission import check_admissible
+from engine.scheduling.request import Request, RequestKey, RequestKind, RequestStatus
+from engine.scheduling.request_memory import KnownPrefix, RequestMemory
+from engine.scheduling.schedule_plan import ScheduledRequest, SchedulePlan
+from engine.scheduling.step_budget import StepBudget
+from engine.scheduling.step_cost import StepCost
+from engine.scheduling.stopping import finish_reason
+from engine.scheduling.waiting_line import WaitingLine
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import FinishReason
 

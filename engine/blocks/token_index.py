@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
-from engine.cached_block import BlockContent
+from engine.blocks.cached_block import BlockContent
 
 
 class TokenIndex:

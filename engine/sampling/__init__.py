@@ -1,0 +1,1 @@
+"""From logits to tokens: drawn one by one, or searched for by beams."""
