@@ -155,7 +155,6 @@ def _line(name: str, figures: Figures) -> str:
         f"{name:36} mean KL {figures.mean_kl:.5f}  p99 {figures.p99_kl:.4f}  largest {figures.largest_kl:.3f}"
         f"  perplexity {figures.perplexity:9.4f} ({figures.perplexity_change:+.3%})"
         f"  same choice {figures.same_first_choice:.2%}"
-        f"  {'within' if figures.are_within_bounds else 'OUTSIDE'} the bounds"
     )
 
 
@@ -177,7 +176,9 @@ def main(words: list[str]) -> int:
     tallies = measure(models, sequences, RUNS)
     print(f"{chosen.model.name}: {tallies[INT8].count} predictions")
     for numbers, tally in tallies.items():
-        print(_line(str(numbers), tally.figures()))
+        figures = tally.figures()
+        verdict = "within" if figures.are_within_bounds else "OUTSIDE"
+        print(f"{_line(str(numbers), figures)}  {verdict} the bounds")
     beside = None
     if chosen.llama_server:
         with LlamaServer(chosen.llama_server, chosen.model, 2 * LENGTH, threads=2) as server:
