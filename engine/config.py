@@ -23,7 +23,7 @@ class EngineConfig:
     """Most query tokens of one step."""
     max_step_ms: float = 250.0
     """Most milliseconds one step is predicted to take, one block of a prompt excepted."""
-    max_mixed_step_ms: float = 150.0
+    max_mixed_step_ms: float = 180.0
     """The same for steps that compute prompts and give somebody a token: about the longest ITL beside prompts."""
     max_scored_tokens: int = 128
     """Most prompt tokens of one step that all want their logits, for `prompt_logprobs`; at least one block."""

@@ -34,7 +34,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
     max_step_ms: float = 250.0
-    max_mixed_step_ms: float = 150.0
+    max_mixed_step_ms: float = 180.0
     """See `EngineConfig`, as for the three above."""
     enable_prefix_caching: bool = True
     host: str = "127.0.0.1"

@@ -79,7 +79,7 @@ class EngineSettings:
         group="Engine",
     )
     max_mixed_step_ms: float = setting(
-        150.0,
+        180.0,
         parse.number(1, 3_600_000),
         "The same beside requests that get a token from the step: about the longest pause of an answer (ITL).",
         group="Engine",
