@@ -57,6 +57,7 @@ EMULATED_BINARY(max_epi32, __m512i, _mm256_max_epi32)
 EMULATED_BINARY(add_epi16, __m512i, _mm256_add_epi16)
 EMULATED_BINARY(madd_epi16, __m512i, _mm256_madd_epi16)
 EMULATED_BINARY(maddubs_epi16, __m512i, _mm256_maddubs_epi16)
+EMULATED_BINARY(shuffle_epi8, __m512i, _mm256_shuffle_epi8)
 EMULATED_UNARY(abs_epi8, __m512i, __m512i, _mm256_abs_epi8)
 EMULATED_UNARY(cvtepi32_ps, __m512, __m512i, _mm256_cvtepi32_ps)
 EMULATED_UNARY(cvtps_epi32, __m512i, __m512, _mm256_cvtps_epi32)
@@ -71,6 +72,7 @@ EMULATED __m512 fmadd_ps(__m512 a, __m512 b, __m512 c) {
 
 EMULATED __m512 set1_ps(float x) { return whole(_mm256_set1_ps(x), _mm256_set1_ps(x)); }
 EMULATED __m512i set1_epi32(int x) { return whole(_mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
+EMULATED __m512i broadcast_i32x4(__m128i x) { return whole(_mm256_broadcastsi128_si256(x), _mm256_broadcastsi128_si256(x)); }
 EMULATED __m512 setzero_ps() { return set1_ps(0.0f); }
 EMULATED __m512i setzero_si512() { return set1_epi32(0); }
 
@@ -168,6 +170,7 @@ EMULATED __m512i mask_blend_epi32(uint16_t mask, __m512i a, __m512i b) {
 #define _mm512_add_epi32 emulation::add_epi32
 #define _mm512_add_ps emulation::add_ps
 #define _mm512_and_si512 emulation::and_si512
+#define _mm512_broadcast_i32x4 emulation::broadcast_i32x4
 #define _mm512_castps512_ps256 emulation::castps512_ps256
 #define _mm512_castps_si512 emulation::castps_si512
 #define _mm512_castsi512_ps emulation::castsi512_ps
@@ -201,6 +204,7 @@ EMULATED __m512i mask_blend_epi32(uint16_t mask, __m512i a, __m512i b) {
 #define _mm512_set1_ps emulation::set1_ps
 #define _mm512_setzero_ps emulation::setzero_ps
 #define _mm512_setzero_si512 emulation::setzero_si512
+#define _mm512_shuffle_epi8 emulation::shuffle_epi8
 #define _mm512_slli_epi32 emulation::slli_epi32
 #define _mm512_srai_epi32 emulation::srai_epi32
 #define _mm512_srli_epi32 emulation::srli_epi32
