@@ -25,7 +25,7 @@ serve: setup ## start a local cluster and keep it running
 test: setup $(VENV)/.test ## every test: units, end to end, faults
 	@$(BIN)/python -m pytest -q $(ARGS)
 
-test-fast: setup $(VENV)/.test ## tests that start no cluster and load no real model
+test-fast: setup $(VENV)/.test ## tests that start no cluster, wait for no lease and load no real model
 	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
 
 test-isa: setup $(VENV)/.test ## kernels of instruction sets this machine lacks, under emulation, against those it has

@@ -30,6 +30,8 @@ Pause = Callable[[EtcdServer], AbstractContextManager[None]]
 
 _names = iter(range(1000))
 
+pytestmark = pytest.mark.slow  # real etcds that are killed, frozen and emptied, and leases that run out
+
 
 @pytest.fixture
 def cluster() -> str:
