@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from engine_bench import Bench
+from one_answer import check_one_answer
 from recorded_model import RecordedModel
 from weights_by_name import WeightsByName
 
@@ -31,28 +32,7 @@ def make_llama_bench(request):
 
 
 def test_a_llama_gives_the_same_tokens_under_every_schedule(make_llama_bench):
-    alone = make_llama_bench().generate(PROMPT, **RUN)
-    assert len(set(alone)) > 10
-
-    beside = make_llama_bench()
-    others = [beside.submit(PROMPT[i : 3 * i + 2], **{**RUN, "seed": i}) for i in range(15)]
-    key = beside.submit(PROMPT, **RUN)
-    beside.run()
-    assert beside.answer(key) == alone
-    assert all(len(beside.answer(other)) == 40 for other in others)
-
-    assert make_llama_bench(max_num_batched_tokens=35, max_num_seqs=2).generate(PROMPT, **RUN) == alone
-
-    cached = make_llama_bench()
-    cached.generate([*PROMPT[:70], 1, 2], **RUN)
-    key = cached.submit(PROMPT, **RUN)
-    cached.run()
-    assert (cached.rows[key][0].cached_tokens, cached.answer(key)) == (70, alone)
-
-    again = make_llama_bench()
-    key = again.submit(PROMPT, emitted=alone[:17], **RUN)
-    again.run()
-    assert again.answer(key) == alone[17:]
+    alone = check_one_answer(make_llama_bench, PROMPT, RUN)
 
     tight = make_llama_bench(num_blocks=8, enable_prefix_caching=False)
     keys = [tight.submit(PROMPT, **{**RUN, "max_tokens": 80}) for _ in range(2)]

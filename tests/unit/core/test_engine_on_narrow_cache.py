@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from engine_bench import Bench
+from one_answer import check_one_answer
 from test_engine_on_llama import PROMPT, RUN, SPEC
 from weights_by_name import WeightsByName
 
@@ -37,28 +38,7 @@ def make_narrow_bench(request):
 
 
 def test_alone_batched_chunked_cached_and_continued_are_one_answer(make_narrow_bench):
-    alone = make_narrow_bench().generate(PROMPT, **RUN)
-    assert len(set(alone)) > 10
-
-    beside = make_narrow_bench()
-    others = [beside.submit(PROMPT[i : 3 * i + 2], **{**RUN, "seed": i}) for i in range(15)]
-    key = beside.submit(PROMPT, **RUN)
-    beside.run()
-    assert beside.answer(key) == alone
-    assert all(len(beside.answer(other)) == 40 for other in others)
-
-    assert make_narrow_bench(max_num_batched_tokens=35, max_num_seqs=2).generate(PROMPT, **RUN) == alone
-
-    cached = make_narrow_bench()
-    cached.generate([*PROMPT[:70], 1, 2], **RUN)
-    key = cached.submit(PROMPT, **RUN)
-    cached.run()
-    assert (cached.rows[key][0].cached_tokens, cached.answer(key)) == (70, alone)
-
-    again = make_narrow_bench()
-    key = again.submit(PROMPT, emitted=alone[:17], **RUN)
-    again.run()
-    assert again.answer(key) == alone[17:]
+    check_one_answer(make_narrow_bench, PROMPT, RUN)
 
 
 @pytest.mark.parametrize("host_blocks", [0, 20], ids=["recompute", "swap"])

@@ -37,6 +37,16 @@ class Pair:
     async def both_empty(self) -> None:
         await self.turn_until(lambda: self.prefill.is_empty and self.decode.is_empty)
 
+    async def check_answer_is_that_of_decode_alone(self) -> None:
+        self.decode.role.submit(RequestKind.GENERATE, submit(9, tokens=list(submit(1).tokens)), self.decode.session)
+        await self.turn_until(lambda: len(self.decode.session.tokens) == 8)
+        alone = self.decode.session.tokens
+        assert len(set(alone)) > 3
+        self.begin(submit(1))
+        await self.turn_until(lambda: len(self.decode.session.tokens) == 15)
+        assert self.prefill.session.tokens + self.decode.session.tokens[8:] == alone
+        await self.both_empty()
+
     def begin(self, message: worker_pb2.Submit) -> None:
         """What a router does first: reserve, prefill, attach."""
         self.decode.role.submit(RequestKind.RESERVE, message, self.decode.session)

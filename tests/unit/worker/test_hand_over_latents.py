@@ -38,14 +38,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def test_the_answer_is_that_of_decode_alone(pair: test_hand_over.Pair) -> None:
     assert pair.decode.layout.planes == 1
-    pair.decode.role.submit(RequestKind.GENERATE, submit(9, tokens=list(submit(1).tokens)), pair.decode.session)
-    await pair.turn_until(lambda: len(pair.decode.session.tokens) == 8)
-    alone = pair.decode.session.tokens
-    assert len(set(alone)) > 3
-    pair.begin(submit(1))
-    await pair.turn_until(lambda: len(pair.decode.session.tokens) == 15)
-    assert pair.prefill.session.tokens + pair.decode.session.tokens[8:] == alone
-    await pair.both_empty()
+    await pair.check_answer_is_that_of_decode_alone()
 
 
 async def test_another_attempt_goes_on_where_the_first_ended(pair: test_hand_over.Pair) -> None:

@@ -6,11 +6,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from role_bench import RoleBench, submit
+from role_bench import RoleBench
 from test_hand_over import Pair, joined
 
 from decode_worker.role import DecodeRole
-from engine.scheduling.request import RequestKind
 from prefill_worker.role import PrefillRole
 
 
@@ -23,11 +22,4 @@ async def pair(tiny: Path, request: pytest.FixtureRequest) -> AsyncIterator[Pair
 
 async def test_the_answer_is_that_of_decode_alone(pair: Pair) -> None:
     assert pair.decode.layout.dtype == pair.prefill.layout.dtype != "float32"
-    pair.decode.role.submit(RequestKind.GENERATE, submit(9, tokens=list(submit(1).tokens)), pair.decode.session)
-    await pair.turn_until(lambda: len(pair.decode.session.tokens) == 8)
-    alone = pair.decode.session.tokens
-    assert len(set(alone)) > 3
-    pair.begin(submit(1))
-    await pair.turn_until(lambda: len(pair.decode.session.tokens) == 15)
-    assert pair.prefill.session.tokens + pair.decode.session.tokens[8:] == alone
-    await pair.both_empty()
+    await pair.check_answer_is_that_of_decode_alone()
