@@ -13,7 +13,8 @@ from wire.text.vocabulary import Vocabulary
 class AnswerText:
     """Tokens go through one by one, so how they came together never shows.
 
-    Like stop tokens, stop strings count only beyond the first `min_tokens` tokens: all of one must lie there.
+    Like stop tokens, stop strings count only beyond the first `min_tokens` tokens. All characters of one must lie there;
+    a character lies where its last byte does.
     """
 
     def __init__(
