@@ -13,8 +13,8 @@ from wire.text.vocabulary import Vocabulary
 class AnswerText:
     """Tokens go through one by one, so how they came together never shows.
 
-    Like stop tokens, stop strings count only beyond the first `min_tokens` tokens. All characters of one must lie there;
-    a character lies where its last byte does.
+    Like stop tokens, stop strings count only beyond the first `min_tokens` tokens: every character of one must lie
+    there, and a character lies where its last byte does.
     """
 
     def __init__(
