@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# CUDA kernels in the build: auto, on, or off, which leaves them to `make cuda`.
+SPLICE_CUDA ?= off
 PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 SAY    := @printf '\033[2m%s\033[0m\n'
 
@@ -10,7 +12,7 @@ NATIVE := $(shell find csrc cmake proto -type f) CMakeLists.txt
 # What compares bits between instruction sets, for those that `make test` cannot run; the rest need not run under emulation, being slow.
 EMULATED_TESTS := tests/unit/native tests/unit/model/test_instruction_sets.py -k "(instruction_set or cpu_isa or native_int8 or tiles) and not (portable or avx2)"
 
-.PHONY: help setup build demo serve test test-fast test-isa bench-micro lint types floors format clean
+.PHONY: help setup build cuda demo serve test test-fast test-isa bench-micro lint types floors format clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +57,8 @@ setup: $(VENV)/.project $(VENV)/.native ## .venv with all dependencies and the n
 
 build: $(VENV)/.native ## native modules and gRPC stubs, in place
 
+cuda: $(VENV)/.cuda ## the CUDA kernels, in place: needs nvcc, no GPU
+
 clean: ## remove what was built and installed
 	rm -rf $(VENV) build wire/v1 wire/inference wire/etcd
 	find . -name '*.so' -not -path './.git/*' -delete
@@ -80,9 +84,17 @@ $(VENV)/.project: $(VENV)/.build pyproject.toml constraints.txt
 $(VENV)/.native: $(VENV)/.build $(NATIVE) 
 	$(SAY) "set-up 4/4  native modules and gRPC stubs"
 	@mkdir -p build
-	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/inplace -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python >build/.log 2>&1 || { cat build/.log; exit 1; }
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/inplace -G Ninja -DSPLICE_CUDA=$(SPLICE_CUDA) -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python >build/.log 2>&1 || { cat build/.log; exit 1; }
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/inplace >build/.log 2>&1 || { cat build/.log; exit 1; }
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --install build/inplace --prefix . >build/.log 2>&1 || { cat build/.log; exit 1; }
+	@touch $@
+
+$(VENV)/.cuda: $(VENV)/.build $(shell find csrc/cuda -type f)
+	$(SAY) "CUDA kernels"
+	@$(PIP) install -c constraints.txt --no-deps --target build/cutlass --upgrade nvidia-cutlass
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/cuda -G Ninja -DSPLICE_CUDA=on -DCUTLASS_ROOT=$(CURDIR)/build/cutlass/cutlass_library -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python >build/.log 2>&1 || { cat build/.log; exit 1; }
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/cuda --target splice_cuda >build/.log 2>&1 || { cat build/.log; exit 1; }
+	@cp build/cuda/csrc/cuda/libsplice_cuda.so engine/
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.project pyproject.toml constraints.txt

@@ -1,0 +1,259 @@
+// What decode and prefill attention share, so that a query's bits do not depend on which of them computed it.
+//
+// Positions are cut, from 0 on, into spans of 256 keys, spans into tiles of 64. Within a span softmax is online, tile by tile from a
+// fresh start; spans are joined in ascending order (online_softmax.h). A row's arithmetic in a tile: 64 scores, each one chain over
+// head_dim in steps of 16; their maximum; weights; a sum over the columns that a thread of the fragment holds, then over the four
+// threads of the row; and the weighted values, one chain over the tile's keys in steps of 16. A tile of which a row sees nothing
+// leaves its state as it is, to the bit, so that what other rows of a fragment see does not matter.
+#pragma once
+
+#include "launch.h"
+#include "online_softmax.h"
+#include "paging.h"
+#include "rows.h"
+
+namespace splice::cuda {
+
+constexpr int SPAN_KEYS = 256, TILE_KEYS = 64, SPAN_TILES = SPAN_KEYS / TILE_KEYS, FRAGMENT_ROWS = 16, FRAGMENT_COLUMNS = 8;
+constexpr int TILE_COLUMNS = TILE_KEYS / FRAGMENT_COLUMNS;  // fragments of scores side by side
+constexpr int MAX_SPAN_BLOCKS = SPAN_KEYS / 16;
+constexpr float LOG2_E = 1.4426950408889634f;
+
+// Rows of head_dim elements in shared memory: chunk c of row r stands in place of chunk c xor (r mod 8), so that the eight rows a
+// matrix load takes lie in eight groups of banks.
+template <int head_dim>
+SPLICE_BOTH int chunk_place(int row, int chunk) {
+  return row * (head_dim / CHUNK_ELEMENTS) + (chunk ^ (row & 7));
+}
+
+// Query row r of a sequence and KV head is token r / group, head r mod group of the KV head's own.
+struct QueryRows {
+  const splice_cuda_attention& args;
+  int64_t first_row, tokens, start, kv_head;  // of the sequence: first row of q, number of rows, position of the first
+  int group;
+
+  SPLICE_DEVICE QueryRows(const splice_cuda_attention& a, int64_t sequence, int64_t head)
+      : args(a), first_row(a.query_starts[sequence]), tokens(a.query_starts[sequence + 1] - first_row), start(a.starts[sequence]),
+        kv_head(head), group(static_cast<int>(a.q_heads / a.kv.kv_heads)) {}
+
+  SPLICE_DEVICE int64_t count() const { return tokens * group; }
+  SPLICE_DEVICE int64_t position(int64_t row) const { return start + row / group; }
+  // Of q's and out's rows of heads.
+  SPLICE_DEVICE int64_t place(int64_t row) const { return (first_row + row / group) * args.q_heads + kv_head * group + row % group; }
+};
+
+// Which positions a row sees: [low, high).
+struct Sight {
+  int64_t low, high;
+
+  // Of a query at a position.
+  SPLICE_DEVICE Sight(const splice_cuda_attention& args, int64_t position) : low(0), high(position + 1) {
+    if (args.window > 0 && high > args.window) low = high - args.window;
+  }
+  // Of a row; of rows past the last, nothing.
+  SPLICE_DEVICE Sight(const QueryRows& rows, int64_t row) : Sight(rows.args, rows.position(row)) {
+    if (row >= rows.count()) low = high = 0;
+  }
+};
+
+// Of a row of q, whichever sequence it belongs to: the last that begins at or before it.
+SPLICE_DEVICE Sight sight_of_token(const splice_cuda_attention& args, int64_t token) {
+  int64_t sequence = 0, beyond = args.sequences;
+  while (beyond - sequence > 1) {
+    const int64_t middle = (sequence + beyond) / 2;
+    if (args.query_starts[middle] <= token)
+      sequence = middle;
+    else
+      beyond = middle;
+  }
+  return Sight(args, args.starts[sequence] + token - args.query_starts[sequence]);
+}
+
+// Starts copies of query rows first…first + FRAGMENT_ROWS·n into shared memory; rows past the last are zeros.
+template <int head_dim>
+SPLICE_DEVICE void start_queries(const QueryRows& rows, int64_t first, int count, Chunk* to) {
+  constexpr int chunks = head_dim / CHUNK_ELEMENTS;
+  for (int i = thread_index(); i < count * chunks; i += block_threads()) {
+    const int row = i / chunks, chunk = i % chunks;
+    const bool valid = first + row < rows.count();
+    const auto* from = static_cast<const Chunk*>(rows.args.q) + (valid ? rows.place(first + row) * chunks + chunk : 0);
+    start_copy(to + chunk_place<head_dim>(row, chunk), from, valid);
+  }
+}
+
+// Starts copies of a tile of keys (plane 0) or values (plane 1). `blocks` are those of the span, in shared memory; positions from
+// `end` on are zeros: what the cache holds there is never read.
+template <int head_dim>
+SPLICE_DEVICE void start_tile(const splice_cuda_attention& args, const int32_t* blocks, int shift, int64_t kv_head, int plane,
+                              int64_t span, int tile, int64_t end, Chunk* to) {
+  constexpr int chunks = head_dim / CHUNK_ELEMENTS;
+  for (int i = thread_index(); i < TILE_KEYS * chunks; i += block_threads()) {
+    const int row = i / chunks, chunk = i % chunks, key = tile * TILE_KEYS + row;
+    const bool valid = span * SPAN_KEYS + key < end;
+    const Chunk* from = static_cast<const Chunk*>(args.kv.data);
+    if (valid) {
+      const uint16_t* rows = kv_plane(args.kv, args.layer, blocks[key >> shift], plane, kv_head);
+      from = reinterpret_cast<const Chunk*>(rows) + (key & ((1 << shift) - 1)) * chunks + chunk;
+    }
+    start_copy(to + chunk_place<head_dim>(row, chunk), from, valid);
+  }
+}
+
+// Reads the blocks of a span that hold positions below `end` into shared memory; the caller's barrier makes them seen.
+SPLICE_DEVICE void read_blocks(const splice_cuda_attention& args, int64_t sequence, int64_t span, int shift, int64_t end, int32_t* to) {
+  const int i = thread_index();
+  const int64_t position = span * SPAN_KEYS + (static_cast<int64_t>(i) << shift);
+  if (i < (SPAN_KEYS >> shift) && position < end)
+    to[i] = args.block_tables[sequence * args.table_stride + (position >> shift)];
+}
+
+// scores[f] += queries · keys of fragments first_column…first_column + columns, over all of head_dim in ascending order. `queries` has
+// FRAGMENT_ROWS rows.
+template <int head_dim, int columns>
+SPLICE_DEVICE void multiply_keys(const Chunk* queries, const Chunk* keys, int first_column, float (&scores)[columns][4]) {
+  static_assert(columns % 2 == 0);
+  const int lane = thread_index() % WARP, matrix = lane / 8, row = lane % 8;
+  SPLICE_UNROLL
+  for (int step = 0; step < head_dim / 16; ++step) {
+    uint32_t q[4];
+    load_matrices(q, queries + chunk_place<head_dim>(matrix % 2 * 8 + row, 2 * step + matrix / 2));
+    SPLICE_UNROLL
+    for (int column = 0; column < columns; column += 2) {
+      const int key = (first_column + column + matrix / 2) * FRAGMENT_COLUMNS + row;
+      uint32_t k[4];
+      load_matrices(k, keys + chunk_place<head_dim>(key, 2 * step + matrix % 2));
+      multiply_fragments(scores[column], q, k[0], k[1]);
+      multiply_fragments(scores[column + 1], q, k[2], k[3]);
+    }
+  }
+}
+
+// Two neighbours in a row of float32.
+struct alignas(8) Pair {
+  float first, second;
+};
+
+// The state of the two rows of a fragment that a thread has a part of: lane / 4 and lane / 4 + 8.
+struct RowState {
+  float maximum[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY};
+  float total[2] = {0.0f, 0.0f};  // of this thread's columns; `add_threads` makes it the row's
+};
+
+SPLICE_DEVICE float quad_maximum(float value) {
+  float other = from_lane_xor(value, 1);
+  value = other > value ? other : value;
+  other = from_lane_xor(value, 2);
+  return other > value ? other : value;
+}
+
+// Raw products become weights, in fragments that multiply_values takes. `rescale[r]` is what the accumulators of row r are to be
+// multiplied with.
+SPLICE_DEVICE void soften(const splice_cuda_attention& args, int64_t first_key, const Sight (&sight)[2], float (&scores)[TILE_COLUMNS][4],
+                          RowState& state, float (&rescale)[2], uint32_t (&weights)[TILE_COLUMNS][2]) {
+  const int quad = thread_index() % 4;
+  const bool capped = args.softcap != 0.0f;
+  const float scale = capped ? quotient(args.scale, args.softcap) : product(args.scale, LOG2_E), cap = product(args.softcap, LOG2_E);
+  float most[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY};
+  int low[2], high[2];  // of the tile's keys
+  SPLICE_UNROLL
+  for (int row = 0; row < 2; ++row) {
+    low[row] = sight[row].low > first_key ? static_cast<int>(sight[row].low - first_key) : 0;
+    high[row] = sight[row].high < first_key + TILE_KEYS ? static_cast<int>(sight[row].high - first_key) : TILE_KEYS;
+  }
+  SPLICE_UNROLL
+  for (int column = 0; column < TILE_COLUMNS; ++column) {
+    SPLICE_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int key = column * FRAGMENT_COLUMNS + 2 * quad + i % 2;
+      float score = product(scores[column][i], scale);
+      if (capped) score = product(cap, hyperbolic_tangent(score));
+      score = key >= low[i / 2] && key < high[i / 2] ? score : NEGATIVE_INFINITY;
+      scores[column][i] = score;
+      most[i / 2] = score > most[i / 2] ? score : most[i / 2];
+    }
+  }
+  float level[2];
+  SPLICE_UNROLL
+  for (int row = 0; row < 2; ++row) {
+    const Shares shares = joined(state.maximum[row], quad_maximum(most[row]));
+    state.maximum[row] = shares.maximum;
+    rescale[row] = shares.own;
+    level[row] = shares.maximum == NEGATIVE_INFINITY ? 0.0f : shares.maximum;
+    state.total[row] = product(state.total[row], shares.own);
+  }
+  SPLICE_UNROLL
+  for (int column = 0; column < TILE_COLUMNS; ++column) {
+    SPLICE_UNROLL
+    for (int row = 0; row < 2; ++row) {
+      const float first = power_of_two(sum(scores[column][2 * row], -level[row]));
+      const float second = power_of_two(sum(scores[column][2 * row + 1], -level[row]));
+      state.total[row] = sum(state.total[row], sum(first, second));
+      weights[column][row] = to_bf16_pair(first, second);
+    }
+  }
+}
+
+// After a span's last tile: the sums of rows from those of their four threads.
+SPLICE_DEVICE void add_threads(RowState& state) {
+  SPLICE_UNROLL
+  for (int row = 0; row < 2; ++row) {
+    state.total[row] = sum(state.total[row], from_lane_xor(state.total[row], 1));
+    state.total[row] = sum(state.total[row], from_lane_xor(state.total[row], 2));
+  }
+}
+
+// acc = acc·rescale + weights · values, of `fragments` fragments of dimensions from first_fragment on.
+template <int head_dim, int fragments>
+SPLICE_DEVICE void multiply_values(const uint32_t (&weights)[TILE_COLUMNS][2], const float (&rescale)[2], const Chunk* values,
+                                   int first_fragment, float (&acc)[fragments][4]) {
+  static_assert(fragments % 2 == 0);
+  const int lane = thread_index() % WARP, matrix = lane / 8, row = lane % 8;
+  SPLICE_UNROLL
+  for (int fragment = 0; fragment < fragments; ++fragment) {
+    SPLICE_UNROLL
+    for (int i = 0; i < 4; ++i) acc[fragment][i] = product(acc[fragment][i], rescale[i / 2]);
+  }
+  SPLICE_UNROLL
+  for (int step = 0; step < TILE_KEYS / 16; ++step) {
+    const uint32_t w[4] = {weights[2 * step][0], weights[2 * step][1], weights[2 * step + 1][0], weights[2 * step + 1][1]};
+    SPLICE_UNROLL
+    for (int fragment = 0; fragment < fragments; fragment += 2) {
+      uint32_t v[4];
+      load_matrices_transposed(v, values + chunk_place<head_dim>(step * 16 + matrix % 2 * 8 + row, first_fragment + fragment + matrix / 2));
+      multiply_fragments(acc[fragment], w, v[0], v[1]);
+      multiply_fragments(acc[fragment + 1], w, v[2], v[3]);
+    }
+  }
+}
+
+// What is left to do to a row once all its spans are joined: a sink takes its share, and the sum divides.
+struct Finish {
+  float factor, total;
+
+  SPLICE_DEVICE Finish(float maximum, float sum_of_weights, const float* sink) : factor(1.0f), total(sum_of_weights) {
+    if (!sink) return;
+    const Shares shares = joined(maximum, product(*sink, LOG2_E));
+    factor = shares.own;
+    total = fused(total, shares.own, shares.other);
+  }
+  SPLICE_DEVICE float operator()(float acc) const { return quotient(product(acc, factor), total); }
+};
+
+// Whether arguments are such as both kernels take.
+inline int check_attention(const char* name, const splice_cuda_attention& args) {
+  const splice_cuda_kv& kv = args.kv;
+  if (kv.kv_heads <= 0 || args.q_heads % kv.kv_heads || args.q_heads <= 0)
+    return fail(SPLICE_CUDA_INVALID, "%s: %lld query heads on %lld KV heads, expected a multiple", name, static_cast<long long>(args.q_heads),
+                static_cast<long long>(kv.kv_heads));
+  if (block_shift(kv.block_tokens) < 0)
+    return fail(SPLICE_CUDA_UNSUPPORTED, "%s: blocks of %lld tokens, expected 16, 32, 64, 128 or 256", name,
+                static_cast<long long>(kv.block_tokens));
+  if (!aligned(kv.data) || !aligned(args.q) || !aligned(args.out))
+    return fail(SPLICE_CUDA_INVALID, "%s: q, out and the cache must be aligned to 16 bytes", name);
+  if (args.max_context <= 0 || args.max_query <= 0 || args.max_context > args.table_stride * kv.block_tokens)
+    return fail(SPLICE_CUDA_INVALID, "%s: a context of up to %lld in block tables for %lld tokens", name,
+                static_cast<long long>(args.max_context), static_cast<long long>(args.table_stride * kv.block_tokens));
+  return SPLICE_CUDA_OK;
+}
+
+}  // namespace splice::cuda

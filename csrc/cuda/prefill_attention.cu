@@ -1,0 +1,147 @@
+// Paged causal attention of many query rows. Compiled for sm_80 and sm_90; not yet run on a GPU.
+//
+// Does 4·head_dim operations a row and visible key on the matrix units, and four special functions and some twenty others a row
+// and key beside them. Reads queries once, and each tile of 64 keys and values once for 128 query rows (heads of a group × tokens):
+// 64 operations a byte and 128 rows, from the second-level cache mostly. Bound by the matrix units. mma.sync reaches some 60 % of what
+// wgmma does on Hopper, which is the ceiling of this kernel there.
+//
+// One block of eight warps takes 128 rows of one KV head, each warp 16 of them and all tiles; keys and values come by asynchronous
+// copies, two tiles at a time. A row is computed as in decode_attention.cu, to the bit: the parts of spans are joined in
+// registers instead of memory.
+#include "attention_tile.h"
+#include "launch.h"
+
+namespace splice::cuda {
+namespace {
+
+constexpr int WARPS = 8, THREADS = WARPS * WARP, BLOCK_ROWS = WARPS * FRAGMENT_ROWS, STAGES = 2;
+
+template <int head_dim>
+struct Shared {
+  static constexpr int row_chunks = head_dim / CHUNK_ELEMENTS, tile_chunks = TILE_KEYS * row_chunks;
+  Chunk queries[BLOCK_ROWS * row_chunks];
+  Chunk keys[STAGES][tile_chunks], values[STAGES][tile_chunks];
+  int32_t blocks[2][MAX_SPAN_BLOCKS];  // of even and odd spans
+};
+
+// What a warp's fragment of rows has gathered: of the spans that are done, and of the one at hand.
+template <int head_dim>
+struct Gathered {
+  static constexpr int fragments = head_dim / FRAGMENT_COLUMNS;
+  float maximum[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY}, total[2] = {0.0f, 0.0f};
+  float all[fragments][4] = {}, acc[fragments][4] = {};
+  RowState state;
+
+  SPLICE_DEVICE void close_span() {
+    add_threads(state);
+    Shares shares[2];
+    SPLICE_UNROLL
+    for (int row = 0; row < 2; ++row) {
+      shares[row] = joined(maximum[row], state.maximum[row]);
+      maximum[row] = shares[row].maximum;
+      total[row] = merged(total[row], state.total[row], shares[row]);
+    }
+    SPLICE_UNROLL
+    for (int fragment = 0; fragment < fragments; ++fragment) {
+      SPLICE_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        all[fragment][i] = merged(all[fragment][i], acc[fragment][i], shares[i / 2]);
+        acc[fragment][i] = 0.0f;
+      }
+    }
+    state = RowState();
+  }
+};
+
+// Block (x, y, z): the x-th last 128 rows of KV head y and sequence z; those that see most go first.
+template <int head_dim>
+SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention args, int shift) {
+  auto& shared = *reinterpret_cast<Shared<head_dim>*>(shared_memory());
+  const int64_t sequence = block_z();
+  const QueryRows rows(args, sequence, block_y());
+  const int64_t first_row = (grid_x() - 1 - block_x()) * BLOCK_ROWS;
+  if (first_row >= rows.count()) return;
+  const int64_t last_row = (first_row + BLOCK_ROWS < rows.count() ? first_row + BLOCK_ROWS : rows.count()) - 1;
+  const int64_t end = Sight(rows, last_row).high, tiles = (end + TILE_KEYS - 1) / TILE_KEYS;
+  const int64_t begin = Sight(rows, first_row).low / TILE_KEYS;
+
+  const int lane = thread_index() % WARP, warp = thread_index() / WARP;
+  const int64_t own_row = first_row + warp * FRAGMENT_ROWS;
+  const Sight sight[2] = {{rows, own_row + lane / 4}, {rows, own_row + lane / 4 + 8}};
+  const int64_t own_last = own_row + FRAGMENT_ROWS - 1 < last_row ? own_row + FRAGMENT_ROWS - 1 : last_row;
+  const int64_t own_low = Sight(rows, own_row).low, own_end = own_row <= last_row ? Sight(rows, own_last).high : 0;
+
+  const auto start = [&](int64_t tile) {
+    if (tile < tiles) {
+      const int64_t span = tile / SPAN_TILES;
+      const int within = static_cast<int>(tile % SPAN_TILES);
+      start_tile<head_dim>(args, shared.blocks[span % 2], shift, rows.kv_head, 0, span, within, end, shared.keys[tile % STAGES]);
+      start_tile<head_dim>(args, shared.blocks[span % 2], shift, rows.kv_head, 1, span, within, end, shared.values[tile % STAGES]);
+    }
+    close_copies();
+  };
+  read_blocks(args, sequence, begin / SPAN_TILES, shift, end, shared.blocks[begin / SPAN_TILES % 2]);
+  read_blocks(args, sequence, begin / SPAN_TILES + 1, shift, end, shared.blocks[(begin / SPAN_TILES + 1) % 2]);
+  barrier();
+  start_queries<head_dim>(rows, first_row, BLOCK_ROWS, shared.queries);
+  for (int i = 0; i < STAGES; ++i) start(begin + i);
+
+  const Chunk* queries = shared.queries + warp * FRAGMENT_ROWS * Shared<head_dim>::row_chunks;
+  Gathered<head_dim> gathered;
+  for (int64_t tile = begin; tile < tiles; ++tile) {
+    wait_copies<STAGES - 1>();
+    // The first tile of a span is started after this one: by now nobody reads the blocks of the span before the last any more.
+    const int64_t next = tile + STAGES;
+    if (next % SPAN_TILES == 0 && next < tiles)
+      read_blocks(args, sequence, next / SPAN_TILES, shift, end, shared.blocks[next / SPAN_TILES % 2]);
+    barrier();
+    const int64_t first_key = tile * TILE_KEYS;
+    if (first_key < own_end && first_key + TILE_KEYS > own_low) {
+      float scores[TILE_COLUMNS][4] = {}, rescale[2];
+      uint32_t weights[TILE_COLUMNS][2];
+      multiply_keys<head_dim, TILE_COLUMNS>(queries, shared.keys[tile % STAGES], 0, scores);
+      soften(args, first_key, sight, scores, gathered.state, rescale, weights);
+      multiply_values<head_dim, Gathered<head_dim>::fragments>(weights, rescale, shared.values[tile % STAGES], 0, gathered.acc);
+    }
+    if (tile % SPAN_TILES == SPAN_TILES - 1 || tile == tiles - 1) gathered.close_span();
+    barrier();  // everybody is done with this stage
+    start(next);
+  }
+  wait_copies<0>();
+
+  SPLICE_UNROLL
+  for (int row = 0; row < 2; ++row) {
+    const int64_t query = own_row + lane / 4 + 8 * row;
+    if (query >= rows.count()) continue;
+    const int64_t place = rows.place(query);
+    const Finish finish(gathered.maximum[row], gathered.total[row], args.sinks ? args.sinks + place % args.q_heads : nullptr);
+    auto* to = reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(args.out) + place * head_dim) + lane % 4;
+    SPLICE_UNROLL
+    for (int fragment = 0; fragment < Gathered<head_dim>::fragments; ++fragment)
+      to[fragment * FRAGMENT_COLUMNS / 2] = to_bf16_pair(finish(gathered.all[fragment][2 * row]), finish(gathered.all[fragment][2 * row + 1]));
+  }
+}
+
+template <int head_dim>
+int attend(const splice_cuda_attention& args, void* stream) {
+  const int64_t rows = args.max_query * (args.q_heads / args.kv.kv_heads);
+  const GridSize grid{(rows + BLOCK_ROWS - 1) / BLOCK_ROWS, args.kv.kv_heads, args.sequences};
+  return launch("prefill_attention", attend_rows<head_dim>, grid, THREADS, sizeof(Shared<head_dim>), stream, args,
+                block_shift(args.kv.block_tokens));
+}
+
+}  // namespace
+}  // namespace splice::cuda
+
+extern "C" int splice_cuda_prefill_attention(const splice_cuda_attention* args, void* stream) {
+  using namespace splice::cuda;
+  if (args->rows == 0) return SPLICE_CUDA_OK;
+  const int code = check_attention("prefill_attention", *args);
+  if (code != SPLICE_CUDA_OK) return code;
+  switch (args->kv.head_dim) {
+    case 64: return attend<64>(*args, stream);
+    case 128: return attend<128>(*args, stream);
+    default:
+      return fail(SPLICE_CUDA_UNSUPPORTED, "prefill_attention: head_dim %lld, expected 64 or 128", static_cast<long long>(args->kv.head_dim));
+  }
+}

@@ -1,0 +1,42 @@
+// What the library is, and the text of the last error of each thread.
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "launch.h"
+
+namespace splice::cuda {
+
+namespace {
+thread_local char text[512] = "";
+}
+
+int fail(int code, const char* format, ...) {
+  va_list values;
+  va_start(values, format);
+  vsnprintf(text, sizeof text, format, values);
+  va_end(values);
+  return code;
+}
+
+}  // namespace splice::cuda
+
+extern "C" {
+
+int splice_cuda_abi(void) { return SPLICE_CUDA_ABI; }
+
+int splice_cuda_emulated(void) {
+#if defined(__CUDACC__)
+  return 0;
+#else
+  return 1;
+#endif
+}
+
+const char* splice_cuda_error(void) { return splice::cuda::text; }
+
+#if !defined(__CUDACC__)
+// Of the emulator alone: the order in which the threads of a block run. No result may depend on it.
+void splice_cuda_emulator_seed(uint64_t value) { splice::cuda::emulator::seed() = value; }
+#endif
+
+}

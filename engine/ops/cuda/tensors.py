@@ -1,0 +1,59 @@
+"""What a tensor must be before its address goes to a kernel. Nothing here reads or moves an element."""
+
+from __future__ import annotations
+
+import torch
+
+from wire.errors import ErrorCode, SpliceError
+
+
+def refuse(name: str, found: object, expected: str) -> SpliceError:
+    """What to raise for an argument `name`."""
+    return SpliceError(ErrorCode.INVALID_REQUEST, f"{name} is {found}, expected {expected}", param=name)
+
+
+def require(
+    name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int | None, ...], device_type: str, align: int = 1
+) -> int:
+    """The address of a contiguous `tensor` of this dtype and shape (None: any size), aligned to `align` bytes.
+
+    Raises SpliceError that names the argument and what was expected of it.
+    """
+    if not tensor.is_contiguous():
+        raise refuse(name, f"strided {tensor.stride()} over {tuple(tensor.shape)}", "a contiguous tensor")
+    return _checked(name, tensor, dtype, shape, device_type, align)
+
+
+def require_rows(
+    name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int | None, ...], device_type: str, align: int = 1
+) -> tuple[int, int]:
+    """As `require`, but rows may have gaps between them: the address, and the elements from one row to the next, whose
+    bytes are a multiple of `align`."""
+    expected = 1
+    for size, stride in zip(reversed(tensor.shape[1:]), reversed(tensor.stride()[1:]), strict=True):
+        if size != 1 and stride != expected:
+            raise refuse(name, f"strided {tensor.stride()} over {tuple(tensor.shape)}", "contiguous within each row")
+        expected *= size
+    stride = tensor.stride(0) if tensor.shape[0] > 1 else expected
+    if stride * tensor.element_size() % align:
+        raise refuse(name, f"{stride} elements from row to row", f"a multiple of {align} bytes")
+    return _checked(name, tensor, dtype, shape, device_type, align), stride
+
+
+def _checked(
+    name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int | None, ...], device_type: str, align: int
+) -> int:
+    if tensor.device.type != device_type:
+        raise refuse(name, f"on {tensor.device}", f"a tensor on {device_type}")
+    if tensor.dtype != dtype:
+        raise refuse(name, f"of {tensor.dtype}", str(dtype))
+    agrees = len(tensor.shape) == len(shape) and all(
+        want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
+    )
+    if not agrees:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise refuse(name, f"of shape {tuple(tensor.shape)}", f"[{wanted}]")
+    address = tensor.data_ptr()
+    if address % align:
+        raise refuse(name, f"at address {address:#x}", f"aligned to {align} bytes")
+    return address

@@ -1,0 +1,48 @@
+"""Every test here runs twice: in the emulator, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import kernel_platform
+import pytest
+import torch
+from kernel_platform import Platform
+
+
+@pytest.fixture(scope="session")
+def _emulated() -> Platform:
+    return kernel_platform.emulated()
+
+
+@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+def platform(request: pytest.FixtureRequest) -> Platform:
+    """Skips with its reason where there is no GPU."""
+    if request.param == "emulated":
+        return request.getfixturevalue("_emulated")
+    missing = kernel_platform.why_no_gpu()
+    if missing:
+        pytest.skip(missing)
+    return kernel_platform.gpu()
+
+
+@pytest.fixture
+def drawn(platform: Platform) -> Callable[..., torch.Tensor]:
+    """Normally distributed bfloat16 of a shape, on the platform's device; the same in every run of a test."""
+    generator = torch.Generator().manual_seed(20)
+
+    def draw(*shape: int, dtype: torch.dtype = torch.bfloat16, scale: float = 1.0) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator) * scale).to(dtype).to(platform.device)
+
+    return draw
+
+
+@pytest.fixture
+def reseeded(platform: Platform) -> Callable[[int], None]:
+    """Sets the order in which emulated threads run; on a GPU there is nothing to set."""
+
+    def set_seed(seed: int) -> None:
+        if platform.name == "emulated":
+            platform.library.function("emulator_seed")(seed)
+
+    return set_seed

@@ -1,0 +1,133 @@
+"""Paged attention: the exact one within bfloat16's rounding, and one arithmetic whatever the company and the kernel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from closeness import distance, same_bits
+from paged_cases import exact_attention, paged_case
+
+from engine.ops.cuda.attention import PagedRows, Scores, decode_attention, prefill_attention, workspace_bytes
+from wire.errors import SpliceError
+
+RAGGED = [(0, 1), (255, 1), (256, 1), (300, 3), (63, 2), (17, 5)]
+"""Beginnings and ends of tiles, spans and blocks."""
+TOLERANCE = 6e-3
+"""Weights and the result are rounded to bfloat16."""
+
+
+def _attend(kind: str, platform, case, scores: Scores) -> torch.Tensor:
+    attend = decode_attention if kind == "decode" else prefill_attention
+    return attend(platform.library, case.q, case.cache, 1, case.rows, scores)
+
+
+@pytest.mark.parametrize(("heads", "head_dim"), [((4, 1), 64), ((8, 2), 128), ((3, 3), 128), ((20, 1), 64)])
+@pytest.mark.parametrize("kind", ["decode", "prefill"])
+def test_attention_is_the_exact_one(platform, kind, heads, head_dim):
+    case = paged_case(RAGGED, heads, head_dim, platform.device)
+    scores = Scores(head_dim**-0.5)
+    assert distance(_attend(kind, platform, case, scores), exact_attention(case, scores)) < TOLERANCE
+
+
+def test_heads_of_256_are_decoded(platform):
+    case = paged_case([(70, 1), (5, 2)], (2, 1), 256, platform.device)
+    scores = Scores(1 / 16)
+    assert distance(_attend("decode", platform, case, scores), exact_attention(case, scores)) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["decode", "prefill"])
+@pytest.mark.parametrize(
+    "scores",
+    [
+        Scores(0.125, window=40),
+        Scores(0.125, window=1),
+        Scores(0.5, softcap=5.0),
+        Scores(0.25, window=300, softcap=30.0),
+    ],
+)
+def test_windows_and_caps_are_heeded(platform, kind, scores):
+    case = paged_case(RAGGED, (4, 2), 64, platform.device)
+    assert distance(_attend(kind, platform, case, scores), exact_attention(case, scores)) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["decode", "prefill"])
+def test_sinks_take_their_share(platform, kind):
+    sinks = torch.tensor([-1e9, 0.0, 3.0, 40.0], device=platform.device)
+    case, scores = paged_case(RAGGED, (4, 2), 64, platform.device), Scores(0.125, sinks=sinks)
+    assert distance(_attend(kind, platform, case, scores), exact_attention(case, scores)) < TOLERANCE
+
+
+@pytest.mark.parametrize("block_tokens", [16, 128, 256])
+def test_the_size_of_blocks_changes_no_bit(platform, block_tokens):
+    case, scores = paged_case([(290, 3)], (2, 1), 64, platform.device), Scores(0.125)
+    tables, cache = case.rows.block_tables[0], case.cache[:, 1]
+    count = -(-293 // 32)
+    flat = cache[tables[:count].long()].permute(1, 2, 0, 3, 4).reshape(2, 1, count * 32, 64)
+    blocks = -(-293 // block_tokens)
+    padded = torch.full((2, 1, blocks * block_tokens, 64), float("nan"), dtype=flat.dtype, device=flat.device)
+    padded[:, :, :293] = flat[:, :, :293]
+    other = padded.view(2, 1, blocks, block_tokens, 64).permute(2, 0, 1, 3, 4).unsqueeze(1).contiguous()
+    table = torch.arange(blocks, dtype=torch.int32, device=flat.device).unsqueeze(0)
+    rows = PagedRows(table, case.rows.query_starts, case.rows.starts, 293, 3)
+    wanted = decode_attention(platform.library, case.q, case.cache, 1, case.rows, scores)
+    assert same_bits(decode_attention(platform.library, case.q, other, 0, rows, scores), wanted)
+
+
+@pytest.mark.parametrize("scores", [Scores(0.125), Scores(0.125, window=70, softcap=20.0)])
+@pytest.mark.parametrize(("heads", "head_dim"), [((4, 1), 64), ((4, 2), 128)])
+def test_both_kernels_give_the_same_bits(platform, scores, heads, head_dim):
+    long = platform.pick(530, 4100)
+    case = paged_case([(0, 70), (long, 3), (250, 20)], heads, head_dim, platform.device)
+    decoded, prefilled = (_attend(kind, platform, case, scores) for kind in ("decode", "prefill"))
+    assert same_bits(decoded, prefilled)
+
+
+def test_a_row_has_the_same_bits_alone_and_in_any_chunk(platform, reseeded):
+    case, scores = paged_case([(5, 40), (700, 1), (250, 12)], (4, 2), 64, platform.device), Scores(0.125)
+    together = _attend("prefill", platform, case, scores)
+    for seed, (sequence, first, count) in enumerate([(0, 0, 40), (0, 39, 1), (0, 7, 20), (1, 0, 1), (2, 5, 7)]):
+        reseeded(seed + 1)
+        begin = sum(rows for _, rows in case.parts[:sequence]) + first
+        for kind in ("decode", "prefill"):
+            part = _attend(kind, platform, case.alone(sequence, first, count), scores)
+            assert same_bits(part, together[begin : begin + count]), (kind, sequence, first, count)
+
+
+def test_a_bound_on_the_context_that_is_too_high_changes_no_bit(platform):
+    case, scores = paged_case([(300, 1), (20, 1)], (4, 2), 64, platform.device), Scores(0.125)
+    exact = _attend("decode", platform, case, scores)
+    tables = torch.nn.functional.pad(case.rows.block_tables, (0, 40))
+    wide = PagedRows(tables, case.rows.query_starts, case.rows.starts, 50 * 32, 7)
+    found = decode_attention(platform.library, case.q, case.cache, 1, wide, scores)
+    assert same_bits(found, exact)
+
+
+def test_a_sequence_without_rows_is_passed_over(platform):
+    case, scores = paged_case([(40, 2), (90, 1)], (4, 2), 64, platform.device), Scores(0.125)
+    exact = _attend("decode", platform, case, scores)
+    device = platform.device
+    tables = case.rows.block_tables[[0, 0, 1, 1]].contiguous()
+    begins = torch.tensor([0, 2, 2, 3, 3], dtype=torch.int32, device=device)
+    starts = torch.tensor([40, 7, 90, 0], dtype=torch.int32, device=device)
+    found = decode_attention(platform.library, case.q, case.cache, 1, PagedRows(tables, begins, starts, 91, 2), scores)
+    assert same_bits(found, exact)
+
+
+def test_memory_the_parts_need_is_counted_and_demanded(platform):
+    case = paged_case([(300, 1)], (4, 2), 64, platform.device)
+    assert workspace_bytes(platform.library, 1, 4, 64, 301) == 4 * 2 * (64 + 2) * 4
+    small = torch.empty(64, dtype=torch.uint8, device=platform.device)
+    with pytest.raises(SpliceError, match="workspace is 64 bytes, expected 2112 at least"):
+        decode_attention(platform.library, case.q, case.cache, 1, case.rows, Scores(0.125), small)
+
+
+def test_shapes_no_kernel_has_are_refused(platform):
+    case = paged_case([(3, 1)], (2, 1), 96, platform.device)
+    with pytest.raises(SpliceError, match="head_dim 96, expected 64, 128 or 256"):
+        _attend("decode", platform, case, Scores(0.1))
+    case = paged_case([(3, 1)], (3, 2), 64, platform.device)
+    with pytest.raises(SpliceError, match="3 query heads on 2 KV heads"):
+        _attend("prefill", platform, case, Scores(0.1))
+    case = paged_case([(3, 1)], (2, 2), 64, platform.device, block_tokens=8)
+    with pytest.raises(SpliceError, match="blocks of 8 tokens, expected 16"):
+        _attend("prefill", platform, case, Scores(0.1))
