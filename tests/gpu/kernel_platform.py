@@ -17,7 +17,16 @@ from engine.ops.cuda.library import INSTALLED, Library
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "csrc" / "cuda"
-EMULATED_UNITS = ("status", "norm", "gate", "rope_store", "kv_copy", "decode_attention", "prefill_attention")
+EMULATED_UNITS = (
+    "status",
+    "norm",
+    "gate",
+    "rope_store",
+    "kv_copy",
+    "decode_attention",
+    "prefill_attention",
+    "sampling",
+)
 _FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra", "-Werror")
 
 

@@ -90,6 +90,7 @@ struct Fiber {
 }
 
 uint64_t order_seed = 0;
+std::mt19937_64 chance;
 Place current;
 std::vector<Fiber> fibers;
 std::vector<unsigned char> slots, shared;
@@ -132,7 +133,14 @@ bool release(int threads) {
   return true;
 }
 
-void run_block(int threads, size_t shared_bytes, std::mt19937_64& random) {
+void finish(const Copy& copy) {
+  if (copy.valid)
+    memcpy(copy.shared, copy.global, 16);
+  else
+    memset(copy.shared, 0, 16);
+}
+
+void run_block(int threads, size_t shared_bytes) {
   shared.assign(shared_bytes + GUARD_BYTES + 128, POISON);
   current.shared = shared.data() + (128 - reinterpret_cast<uintptr_t>(shared.data()) % 128) % 128;
   std::fill_n(current.shared + shared_bytes, GUARD_BYTES, GUARD);
@@ -144,7 +152,7 @@ void run_block(int threads, size_t shared_bytes, std::mt19937_64& random) {
   std::vector<int> order(static_cast<size_t>(threads));
   std::iota(order.begin(), order.end(), 0);
   do {
-    std::shuffle(order.begin(), order.end(), random);
+    std::shuffle(order.begin(), order.end(), chance);
     for (const int thread : order)
       if (fibers[static_cast<size_t>(thread)].state == State::READY) resume(thread);
   } while (release(threads));
@@ -167,18 +175,15 @@ void* slot_of_lane(int lane) { return slots.data() + static_cast<size_t>(current
 
 void queue_copy(void* to, const void* from, bool valid) {
   if (reinterpret_cast<uintptr_t>(to) % 16 || (valid && reinterpret_cast<uintptr_t>(from) % 16)) fail("a copy of 16 bytes that is not aligned");
-  fibers[static_cast<size_t>(current.thread)].groups.back().push_back({to, from, valid});
+  const Copy copy{to, from, valid};
+  if (chance() % 2) return finish(copy);
+  fibers[static_cast<size_t>(current.thread)].groups.back().push_back(copy);
 }
 void close_group() { fibers[static_cast<size_t>(current.thread)].groups.emplace_back(); }
 void finish_groups(int pending) {
   auto& groups = fibers[static_cast<size_t>(current.thread)].groups;
   while (static_cast<int>(groups.size()) - 1 > pending) {
-    for (const Copy& copy : groups.front()) {
-      if (copy.valid)
-        memcpy(copy.shared, copy.global, 16);
-      else
-        memset(copy.shared, 0, 16);
-    }
+    for (const Copy& copy : groups.front()) finish(copy);
     groups.erase(groups.begin());
   }
 }
@@ -190,12 +195,12 @@ void run(Grid grid, int threads, size_t shared_bytes, const std::function<void()
   body = &thread;
   current.threads = threads;
   current.grid = grid;
-  std::mt19937_64 random(order_seed);
+  chance.seed(order_seed);
   for (int64_t z = 0; z < grid.z; ++z)
     for (int64_t y = 0; y < grid.y; ++y)
       for (int64_t x = 0; x < grid.x; ++x) {
         current.block = {x, y, z};
-        run_block(threads, shared_bytes, random);
+        run_block(threads, shared_bytes);
       }
 }
 

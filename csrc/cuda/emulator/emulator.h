@@ -3,7 +3,7 @@
 // Made to find mistakes, not to be fast:
 // - threads run in an order drawn anew at every barrier, so that a missing barrier shows as a result that depends on the seed;
 // - shared memory begins as NaNs and ends in a guard that is checked;
-// - an asynchronous copy takes place when it is waited for, as late as it may;
+// - an asynchronous copy takes place at once or when it is waited for, as chance has it;
 // - a collective that not all lanes reach, or a barrier that not all threads reach, ends the process with a message.
 #pragma once
 

@@ -1,0 +1,115 @@
+"""What a check of a GPU found, as a file and as a table."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from benchmarks.gpu.ceilings import Ceilings
+from benchmarks.gpu.proofs import Proof
+from benchmarks.gpu.units import ROOT, Compiled
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One case. `rival_seconds` is None where nobody else does the same, `error` says why there is no time."""
+
+    name: str
+    seconds: float | None
+    moved_bytes: int
+    operations: int
+    rival: str = ""
+    rival_seconds: float | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """Grows step by step and is written after each, so that a run cut short leaves what it has."""
+
+    machine: dict[str, str]
+    commit: str
+    date: str
+    units: list[Compiled] = field(default_factory=list)
+    proofs: list[Proof] = field(default_factory=list)
+    memory: list[Proof] = field(default_factory=list)
+    ceilings: Ceilings | None = None
+    measured: list[Measured] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Steps that were left out, and why."""
+
+    def write(self, folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = self.machine.get("gpu", "none").lower().replace(" ", "-")
+        path = folder / f"{name}-{self.date}.json"
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        return path
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything that was tried did not succeed."""
+        built = any(one.error is not None and not one.error.startswith("is for") for one in self.units)
+        proven = any(proof.failures for proof in (*self.proofs, *self.memory))
+        return built or proven or any(one.error is not None for one in self.measured)
+
+
+def commit() -> str:
+    """Of the tree this ran from, `unknown` outside a repository; with `+` where files differ from it."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def table(report: Report) -> str:
+    """For people: units, proofs, then times with their shares of the measured ceilings."""
+    lines = [f"{report.machine.get('gpu', 'no GPU')}, {report.date}, commit {report.commit}", ""]
+    lines += [_unit_line(one) for one in report.units] + [""]
+    lines += [_proof_line("tests", one) for one in report.proofs]
+    lines += [_proof_line("memory", one) for one in report.memory] + [""]
+    ceilings = report.ceilings
+    if ceilings is not None:
+        rates = ceilings.copy_bytes_per_s / 1e12, ceilings.bf16_flop_per_s / 1e12
+        lines.append(f"copy {rates[0]:.2f} TB/s, bf16 product {rates[1]:.0f} TFLOP/s")
+        lines.append(f"{'':58} {'µs':>9} {'GB/s':>7} {'%':>4} {'TFLOP/s':>8} {'%':>4}  against")
+        lines += [_measured_line(one, ceilings) for one in report.measured]
+    return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
+
+
+def shares(one: Measured, ceilings: Ceilings) -> tuple[float, float]:
+    """Of the measured copy bandwidth and matrix rate. Zero where there is no time."""
+    if not one.seconds:
+        return 0.0, 0.0
+    return (
+        one.moved_bytes / one.seconds / ceilings.copy_bytes_per_s,
+        one.operations / one.seconds / ceilings.bf16_flop_per_s,
+    )
+
+
+def _measured_line(one: Measured, ceilings: Ceilings) -> str:
+    if one.seconds is None:
+        return f"{one.name:58} {one.error}"
+    memory, matrix = shares(one, ceilings)
+    against = "" if one.rival_seconds is None else f"{one.rival_seconds / one.seconds:.2f} × {one.rival}"
+    return (
+        f"{one.name:58} {one.seconds * 1e6:9.1f} {one.moved_bytes / one.seconds / 1e9:7.0f} {memory * 100:4.0f} "
+        f"{one.operations / one.seconds / 1e12:8.1f} {matrix * 100:4.0f}  {against}"
+    )
+
+
+def _unit_line(one: Compiled) -> str:
+    if one.error is not None:
+        return f"unit {one.name}: not built: {one.error.strip().splitlines()[-1][:300]}"
+    return f"unit {one.name}: {one.seconds:.0f} s, {one.registers} registers, {one.spilled_bytes} bytes spilled"
+
+
+def _proof_line(kind: str, one: Proof) -> str:
+    counts = f"{one.passed} passed, {one.skipped} skipped, {len(one.failures)} failed"
+    head = f"{kind} {one.name}: {counts}, {one.seconds:.0f} s"
+    return "\n".join([head, *(f"    {failure[:400]}" for failure in _first(one.failures))])
+
+
+def _first(failures: Sequence[str]) -> Sequence[str]:
+    return failures[:5]
