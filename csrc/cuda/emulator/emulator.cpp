@@ -107,12 +107,14 @@ void entry() {
 
 void resume(int thread) {
   current.thread = thread;
+  fibers[static_cast<size_t>(thread)].state = State::READY;
   change(scheduler, fibers[static_cast<size_t>(thread)].context);
 }
 
-// Lets a warp pass its collective once all of it is there, the block its barrier likewise. Returns whether anyone may go on.
-bool release(int threads) {
-  bool any = false;
+// Who may go on: one warp, all of which is at its collective, and the same one as long as it can, so that warps get as far ahead of
+// each other as barriers let them; with none, the whole block, once all of it is at its barrier. Nobody: it has ended.
+std::vector<int> released(int threads, int& favourite) {
+  std::vector<int> warps, ready;
   int waiting = 0, ended = 0;
   for (int first = 0; first < threads; first += 32) {
     int here = 0;
@@ -124,13 +126,19 @@ bool release(int threads) {
     }
     if (here == 0) continue;
     if (here != 32) fail("not all lanes of a warp reached a collective");
-    for (int i = first; i < first + 32; ++i) fibers[static_cast<size_t>(i)].state = State::READY;
-    any = true;
+    warps.push_back(first);
   }
-  if (any || ended == threads) return any;
+  if (!warps.empty()) {
+    if (std::find(warps.begin(), warps.end(), favourite) == warps.end()) favourite = warps[chance() % warps.size()];
+    ready.resize(32);
+    std::iota(ready.begin(), ready.end(), favourite);
+    return ready;
+  }
+  if (ended == threads) return ready;
   if (waiting != threads) fail("not all threads of a block reached a barrier");
-  for (Fiber& fiber : fibers) fiber.state = State::READY;
-  return true;
+  ready.resize(static_cast<size_t>(threads));
+  std::iota(ready.begin(), ready.end(), 0);
+  return ready;
 }
 
 void finish(const Copy& copy) {
@@ -149,13 +157,12 @@ void run_block(int threads, size_t shared_bytes) {
     fiber.groups.assign(1, {});
     prepare(fiber.context, fiber.stack.get(), entry);
   }
-  std::vector<int> order(static_cast<size_t>(threads));
-  std::iota(order.begin(), order.end(), 0);
-  do {
-    std::shuffle(order.begin(), order.end(), chance);
-    for (const int thread : order)
-      if (fibers[static_cast<size_t>(thread)].state == State::READY) resume(thread);
-  } while (release(threads));
+  std::vector<int> ready(static_cast<size_t>(threads));
+  std::iota(ready.begin(), ready.end(), 0);
+  for (int favourite = 0; !ready.empty(); ready = released(threads, favourite)) {
+    std::shuffle(ready.begin(), ready.end(), chance);
+    for (const int thread : ready) resume(thread);
+  }
   for (size_t i = 0; i < GUARD_BYTES; ++i)
     if (current.shared[shared_bytes + i] != GUARD) fail("a write beyond the end of shared memory");
 }

@@ -1,7 +1,8 @@
 // The operations of platform.h on the CPU: the blocks of a grid one after another, each thread of a block a fiber.
 //
 // Made to find mistakes, not to be fast:
-// - threads run in an order drawn anew at every barrier, so that a missing barrier shows as a result that depends on the seed;
+// - threads run in an order drawn anew at every barrier, and one warp gets as far ahead of the others as barriers let it, so that a
+//   missing barrier shows as a result that depends on the seed;
 // - shared memory begins as NaNs and ends in a guard that is checked;
 // - an asynchronous copy takes place at once or when it is waited for, as chance has it;
 // - a collective that not all lanes reach, or a barrier that not all threads reach, ends the process with a message.
