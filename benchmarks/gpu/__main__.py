@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu import proofs
-from benchmarks.gpu.cases import Case, cases
+from benchmarks.gpu.cases import cases
+from benchmarks.gpu.cases.case import Case
 from benchmarks.gpu.ceilings import measure
 from benchmarks.gpu.report import Measured, Report, commit, table
 from benchmarks.gpu.timing import seconds_of

@@ -12,9 +12,9 @@ def seconds_of(calls: Sequence[Callable[[], object]], repeats: int = 15, least_s
     """Median time of one call. `calls` differ in their inputs, so that none finds its own in a cache; they are captured
     one after another, as often as makes a replay last `least_s`, and the graph is replayed.
     """
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         for call in calls:
             call()
@@ -24,7 +24,7 @@ def seconds_of(calls: Sequence[Callable[[], object]], repeats: int = 15, least_s
             call()
         end.record(stream)
         stream.synchronize()
-    once = begin.elapsed_time(end) * 1e-3
+    once = float(begin.elapsed_time(end)) * 1e-3
     rounds = max(1, min(200, round(least_s / max(once, 1e-6))))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
@@ -39,5 +39,5 @@ def seconds_of(calls: Sequence[Callable[[], object]], repeats: int = 15, least_s
             end.record(stream)
             stream.synchronize()
             if index >= 2:
-                times.append(begin.elapsed_time(end) * 1e-3)
+                times.append(float(begin.elapsed_time(end)) * 1e-3)
     return statistics.median(times) / (rounds * len(calls))

@@ -44,11 +44,11 @@ def register(library: Library) -> None:
             )
         return
     kind = "CUDA" if library.device_type == "cuda" else "CPU"
-    ours = torch.library.Library(NAMESPACE, "DEF")
+    ours = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
     real, fakes = _implementations(library), _fakes()
     for name, schema in _SCHEMAS.items():
-        ours.define(name + schema)
-        ours.impl(name, real[name], kind)
+        ours.define(name + schema)  # type: ignore[no-untyped-call]
+        ours.impl(name, real[name], kind)  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"{NAMESPACE}::{name}", fakes[name], lib=ours)
     _owner.append((library, ours))
 

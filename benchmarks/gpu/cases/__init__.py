@@ -1,0 +1,18 @@
+"""What is measured: each kernel on the shapes of real models, with the bytes and operations it must move and do."""
+
+from __future__ import annotations
+
+from benchmarks.gpu.cases import attention, products, rows, sampling, transfer
+from benchmarks.gpu.cases.case import Case
+
+
+def cases() -> list[Case]:
+    """In the order in which they are measured: first what decode needs most."""
+    return [
+        *attention.decode(),
+        *rows.cases(),
+        *products.cases(),
+        *attention.prefill(),
+        *sampling.cases(),
+        *transfer.cases(),
+    ]

@@ -1,0 +1,55 @@
+"""Attention over the paged cache: many sequences' last token, and a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from benchmarks.gpu.cases.case import HEAD_DIM, HEADS, KV_HEADS, Call, Case, drawn, paged, sets
+from engine.ops.cuda.attention import Scores, decode_attention, prefill_attention, workspace_bytes
+from engine.ops.cuda.library import Library
+
+_BATCHES = ((1, 8192), (1, 32768), (8, 8192), (64, 1024), (64, 4096), (64, 8192), (256, 1024), (256, 4096))
+"""(sequences, tokens of each)"""
+_PROMPTS = (2048, 8192)
+_SCORES = Scores(HEAD_DIM**-0.5)
+
+
+def decode() -> Iterator[Case]:
+    for batch, context in _BATCHES:
+        moved = batch * context * KV_HEADS * HEAD_DIM * 4 + 2 * batch * HEADS * HEAD_DIM * 2
+        name, operations = f"decode attention, batch {batch}, context {context}", 4 * batch * context * HEADS * HEAD_DIM
+        yield Case(name, "decode_attention", moved, operations, partial(_decode_calls, batch, context, moved))
+
+
+def prefill() -> Iterator[Case]:
+    for tokens in _PROMPTS:
+        moved = 2 * tokens * (2 * HEADS + 2 * KV_HEADS) * HEAD_DIM
+        operations = 4 * (tokens * (tokens + 1) // 2) * HEADS * HEAD_DIM
+        name, make = f"prefill attention, causal, {tokens} tokens", partial(_prefill_calls, tokens)
+        yield Case(name, "prefill_attention", moved, operations, make, partial(_sdpa_calls, tokens), "torch SDPA")
+
+
+def _decode_calls(batch: int, context: int, moved: int, library: Library) -> list[Call]:
+    size = workspace_bytes(library, batch, HEADS, HEAD_DIM, context)
+    workspace = torch.empty(size, dtype=torch.uint8, device="cuda")
+    calls: list[Call] = []
+    for _ in sets(moved):
+        cache, rows = paged(batch, context, 1)
+        q = drawn(batch, HEADS, HEAD_DIM)
+        calls.append(partial(decode_attention, library, q, cache, 0, rows, _SCORES, workspace))
+    return calls
+
+
+def _prefill_calls(tokens: int, library: Library) -> list[Call]:
+    cache, rows = paged(1, tokens, tokens)
+    return [partial(prefill_attention, library, drawn(tokens, HEADS, HEAD_DIM), cache, 0, rows, _SCORES)]
+
+
+def _sdpa_calls(tokens: int) -> list[Call]:
+    q = drawn(1, HEADS, tokens, HEAD_DIM)
+    k, v = (drawn(1, KV_HEADS, tokens, HEAD_DIM) for _ in range(2))
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return [partial(attend, q, k, v, is_causal=True, enable_gqa=True)]

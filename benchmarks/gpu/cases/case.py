@@ -1,0 +1,55 @@
+"""One thing to measure, and the inputs it is measured on.
+
+Inputs are random; where they would fit in the second-level cache, several sets take turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from engine.ops.cuda.attention import PagedRows
+from engine.ops.cuda.library import Library
+
+HEADS, KV_HEADS, HEAD_DIM, HIDDEN, WIDE, VOCAB = 32, 8, 128, 4096, 14336, 128256
+"""Of Llama 3.1 8B: shapes are its own unless a case says otherwise."""
+BLOCK = 32
+_ROTATED_BYTES = 256 << 20
+"""Sets of inputs take turns until they are larger than any cache, or there are 16."""
+_MOST_SETS = 16
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """`make` allocates and returns calls with inputs of their own. `rival` does the same work through torch."""
+
+    name: str
+    function: str
+    moved_bytes: int
+    operations: int
+    make: Callable[[Library], list[Call]]
+    rival: Callable[[], list[Call]] | None = None
+    rival_name: str = ""
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """Normally distributed."""
+    return torch.randn(shape, device="cuda", dtype=dtype)
+
+
+def sets(bytes_of_one: int) -> range:
+    """As many turns as it takes that none finds its inputs in a cache."""
+    return range(max(1, min(_MOST_SETS, _ROTATED_BYTES // max(1, bytes_of_one))))
+
+
+def paged(batch: int, context: int, rows: int) -> tuple[torch.Tensor, PagedRows]:
+    """A cache in which every sequence's blocks lie scattered, and the last `rows` positions of each as rows."""
+    count = -(-context // BLOCK)
+    tables = torch.randperm(batch * count, device="cuda").int().view(batch, count)
+    cache = drawn(batch * count, 1, 2, KV_HEADS, BLOCK, HEAD_DIM)
+    begins = torch.arange(0, batch * rows + 1, rows, dtype=torch.int32, device="cuda")
+    starts = torch.full((batch,), context - rows, dtype=torch.int32, device="cuda")
+    return cache, PagedRows(tables, begins, starts, context, rows)

@@ -1,0 +1,40 @@
+"""Matrix products."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from benchmarks.gpu.cases.case import HIDDEN, WIDE, Call, Case, drawn, sets
+from engine.ops.cuda.gemm import GemmKernel, gemm
+from engine.ops.cuda.library import Library
+
+_WEIGHTS = {"qkv": (6144, HIDDEN), "gate and up": (2 * WIDE, HIDDEN), "down": (HIDDEN, WIDE)}
+"""(outputs, inputs)"""
+_ROWS = (1, 64, 1024, 8192)
+_FEW_ROWS = 64
+_KERNELS: tuple[GemmKernel, ...] = ("gemm_sm90", "gemm_sm80")
+
+
+def cases() -> Iterator[Case]:
+    for (name, (n, k)), m, kernel in itertools.product(_WEIGHTS.items(), _ROWS, _KERNELS):
+        moved, tile = 2 * (m * k + n * k + m * n), 0 if m <= _FEW_ROWS else 1
+        make, rival = partial(_products, m, n, k, kernel, tile), partial(_torch_products, m, n, k)
+        yield Case(
+            f"{name} product, {m} rows, {kernel} tile {tile}", kernel, moved, 2 * m * n * k, make, rival, "torch"
+        )
+
+
+def _operands(m: int, n: int, k: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(drawn(m, k), drawn(n, k)) for _ in sets(2 * (m * k + n * k + m * n))]
+
+
+def _products(m: int, n: int, k: int, kernel: GemmKernel, tile: int, library: Library) -> list[Call]:
+    return [partial(gemm, library, x, w, kernel=kernel, tile=tile) for x, w in _operands(m, n, k)]
+
+
+def _torch_products(m: int, n: int, k: int) -> list[Call]:
+    return [partial(torch.nn.functional.linear, x, w) for x, w in _operands(m, n, k)]
