@@ -43,6 +43,6 @@ def _ropes(rows: int, library: Library) -> list[Call]:
     slots = at.block_tables[0].long()[positions // BLOCK] * BLOCK + positions % BLOCK
     calls: list[Call] = []
     for _ in sets(4 * rows * _ALL_HEADS * HEAD_DIM):
-        q, k, v = torch.split(drawn(rows, _ALL_HEADS, HEAD_DIM), (HEADS, KV_HEADS, KV_HEADS), dim=1)
+        q, k, v = torch.split(drawn(rows, _ALL_HEADS, HEAD_DIM), [HEADS, KV_HEADS, KV_HEADS], dim=1)
         calls.append(partial(rope_and_store, library, q, k, v, positions, angles, cache, 0, slots))
     return calls
