@@ -56,6 +56,7 @@ class Attention:
             window=spec.window,
             softcap=spec.softcap,
             sinks=self.sinks,
+            bounds=plan.bounds,
         )
         return self.output(attended.view(len(x), -1))
 

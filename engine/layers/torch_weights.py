@@ -12,20 +12,23 @@ from engine.weights import FLOAT_KINDS, StoredMatrix, WeightSource
 class TorchWeights:
     """See `engine.layers.weights.Weights`. Tensors are copies: a file may be replaced under its mapping."""
 
-    def __init__(self, source: WeightSource, dtype: torch.dtype) -> None:
+    def __init__(self, source: WeightSource, dtype: torch.dtype, device: torch.device | None = None) -> None:
+        """`device` of the tensors, by default the CPU."""
         self._source = source
         self._dtype = dtype
+        self._device = device
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
         """See `Weights.take`."""
-        return torch.from_numpy(np.array(self._source.take(name, shape))).to(dtype or self._dtype)
+        tensor = torch.from_numpy(np.array(self._source.take(name, shape)))
+        return tensor.to(self._device, dtype or self._dtype)
 
     def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> WeightMatrix:
         """See `Weights.take_matrix`."""
         wanted = kinds - FLOAT_KINDS if self._dtype == torch.float32 else frozenset({"bfloat16"})
         matrix = self._source.take_matrix(name, shape, wanted)
         if matrix.kind in FLOAT_KINDS:
-            return _tensor(matrix).to(self._dtype)
+            return _tensor(matrix).to(self._device, self._dtype)
         return QuantizedMatrix(matrix.kind, matrix.shape, matrix.data)
 
 

@@ -24,10 +24,17 @@ class Decoder:
     """See `CausalLM`."""
 
     def __init__(
-        self, spec: ModelSpec, ops: OpTable, weights: Weights, max_len: int, kv_dtype: KVDtype | None = None
+        self,
+        spec: ModelSpec,
+        ops: OpTable,
+        weights: Weights,
+        max_len: int,
+        kv_dtype: KVDtype | None = None,
+        device: torch.device | None = None,
     ) -> None:
         """`max_len`: positions the rotary tables cover, at least the longest sequence ever served. `kv_dtype`: what
-        `auto` means to `kv_layout`, by default the dtype of activations.
+        `auto` means to `kv_layout`, by default the dtype of activations. `device`: where `weights` come to lie, by
+        default the CPU.
 
         `ops` are chosen for `features_of(spec)`. Raises SpliceError for weights that are not the spec's.
         """
@@ -39,7 +46,7 @@ class Decoder:
         self._head = self._embedding
         if not spec.tie_embeddings:
             self._head = ops.pack_lm_head(weights.take_matrix("lm_head.weight", table, kinds))
-        tables = RopeTables(max_len)
+        tables = RopeTables(max_len, device)
         self._blocks = [Block(spec, layer, ops, weights, tables) for layer in range(spec.num_layers)]
         norm = weights.take("model.norm.weight", (spec.hidden_size,))
         self.dtype = norm.dtype
@@ -72,10 +79,14 @@ class Decoder:
         """See `CausalLM.forward`."""
         assert self._kv_cache is not None  # noqa: S101 - the engine binds it before the first step
         plan = StepPlan.of(batch, self._block_tokens)
-        logits: npt.NDArray[np.float32] = self._op_by_op(plan, self._kv_cache).numpy()
+        logits: npt.NDArray[np.float32] = self.run(plan, self._kv_cache).numpy()
         return logits
 
-    def _op_by_op(self, plan: StepPlan, kv_cache: torch.Tensor) -> torch.Tensor:
+    def run(self, plan: StepPlan, kv_cache: torch.Tensor) -> torch.Tensor:
+        """Logits `[len(plan.logit_rows), vocab]` float32; `kv_cache` `[num_blocks, *layout.block_shape]`, or scaled.
+
+        Everything on the device of the weights. What is launched depends on shapes and `plan.bounds` alone.
+        """
         spec = self.spec
         residual = self._ops.lm_head_rows(self._embedding, plan.token_ids).to(self.dtype)
         if spec.embedding_scale != 1.0:
@@ -86,14 +97,15 @@ class Decoder:
         assert update is not None  # noqa: S101 - a spec has at least one layer
         rows = plan.logit_rows
         if not len(rows):
-            return torch.empty(0, spec.vocab_size)
+            return residual.new_empty(0, spec.vocab_size, dtype=torch.float32)
         hidden, _ = self._ops.add_rms_norm(update[rows], residual[rows], self._norm, spec.rms_norm_eps)
         logits = self._ops.lm_head(hidden, self._head)
         return logits if spec.logit_softcap is None else _capped(logits, spec.logit_softcap)
 
 
 def _capped(logits: torch.Tensor, cap: float) -> torch.Tensor:
-    """Row by row: torch takes elements at the end of a loop another way, so its bits depend on where a row begins."""
-    for row in logits:
+    """Row by row: torch takes elements at the end of a loop another way, so its bits depend on where a row begins. On a
+    GPU they do not."""
+    for row in logits if logits.device.type == "cpu" else (logits,):
         row.div_(cap).tanh_().mul_(cap)
     return logits

@@ -18,6 +18,7 @@ from engine.ops.native_decoder import routing_of
 from engine.ops.native_kernels import KERNELS, QUANTISED_KINDS, Packed, pack, product_name
 from engine.ops.weight_matrix import QuantizedMatrix, WeightMatrix
 from engine.spec import Activation, RoutingSpec
+from engine.steps.step_plan import StepBounds
 from engine.weights import StoredMatrix
 
 _RANK = 10
@@ -102,6 +103,7 @@ class NativeOps:
         window: int | None = None,
         softcap: float | None = None,
         sinks: torch.Tensor | None = None,
+        bounds: StepBounds | None = None,
     ) -> torch.Tensor:
         """See `signatures.PagedAttentionOp`."""
         out = torch.empty(q.shape)

@@ -24,6 +24,7 @@ from engine.ops.names import OpName
 from engine.ops.routing import route
 from engine.ops.signatures import PackedWeight
 from engine.spec import Activation
+from engine.steps.step_plan import StepBounds
 
 TILE_ROWS = 32
 _LM_HEAD_COLUMNS = 8192
@@ -104,13 +105,14 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
+    bounds: StepBounds | None = None,
 ) -> torch.Tensor:
     """See `signatures.PagedAttentionOp`."""
     out = torch.empty_like(q)
-    bounds = query_starts.tolist()
+    begins = query_starts.tolist()
     scores = _Scores(scale, window, softcap, sinks)
     for sequence, start in enumerate(starts.tolist()):
-        first, last = bounds[sequence], bounds[sequence + 1]
+        first, last = begins[sequence], begins[sequence + 1]
         end = start + last - first
         first_tile = start - start % TILE_ROWS
         origin = scores.first_key(first_tile)

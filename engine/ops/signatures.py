@@ -8,6 +8,7 @@ import torch
 
 from engine.ops.weight_matrix import WeightMatrix
 from engine.spec import Activation, RoutingSpec
+from engine.steps.step_plan import StepBounds
 
 PackedWeight = Any
 """What `pack` of the chosen linear candidate returned: opaque to everyone but that candidate."""
@@ -89,6 +90,7 @@ class PagedAttentionOp(Protocol):
         window: int | None = None,
         softcap: float | None = None,
         sinks: torch.Tensor | None = None,
+        bounds: StepBounds | None = None,
     ) -> torch.Tensor:
         """Causal attention of every query row over its own sequence's cached keys, its own position included.
 
@@ -98,7 +100,8 @@ class PagedAttentionOp(Protocol):
         positions after a sequence's last query hold garbage (NaN included) and must not be read into any result.
         A query at p sees positions above p - `window`. Scores are q·k * `scale`, then, with `softcap`, `softcap *
         tanh(score / softcap)`; `sinks` `[num_heads]` float32 are logits that take part in the softmax and have no
-        value. fp32 scores and softmax; returns `[M, num_heads, D]` contiguous in q's dtype.
+        value. fp32 scores and softmax; returns `[M, num_heads, D]` contiguous in q's dtype. `bounds` are those of the
+        step, for kernels whose launch is sized by them; who can read the arrays on the host needs none.
         """
 
 

@@ -11,6 +11,22 @@ from engine.steps.step_arrays import StepArrays
 
 
 @dataclass(frozen=True, slots=True)
+class StepBounds:
+    """What sizes a launch before a device's arrays could be read. Nothing computed depends on them."""
+
+    max_query: int
+    """No sequence has more rows."""
+    max_context: int
+    """No row's position + 1 is above this."""
+
+    @classmethod
+    def of(cls, batch: StepBatch) -> StepBounds:
+        lengths = [len(part.token_ids) for part in batch.slices]
+        ends = [part.start + length for part, length in zip(batch.slices, lengths, strict=True)]
+        return cls(max(lengths, default=0), max(ends, default=0))
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """See `StepArrays`, whose memory they share."""
 
@@ -30,9 +46,11 @@ class StepPlan:
     """`[S]` int64: position of each sequence's first token that is not its prompt's; perhaps far beyond its rows."""
     logit_rows: torch.Tensor
     """int64: of each slice its last `num_logits` rows, in slice order."""
+    bounds: StepBounds
 
     @classmethod
     def of(cls, batch: StepBatch, block_tokens: int) -> StepPlan:
         """See `StepArrays.of`."""
         arrays = StepArrays.of(batch, block_tokens)
-        return cls(**{field.name: torch.from_numpy(getattr(arrays, field.name)) for field in fields(arrays)})
+        tensors = {field.name: torch.from_numpy(getattr(arrays, field.name)) for field in fields(arrays)}
+        return cls(**tensors, bounds=StepBounds.of(batch))
