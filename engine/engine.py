@@ -7,17 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from engine.blocks.block_mover import BlockMover
 from engine.blocks.block_pool import BlockPool
-from engine.blocks.kv_cache import KVCache
+from engine.blocks.kv_cache import KVMemory
 from engine.config import EngineConfig
 from engine.load import EngineLoad, RequestSummary, measure_load, summarise_requests
 from engine.models.causal_lm import CausalLM
 from engine.sampling.beam_groups import BeamGroups
 from engine.sampling.readout import Readout, read_logits
 from engine.sampling.sampler import DrawnToken, SamplingRow
+from engine.sampling.step_logits import HostLogits, StepLogits
 from engine.scheduling.request import Request, RequestKey, RequestKind
 from engine.scheduling.schedule_plan import ScheduledRequest, SchedulePlan
 from engine.scheduling.scheduler import Scheduler
@@ -41,7 +40,7 @@ class Engine:
     def __init__(
         self,
         model: CausalLM,
-        kv_cache: KVCache,
+        kv_cache: KVMemory,
         config: EngineConfig,
         pool: BlockPool,
         clock: Callable[[], float] = time.perf_counter,
@@ -68,13 +67,13 @@ class Engine:
         self._clock = clock
         self._model = model
         model.bind_kv_cache(kv_cache)
-        self._mover = BlockMover(kv_cache, config.num_host_blocks)
+        self._mover = kv_cache.mover(config.num_host_blocks)
         self._scheduler = Scheduler(config, pool, model.spec.vocab_size)
         self._beams = BeamGroups(self._scheduler, config)
 
     def warm_up(self) -> None:
         """Computes a few small steps before the first request; from now on time bounds steps too."""
-        self._scheduler.cost = measure_cost(self._model.forward, self.config, self._clock)
+        self._scheduler.cost = measure_cost(lambda batch: self._forward(batch).wait(), self.config, self._clock)
 
     def submit(self, request: Request) -> None:
         """Takes a request in. Raises SpliceError (context_length_exceeded, invalid_request) if it can never run."""
@@ -211,14 +210,17 @@ class Engine:
             for request, failure in self._beams.offer(caught_up):
                 self._fail(request, failure, output)
 
-    def _run(self, plan: SchedulePlan) -> npt.NDArray[np.float32]:
-        """Logits, `num_logits` rows of each part."""
-        batch = StepBatch(tuple(self._slice(part) for part in plan.scheduled))
-        logits = self._model.forward(batch)
+    def _run(self, plan: SchedulePlan) -> StepLogits:
+        """`num_logits` rows of each part."""
+        logits = self._forward(StepBatch(tuple(self._slice(part) for part in plan.scheduled)))
         expected = (sum(part.num_logits for part in plan.scheduled), self._model.spec.vocab_size)
-        if tuple(logits.shape) != expected:
-            raise ValueError(f"the model returned logits {tuple(logits.shape)}, expected {expected}")
+        if logits.shape != expected:
+            raise ValueError(f"the model returned logits {logits.shape}, expected {expected}")
         return logits
+
+    def _forward(self, batch: StepBatch) -> StepLogits:
+        logits = self._model.forward(batch)
+        return HostLogits(logits) if isinstance(logits, np.ndarray) else logits
 
     def _slice(self, part: ScheduledRequest) -> SequenceSlice:
         request = part.request

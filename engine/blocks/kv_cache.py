@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.blocks.block_mover import BlockMover, HostBlockMover
 from wire.kv_layout import KVLayout
 
 _ELEMENTS = {
@@ -19,9 +21,21 @@ _ELEMENTS = {
 """numpy has no bfloat16 and no fp8: their bits stand in unsigned integers."""
 
 
+class KVMemory(Protocol):
+    """Blocks of one layout, one after another, wherever a model computes; `len` is their number."""
+
+    @property
+    def layout(self) -> KVLayout: ...
+
+    def __len__(self) -> int: ...
+
+    def mover(self, num_host_blocks: int) -> BlockMover:
+        """Who copies its blocks, and keeps so many outside."""
+
+
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """Blocks of one layout, one after another; `len` is their number."""
+    """See `KVMemory`; in memory of the CPU."""
 
     layout: KVLayout
     blocks: npt.NDArray[np.uint8]
@@ -43,6 +57,10 @@ class KVCache:
 
     def __len__(self) -> int:
         return len(self.blocks)
+
+    def mover(self, num_host_blocks: int) -> HostBlockMover:
+        """See `KVMemory.mover`."""
+        return HostBlockMover(self.blocks, num_host_blocks)
 
     def elements(self) -> npt.NDArray[np.generic]:
         """The same memory as `[num_blocks, *layout.block_shape]`; bfloat16 as uint16. Of types of 8 bits, whose numbers

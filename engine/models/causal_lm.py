@@ -7,7 +7,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engine.blocks.kv_cache import KVCache
+from engine.blocks.kv_cache import KVMemory
+from engine.sampling.step_logits import StepLogits
 from engine.spec import ModelSpec
 from engine.steps.batch import StepBatch
 from wire.kv_layout import KVLayout
@@ -32,12 +33,15 @@ class CausalLM(Protocol):
         """Layout of one cache block; `kv_dtype` `auto` is what was found to suit the model's
         weights (`kv_layouts.auto_kv_dtype`). Raises SpliceError (bad_setting)."""
 
-    def bind_kv_cache(self, kv_cache: KVCache) -> None:
-        """Once, before the first step: where K and V lie from now on. Its layout came from `kv_layout`."""
+    def bind_kv_cache(self, kv_cache: KVMemory) -> None:
+        """Once, before the first step: where K and V lie from now on. Its layout came from `kv_layout`.
 
-    def forward(self, batch: StepBatch) -> npt.NDArray[np.float32]:
+        Raises TypeError for memory of another kind than the model computes in."""
+
+    def forward(self, batch: StepBatch) -> npt.NDArray[np.float32] | StepLogits:
         """Computes every slice, writing its K and V into the cache.
 
-        Returns `[n, vocab_size]`: `num_logits` rows of each slice, its last ones, in slice order. A row that is not
+        Returns `[n, vocab_size]`: `num_logits` rows of each slice, its last ones, in slice order; on a device perhaps
+        not computed yet. A row that is not
         finite (damaged weights or KV) is returned as it is: it fails its own request, in the sampler.
         """

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.blocks.kv_cache import KVCache
+from engine.blocks.kv_cache import KVCache, KVMemory
 from engine.layers.block import Block
 from engine.layers.norm import with_offset
 from engine.layers.rope import RopeTables
@@ -64,8 +64,10 @@ class Decoder:
         """See `CausalLM.kv_layout`."""
         return decoder_kv_layout(self.spec, self._kv_dtype, block_tokens, kv_dtype)
 
-    def bind_kv_cache(self, kv_cache: KVCache) -> None:
+    def bind_kv_cache(self, kv_cache: KVMemory) -> None:
         """See `CausalLM.bind_kv_cache`."""
+        if not isinstance(kv_cache, KVCache):
+            raise TypeError(f"the KV cache is a {type(kv_cache).__name__}, expected one in memory of the CPU")
         layout = kv_cache.layout
         self._block_tokens = layout.block_tokens
         if layout.is_scaled:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from engine.blocks.kv_cache import KVCache
+from engine.blocks.kv_cache import KVCache, KVMemory
 from engine.models.assembly import Assembly
 from engine.models.kv_layouts import decoder_kv_layout
 from engine.ops.names import Activations
@@ -60,8 +60,10 @@ class NativeDecoder:
         """See `CausalLM.kv_layout`."""
         return decoder_kv_layout(self.spec, self._kv_dtype, block_tokens, kv_dtype)
 
-    def bind_kv_cache(self, kv_cache: KVCache) -> None:
+    def bind_kv_cache(self, kv_cache: KVMemory) -> None:
         """See `CausalLM.bind_kv_cache`."""
+        if not isinstance(kv_cache, KVCache):
+            raise TypeError(f"the KV cache is a {type(kv_cache).__name__}, expected one in memory of the CPU")
         self._block_tokens = kv_cache.layout.block_tokens
         self._kv_cache = kv_cache.elements()
 

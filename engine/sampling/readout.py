@@ -7,9 +7,10 @@ from itertools import accumulate
 
 import msgspec
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from engine.sampling.sampler import DrawnToken, SamplingRow, not_finite, sample, token_logprobs
+from engine.sampling.sampler import DrawnToken, SamplingRow, not_finite, token_logprobs
+from engine.sampling.step_logits import StepLogits
 from engine.scheduling.request import Request
 from engine.scheduling.schedule_plan import ScheduledRequest
 from wire.sampling import TokenLogprobs
@@ -31,30 +32,29 @@ class Readout(msgspec.Struct, frozen=True):
 
 def read_logits(
     parts: Sequence[ScheduledRequest],
-    logits: ArrayLike,
+    logits: StepLogits,
     row_of: Callable[[Request], SamplingRow],
     num_options: Callable[[Request], int],
 ) -> list[Readout]:
-    """`logits` float32 `[sum of num_logits, vocab]`, the parts' rows one after another. One `Readout` per part.
+    """`logits` `[sum of num_logits, vocab]`, the parts' rows one after another. One `Readout` per part.
 
     `num_options`: how many likeliest tokens a beam search wants to see.
     """
-    array: NDArray[np.float32] = np.asarray(logits)
     ends = list(accumulate(part.num_logits for part in parts))
     draws = [(end - 1, part) for part, end in zip(parts, ends, strict=True) if part.completes and not _is_beam(part)]
-    own = array if len(draws) == len(array) else array[[row for row, _ in draws]]
-    drawn = iter(sample(own, [row_of(part.request) for _, part in draws]) if draws else ())
+    rows = [row_of(part.request) for _, part in draws]
+    drawn = iter(logits.draw([row for row, _ in draws], rows) if draws else ())
     readouts = []
     for part, end in zip(parts, ends, strict=True):
         if not part.completes:
             readout = Readout(part)
         elif _is_beam(part):
-            readout = _with_options(Readout(part), array[end - 1 : end], num_options(part.request))
+            readout = _with_options(Readout(part), logits.host(slice(end - 1, end)), num_options(part.request))
         else:
             token = next(drawn)
             readout = Readout(part, error=token) if isinstance(token, Exception) else Readout(part, token)
         if part.scored and readout.error is None:
-            readout = _with_scores(readout, array[end - part.num_logits : end])
+            readout = _with_scores(readout, logits.host(slice(end - part.num_logits, end)))
         readouts.append(readout)
     return readouts
 

@@ -18,12 +18,15 @@ class StepBounds:
     """No sequence has more rows."""
     max_context: int
     """No row's position + 1 is above this."""
+    leading_singles: int
+    """So many sequences, from the first on, have one row each."""
 
     @classmethod
     def of(cls, batch: StepBatch) -> StepBounds:
         lengths = [len(part.token_ids) for part in batch.slices]
         ends = [part.start + length for part, length in zip(batch.slices, lengths, strict=True)]
-        return cls(max(lengths, default=0), max(ends, default=0))
+        singles = next((index for index, length in enumerate(lengths) if length != 1), len(lengths))
+        return cls(max(lengths, default=0), max(ends, default=0), singles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +57,8 @@ class StepPlan:
         arrays = StepArrays.of(batch, block_tokens)
         tensors = {field.name: torch.from_numpy(getattr(arrays, field.name)) for field in fields(arrays)}
         return cls(**tensors, bounds=StepBounds.of(batch))
+
+    def on(self, device: torch.device) -> StepPlan:
+        """The same on another device."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "bounds"}
+        return StepPlan(**{name: tensor.to(device) for name, tensor in tensors.items()}, bounds=self.bounds)

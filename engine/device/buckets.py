@@ -1,0 +1,70 @@
+"""Which sizes of steps are captured: a graph has those it was captured with, and a step takes the next larger one."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+_FINE, _CUTS = 8, 4
+"""Up to so many sequences sizes double; from there on every doubling is cut into so many steps, of 8 at least."""
+_FIRST_CONTEXT, _CONTEXT_FACTOR = 4096, 4
+
+
+@dataclass(frozen=True, slots=True)
+class GraphKey:
+    """What a graph is captured for."""
+
+    sequences: int
+    queries: int
+    """Rows of each sequence: 1, or more where drafts are verified."""
+    context: int
+    """Most positions of a sequence. It bounds how attention is launched and changes no result."""
+
+    @property
+    def rows(self) -> int:
+        return self.sequences * self.queries
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """Sizes in ascending order; the last of each is the largest there is."""
+
+    sequences: tuple[int, ...]
+    contexts: tuple[int, ...]
+
+    @classmethod
+    def up_to(cls, max_num_seqs: int, max_model_len: int) -> Buckets:
+        """A step is at most a quarter larger than what is in it from 8 sequences on."""
+        return cls(_sizes(max_num_seqs), _contexts(max_model_len))
+
+    def key(self, sequences: int, queries: int, context: int) -> GraphKey | None:
+        """The smallest that fits; None where none does."""
+        if sequences > self.sequences[-1] or context > self.contexts[-1]:
+            return None
+        return GraphKey(_at_least(self.sequences, sequences), queries, _at_least(self.contexts, context))
+
+    def common(self, queries: int) -> list[GraphKey]:
+        """Those worth capturing before the first request, largest first: any number of sequences of the shortest
+        contexts. Longer ones are captured when they first come up."""
+        return [GraphKey(size, queries, self.contexts[0]) for size in reversed(self.sequences)]
+
+
+def _sizes(largest: int) -> tuple[int, ...]:
+    sizes, size = [], 1
+    while size < largest:
+        sizes.append(size)
+        octave = 1 << (size.bit_length() - 1)
+        size += octave if size < _FINE else max(_FINE, octave // _CUTS)
+    return (*sizes, largest)
+
+
+def _contexts(longest: int) -> tuple[int, ...]:
+    sizes, size = [], _FIRST_CONTEXT
+    while size < longest:
+        sizes.append(size)
+        size *= _CONTEXT_FACTOR
+    return (*sizes, longest)
+
+
+def _at_least(sizes: tuple[int, ...], wanted: int) -> int:
+    return sizes[bisect_left(sizes, wanted)]

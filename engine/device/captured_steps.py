@@ -1,0 +1,69 @@
+"""Steps of a few fixed sizes, captured once and replayed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from engine.device.buckets import Buckets, GraphKey
+from engine.device.runtime import DeviceRuntime
+from engine.device.step_memory import StepMemory
+from engine.steps.step_arrays import StepArrays
+from engine.steps.step_plan import StepPlan
+
+_log = logging.getLogger(__name__)
+Compute = Callable[[StepPlan], torch.Tensor]
+"""A step's logits `[rows, vocab]` float32 from its plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    logits: torch.Tensor
+    replay: Callable[[], None]
+
+
+class CapturedSteps:
+    """Graphs by key. Largest first, so that those after it find room in the memory it took."""
+
+    def __init__(self, runtime: DeviceRuntime, buckets: Buckets, block_tokens: int, compute: Compute) -> None:
+        self._runtime = runtime
+        self._buckets = buckets
+        self._compute = compute
+        largest = GraphKey(buckets.sequences[-1], 1, buckets.contexts[-1])
+        self._memory = StepMemory(runtime, largest, block_tokens)
+        self._graphs: dict[GraphKey, _Captured] = {}
+
+    @property
+    def keys(self) -> tuple[GraphKey, ...]:
+        """Those captured, in that order."""
+        return tuple(self._graphs)
+
+    def capture_common(self) -> None:
+        """Before the first step."""
+        began_s = time.perf_counter()
+        for key in self._buckets.common(1):
+            self._captured(key)
+        _log.info("%d graphs captured in %.1f s", len(self._graphs), time.perf_counter() - began_s)
+
+    def key(self, sequences: int, context: int) -> GraphKey | None:
+        """That of a step in which so many sequences have one row each; None where there can be none."""
+        return self._buckets.key(sequences, 1, context)
+
+    def run(self, key: GraphKey, arrays: StepArrays) -> torch.Tensor:
+        """Logits `[sequences of arrays, vocab]`; they hold until the next step is queued."""
+        captured = self._captured(key)
+        self._memory.write(key, arrays)
+        captured.replay()
+        return captured.logits[: len(arrays.starts)]
+
+    def _captured(self, key: GraphKey) -> _Captured:
+        found = self._graphs.get(key)
+        if found is None:
+            self._memory.write(key, None)
+            plan = self._memory.plan(key)
+            found = self._graphs[key] = _Captured(*self._runtime.capture(lambda: self._compute(plan)))
+        return found

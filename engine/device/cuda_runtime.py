@@ -1,0 +1,93 @@
+"""An NVIDIA GPU through torch. Not yet run on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from wire.errors import ErrorCode, SpliceError
+
+
+@dataclass(frozen=True, slots=True)
+class EventFence:
+    """See `Fence`."""
+
+    event: torch.cuda.Event
+
+    def wait(self) -> None:
+        """See `Fence.wait`."""
+        try:
+            self.event.synchronize()
+        except RuntimeError as error:
+            raise _failed("a step", error) from error
+
+
+class CudaRuntime:
+    """See `DeviceRuntime`. All work is on the current stream of the thread that computes steps."""
+
+    def __init__(self, index: int = 0) -> None:
+        """Raises SpliceError where torch sees no such GPU."""
+        if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+            raise SpliceError(
+                ErrorCode.MISSING_PART,
+                f"torch {torch.__version__} sees no GPU number {index}: see what `splice doctor` says, or use "
+                "--device cpu",
+                param="device",
+            )
+        self._device = torch.device("cuda", index)
+        self._pool: Any = None
+        torch.cuda.set_device(self._device)
+
+    @property
+    def device(self) -> torch.device:
+        """See `DeviceRuntime.device`."""
+        return self._device
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """(major, minor) of the compute capability."""
+        return torch.cuda.get_device_capability(self._device)
+
+    def pinned(self, num_bytes: int) -> torch.Tensor:
+        """See `DeviceRuntime.pinned`."""
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+
+    def upload(self, dest: torch.Tensor, source: torch.Tensor) -> EventFence:
+        """See `DeviceRuntime.upload`."""
+        return self._copy(dest, source)
+
+    def download(self, dest: torch.Tensor, source: torch.Tensor) -> EventFence:
+        """See `DeviceRuntime.download`."""
+        return self._copy(dest, source)
+
+    def capture(self, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
+        """See `DeviceRuntime.capture`."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            work()
+            torch.cuda.synchronize(self._device)
+            with torch.cuda.graph(graph, pool=self._pool):
+                result = work()
+        except RuntimeError as error:
+            raise _failed("capturing a step", error) from error
+        if self._pool is None:
+            self._pool = graph.pool()
+        return result, graph.replay
+
+    def reserved_bytes(self) -> int:
+        """See `DeviceRuntime.reserved_bytes`; graphs' own memory, which torch does not count, included."""
+        free, total = torch.cuda.mem_get_info(self._device)
+        return int(total - free)
+
+    def _copy(self, dest: torch.Tensor, source: torch.Tensor) -> EventFence:
+        dest.copy_(source, non_blocking=True)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        return EventFence(event)
+
+
+def _failed(what: str, error: RuntimeError) -> SpliceError:
+    return SpliceError(ErrorCode.INTERNAL_ERROR, f"{what} failed on the GPU: {error}")

@@ -1,0 +1,42 @@
+"""What steps ask of a GPU beside computing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+
+class Fence(Protocol):
+    """A place in the device's queue of work."""
+
+    def wait(self) -> None:
+        """Returns when the device has come past it. Raises SpliceError where it failed on the way."""
+
+
+class DeviceRuntime(Protocol):
+    """One GPU and one queue of work on it. Not thread-safe: one thread computes steps."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def pinned(self, num_bytes: int) -> torch.Tensor:
+        """uint8 `[num_bytes]` of host memory that the device copies from and to by itself."""
+
+    def upload(self, dest: torch.Tensor, source: torch.Tensor) -> Fence:
+        """Queues a copy from pinned memory; `source` may be written to again once the fence is passed."""
+
+    def download(self, dest: torch.Tensor, source: torch.Tensor) -> Fence:
+        """Queues a copy to pinned memory; `dest` may be read once the fence is passed."""
+
+    def capture(self, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
+        """Runs `work` once, so that whatever happens only the first time has happened, then records it.
+
+        Returns the tensor that recorded work writes to, and what queues it again. Recorded work must neither wait nor
+        read or allocate host memory; all captures share the memory they allocate, so that the result of one holds
+        until the next is queued. Raises SpliceError for work that cannot be recorded.
+        """
+
+    def reserved_bytes(self) -> int:
+        """Device memory this process has taken."""

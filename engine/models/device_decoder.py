@@ -1,0 +1,93 @@
+"""A decoder on a GPU: steps in which everybody decodes are replayed graphs, all others are launched one by one."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.blocks.kv_cache import KVMemory
+from engine.device.buckets import Buckets
+from engine.device.captured_steps import CapturedSteps
+from engine.device.device_logits import DeviceLogits
+from engine.device.kv_memory import DeviceKVCache
+from engine.device.runtime import DeviceRuntime
+from engine.models.decoder import Decoder
+from engine.ops.cuda.library import Library
+from engine.spec import ModelSpec
+from engine.steps.batch import SequenceSlice, StepBatch
+from engine.steps.step_arrays import StepArrays
+from engine.steps.step_plan import StepPlan
+from wire.kv_layout import KVLayout
+
+
+class DeviceDecoder:
+    """See `CausalLM`. A row has the same bits whichever way its step is launched."""
+
+    def __init__(self, decoder: Decoder, library: Library, runtime: DeviceRuntime, buckets: Buckets | None) -> None:
+        """`decoder`'s weights are on the device of `runtime`, its operations those of `library`. Without `buckets`
+        nothing is captured."""
+        self._decoder = decoder
+        self._library = library
+        self._runtime = runtime
+        self._buckets = buckets
+        self._block_tokens = 0
+        self._kv_cache: torch.Tensor | None = None
+        self._captured: CapturedSteps | None = None
+
+    @property
+    def spec(self) -> ModelSpec:
+        """See `CausalLM.spec`."""
+        return self._decoder.spec
+
+    @property
+    def answer_is_apart(self) -> bool:
+        """See `CausalLM.answer_is_apart`."""
+        return self._decoder.answer_is_apart
+
+    @property
+    def captured(self) -> CapturedSteps | None:
+        """The graphs; None before the cache is bound, and where nothing is captured."""
+        return self._captured
+
+    def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
+        """See `CausalLM.kv_layout`."""
+        return self._decoder.kv_layout(block_tokens, kv_dtype)
+
+    def bind_kv_cache(self, kv_cache: KVMemory) -> None:
+        """See `CausalLM.bind_kv_cache`. Captures the common graphs: they name the cache's addresses."""
+        if not isinstance(kv_cache, DeviceKVCache):
+            raise TypeError(f"the KV cache is a {type(kv_cache).__name__}, expected one in device memory")
+        self._block_tokens = kv_cache.layout.block_tokens
+        self._kv_cache = kv_cache.elements()
+        if self._buckets is None:
+            return
+        with torch.inference_mode():
+            self._captured = CapturedSteps(self._runtime, self._buckets, self._block_tokens, self._compute)
+            self._captured.capture_common()
+
+    @torch.inference_mode()
+    def forward(self, batch: StepBatch) -> DeviceLogits:
+        """See `CausalLM.forward`."""
+        slices = batch.slices
+        if self._captured is not None and all(len(part.token_ids) == 1 for part in slices):
+            key = self._captured.key(len(slices), max(part.start for part in slices) + 1)
+            if key is not None:
+                logits = self._captured.run(key, StepArrays.of(batch, self._block_tokens))
+                wanted = [row for row, part in enumerate(slices) if part.num_logits]
+                return DeviceLogits(self._library, logits if len(wanted) == len(slices) else logits[wanted])
+        return self._launched(slices)
+
+    def _launched(self, slices: tuple[SequenceSlice, ...]) -> DeviceLogits:
+        """Those that decode first: attention takes them another way (see `StepBounds.leading_singles`)."""
+        order = sorted(range(len(slices)), key=lambda index: len(slices[index].token_ids) != 1)
+        plan = StepPlan.of(StepBatch(tuple(slices[index] for index in order)), self._block_tokens)
+        logits = self._compute(plan.on(self._runtime.device))
+        rows: dict[int, range] = {}
+        for index in order:
+            first = sum(map(len, rows.values()))
+            rows[index] = range(first, first + slices[index].num_logits)
+        wanted = [row for index in range(len(slices)) for row in rows[index]]
+        return DeviceLogits(self._library, logits if wanted == sorted(wanted) else logits[wanted])
+
+    def _compute(self, plan: StepPlan) -> torch.Tensor:
+        assert self._kv_cache is not None  # noqa: S101 - the engine binds it before the first step
+        return self._decoder.run(plan, self._kv_cache)

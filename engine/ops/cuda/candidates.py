@@ -1,0 +1,155 @@
+"""The CUDA kernels as candidates beside the torch reference."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import torch
+
+from engine.ops.candidate import Candidate
+from engine.ops.cuda import rows
+from engine.ops.cuda.attention import DECODE_HEAD_DIMS, PREFILL_HEAD_DIMS, PagedRows, Scores
+from engine.ops.cuda.attention import decode_attention as attend_few
+from engine.ops.cuda.attention import prefill_attention as attend_many
+from engine.ops.cuda.cache import rope_and_store
+from engine.ops.cuda.gemm import GemmKernel, gemm
+from engine.ops.cuda.library import Library
+from engine.spec import AttentionSpec, ModelSpec
+from engine.steps.step_plan import StepBounds
+
+_log = logging.getLogger(__name__)
+_RANK = 10
+_FRAGMENT_ROWS = 16
+"""Rows of heads a block of the decode kernel takes: with more of one sequence the other kernel reads its keys once."""
+_FEW_ROWS, _FEW, _MANY = 64, 0, 1
+"""Up to so many rows a product takes the tile made for few; tiles by their numbers."""
+_HEAD_DIMS = DECODE_HEAD_DIMS & PREFILL_HEAD_DIMS
+
+
+def obstacle(spec: ModelSpec) -> str | None:
+    """Why the kernels do not compute this model, in words; None when they do."""
+    for layer in dict.fromkeys(spec.layers):
+        if not isinstance(layer.attention, AttentionSpec):
+            return "no kernel attends to latents yet"
+        if layer.attention.head_dim not in _HEAD_DIMS:
+            dims = " or ".join(map(str, sorted(_HEAD_DIMS)))
+            return f"heads have {layer.attention.head_dim} dimensions, and attention kernels are made for {dims}"
+    return None
+
+
+class CudaOps:
+    """The operations of `engine.ops.signatures`, bound to one library."""
+
+    def __init__(self, library: Library, product: GemmKernel | None) -> None:
+        """`product`: None leaves matrix products to torch."""
+        self._library = library
+        self._product = product
+        self._tiles_agree = product is not None and _tiles_agree(library, product)
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """See `signatures.LinearOp`."""
+        assert self._product is not None  # noqa: S101 - offered with one only
+        few = self._tiles_agree and x.shape[0] <= _FEW_ROWS
+        return gemm(self._library, x, weight, bias, kernel=self._product, tile=_FEW if few else _MANY)
+
+    def lm_head(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """See `signatures.LmHeadOp`. Always the tile for few rows: logits are wanted of few."""
+        assert self._product is not None  # noqa: S101 - offered with one only
+        return gemm(self._library, x, weight, kernel=self._product, tile=_FEW, out_dtype=torch.float32)
+
+    def paged_attention(
+        self,
+        q: torch.Tensor,
+        kv_cache: torch.Tensor,
+        layer: int,
+        block_tables: torch.Tensor,
+        query_starts: torch.Tensor,
+        starts: torch.Tensor,
+        scale: float,
+        *,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
+        bounds: StepBounds | None = None,
+    ) -> torch.Tensor:
+        """See `signatures.PagedAttentionOp`; needs `bounds`. Both kernels give the same bits, so who takes which
+        sequence is a matter of speed: those that decode are split over their keys, prompts over their rows."""
+        if bounds is None:
+            raise ValueError("paged_attention: bounds are None, expected those of the step: a launch is sized by them")
+        scores = Scores(scale, window, softcap, sinks)
+        attend = partial(self._attend, kv_cache=kv_cache, layer=layer, scores=scores)
+        singles, context = bounds.leading_singles, bounds.max_context
+        if singles in (0, len(starts)):
+            return attend(q, PagedRows(block_tables, query_starts, starts, context, bounds.max_query))
+        few = PagedRows(block_tables[:singles], query_starts[: singles + 1], starts[:singles], context, 1)
+        rest = query_starts[singles:] - singles
+        many = PagedRows(block_tables[singles:], rest, starts[singles:], context, bounds.max_query)
+        return torch.cat((attend(q[:singles], few), attend(q[singles:], many)))
+
+    def _attend(
+        self, q: torch.Tensor, paged: PagedRows, *, kv_cache: torch.Tensor, layer: int, scores: Scores
+    ) -> torch.Tensor:
+        rows_of_heads = paged.max_query * (q.shape[1] // kv_cache.shape[3])
+        attend = attend_few if paged.max_query == 1 or rows_of_heads <= _FRAGMENT_ROWS else attend_many
+        return attend(self._library, q, kv_cache, layer, paged, scores)
+
+
+def candidates(library: Library, product: GemmKernel | None) -> tuple[Candidate, ...]:
+    """On this library; products by `product`, or by torch where it is None."""
+    ops = CudaOps(library, product)
+    found = [
+        Candidate("rms_norm", "cuda", partial(rows.rms_norm, library), _supports, _RANK),
+        Candidate("add_rms_norm", "cuda", partial(rows.add_rms_norm, library), _supports, _RANK),
+        Candidate(
+            "gated_mul",
+            "cuda",
+            partial(rows.gated_mul, library),
+            _supports,
+            _RANK,
+            frozenset({"gelu_tanh", "swiglu_oai"}),
+        ),
+        Candidate(
+            "rope_and_store",
+            "cuda",
+            partial(rope_and_store, library),
+            _supports,
+            _RANK,
+            frozenset({"partial_rotary"}),
+        ),
+        Candidate(
+            "paged_attention",
+            "cuda",
+            ops.paged_attention,
+            _supports,
+            _RANK,
+            frozenset({"window", "softcap", "sinks"}),
+        ),
+    ]
+    if product is not None:
+        found.append(Candidate("linear", product, ops.linear, _supports, _RANK))
+        found.append(Candidate("lm_head", product, ops.lm_head, _supports, _RANK))
+    return tuple(found)
+
+
+def best_product(library: Library, capability: tuple[int, int]) -> GemmKernel | None:
+    """The matrix product for a GPU of this compute capability, of those that were built."""
+    names: tuple[GemmKernel, ...] = ("gemm_sm90", "gemm_sm80") if capability[0] == 9 else ("gemm_sm80",)
+    return next((name for name in names if library.has(name)), None)
+
+
+def _supports(dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16
+
+
+def _tiles_agree(library: Library, product: GemmKernel) -> bool:
+    """Whether this GPU gives the same bits for a row through either tile; asked of it rather than assumed, because
+    tiles differ in which operand the matrix units take from where."""
+    generator = torch.Generator().manual_seed(1)
+    x, weight = (torch.randn(size, 1024, generator=generator).bfloat16() for size in (_FEW_ROWS, 256))
+    x, weight = x.to(library.device_type), weight.to(library.device_type)
+    few, many = (gemm(library, x, weight, kernel=product, tile=tile) for tile in (_FEW, _MANY))
+    agree = torch.equal(few, many)
+    if not agree:
+        _log.warning("%s: tiles round differently here; all rows take the tile for many, which is slower", product)
+    return agree

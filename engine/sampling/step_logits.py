@@ -1,0 +1,52 @@
+"""The logits of a step, wherever they lie, and what is asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.sampling.sampler import DrawnToken, SamplingRow, sample
+
+
+class StepLogits(Protocol):
+    """`shape` rows of float32. A row that is not finite is a row like any other until it is drawn from."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def wait(self) -> None:
+        """Returns when they have been computed. Raises SpliceError where that failed."""
+
+    def host(self, rows: slice | Sequence[int]) -> NDArray[np.float32]:
+        """These rows, in memory of the CPU."""
+
+    def draw(self, places: Sequence[int], rows: Sequence[SamplingRow]) -> list[DrawnToken | Exception]:
+        """See `engine.sampling.sampler.sample`: row `places[i]` is drawn from as `rows[i]` says."""
+
+
+class HostLogits:
+    """See `StepLogits`; in an array of the CPU."""
+
+    def __init__(self, array: NDArray[np.float32]) -> None:
+        self._array = array
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """See `StepLogits.shape`."""
+        rows, vocab = self._array.shape
+        return rows, vocab
+
+    def wait(self) -> None:
+        """See `StepLogits.wait`."""
+
+    def host(self, rows: slice | Sequence[int]) -> NDArray[np.float32]:
+        """See `StepLogits.host`."""
+        return self._array[rows]
+
+    def draw(self, places: Sequence[int], rows: Sequence[SamplingRow]) -> list[DrawnToken | Exception]:
+        """See `StepLogits.draw`."""
+        own = self._array if len(places) == len(self._array) else self._array[list(places)]
+        return sample(own, rows)

@@ -1,0 +1,89 @@
+"""A device that is the CPU, and insists on the order of calls that real ones need."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class FakeFence:
+    runtime: FakeRuntime
+    source: torch.Tensor
+    digest: int
+    passed: bool = False
+
+    def wait(self) -> None:
+        self.runtime.calls.append("wait")
+        self.runtime.drain()
+
+
+class FakeRuntime:
+    """See `DeviceRuntime`. Copies are made as late as they may be; whatever is written to meanwhile is found out.
+
+    Recorded work is run again at every replay, and its result is NaN until then.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.captures = 0
+        self._queue: list[tuple[FakeFence, torch.Tensor]] = []
+        self._pinned: set[int] = set()
+        self._is_capturing = False
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def pinned(self, num_bytes: int) -> torch.Tensor:
+        assert not self._is_capturing, "host memory allocated by recorded work"
+        memory = torch.full((num_bytes,), 0xEE, dtype=torch.uint8)
+        self._pinned.add(memory.untyped_storage().data_ptr())
+        return memory
+
+    def upload(self, dest: torch.Tensor, source: torch.Tensor) -> FakeFence:
+        assert source.untyped_storage().data_ptr() in self._pinned, "a copy by the device from memory it cannot reach"
+        return self._copy("upload", dest, source)
+
+    def download(self, dest: torch.Tensor, source: torch.Tensor) -> FakeFence:
+        assert dest.untyped_storage().data_ptr() in self._pinned, "a copy by the device to memory it cannot reach"
+        return self._copy("download", dest, source)
+
+    def capture(self, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
+        assert not self._is_capturing, "a capture within a capture"
+        self.calls.append("capture")
+        self.captures += 1
+        self.drain()
+        work()
+        self._is_capturing = True
+        result = work().fill_(float("nan"))
+        self._is_capturing = False
+
+        def replay() -> None:
+            assert not self._is_capturing, "a replay within a capture"
+            self.calls.append("replay")
+            self.drain()
+            result.copy_(work())
+
+        return result, replay
+
+    def reserved_bytes(self) -> int:
+        return 0
+
+    def drain(self) -> None:
+        """The device catches up."""
+        for fence, dest in self._queue:
+            assert zlib.crc32(fence.source.numpy()) == fence.digest, "memory was written to while it was copied"
+            dest.copy_(fence.source)
+            fence.passed = True
+        self._queue.clear()
+
+    def _copy(self, name: str, dest: torch.Tensor, source: torch.Tensor) -> FakeFence:
+        assert not self._is_capturing, f"{name} by recorded work"
+        self.calls.append(name)
+        fence = FakeFence(self, source, zlib.crc32(source.numpy()))
+        self._queue.append((fence, dest))
+        return fence
