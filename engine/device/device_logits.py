@@ -60,27 +60,13 @@ class DeviceLogits:
 def is_plain(row: SamplingRow) -> bool:
     """Whether the draw is one the kernel makes: temperature, min_p, top_k and top_p, and no more than the token."""
     params = row.params
-    if params.logprobs is not None:
-        return False
-    if row.is_argmax:
-        return True
-    return (
-        params.typical_p == 1.0
-        and not params.logit_bias
-        and not params.allowed_token_ids
-        and not params.bad_words
-        and params.repetition_penalty == 1.0
-        and params.frequency_penalty == 0.0
-        and params.presence_penalty == 0.0
-        and len(row.tokens) - row.num_prompt_tokens >= params.min_tokens
-    )
+    filters = params.is_greedy or params.typical_p == 1.0
+    return params.logprobs is None and filters and row.takes_logits_as_they_are
 
 
 def choice_of(row: SamplingRow) -> DrawChoice:
     """Of a plain row."""
     params = row.params
-    if row.is_argmax:
-        return DrawChoice(0.0, 0, 0)
     return DrawChoice(
         temperature=params.temperature,
         seed=params.seed,

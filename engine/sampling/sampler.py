@@ -39,10 +39,14 @@ class SamplingRow:
     @property
     def is_argmax(self) -> bool:
         """Nothing but the largest logit matters."""
+        return self.params.is_greedy and self.takes_logits_as_they_are
+
+    @property
+    def takes_logits_as_they_are(self) -> bool:
+        """No logit is changed or forbidden before temperature and filters."""
         params = self.params
         return (
-            params.is_greedy
-            and not params.logit_bias
+            not params.logit_bias
             and not params.allowed_token_ids
             and not params.bad_words
             and params.repetition_penalty == 1.0
