@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from engine.formats.gguf_tokenizer import tokenizer_from_gguf
 from engine.formats.gguf_weights import GgufWeights
 from engine.formats.hf_tokenizer import expect_tokenizer, tokenizer_from_directory
 from engine.formats.hf_weights import SafetensorsWeights, weight_files
+from engine.gpu_place import GpuPlace
 from engine.heap import return_freed
 from engine.models.causal_lm import CausalLM
 from engine.models.kv_layouts import auto_kv_dtype
@@ -28,7 +29,7 @@ from engine.models.needed_tensors import needed_tensors
 from engine.models.registry import architecture_of_config, architecture_of_gguf
 from engine.numerics import numerics_id, supports_fast_bfloat16
 from engine.ops.features import features_of, used_ops
-from engine.ops.names import Activations, ActivationsChoice, OpName, OpsChoice
+from engine.ops.names import Activations, ActivationsChoice, OpsChoice
 from engine.spec import ModelSpec
 from engine.weights import WeightSource
 from wire.errors import ErrorCode, SpliceError
@@ -73,6 +74,7 @@ def load_model(
     ops: OpsChoice = "auto",
     num_threads: int = 1,
     activations: ActivationsChoice = "auto",
+    gpu: GpuPlace | None = None,
 ) -> LoadedModel:
     """Reads, checks and lays out a model.
 
@@ -80,8 +82,9 @@ def load_model(
     float32; weights are multiplied in the type they are stored in. `max_model_len` defaults to the model's context
     length. `num_threads` share each step; in this process, it holds for all models. `activations` are what weights
     meet, see `engine.ops.names`: `auto` is int8 for quantised files and for others bfloat16 where kernels have tiles
-    for it, else float32; another choice is another `numerics_id`. torch is loaded only for what the native kernels do
-    not compute. Raises SpliceError: bad_model_file for anything wrong with the files, bad_setting for the arguments.
+    for it, else float32; another choice is another `numerics_id`. On a `gpu` all of these are bfloat16. torch is loaded
+    only for what the native kernels do not compute. Raises SpliceError: bad_model_file for anything wrong with the
+    files, bad_setting for the arguments, missing_part for a GPU that is not there.
     """
     description = _describe(path)
     text = description.read_text()
@@ -90,12 +93,16 @@ def load_model(
     spec = description.spec.served(length)
     kind: Dtype = "float32" if dtype == "auto" else dtype
     rows = _activations(activations, ops, is_quantised=description.is_quantised)
+    if gpu is not None:
+        _expect_bfloat16(dtype, activations)
     weights = description.open_weights()
     kv_dtype = auto_kv_dtype(spec, kind, weights)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as digests:
         digest = digests.submit(_digest, spec, description.weight_files)  # hashing and packing both leave the GIL
-        build = _Build(spec, weights, length, kind, kv_dtype, ops, num_threads, rows)
-        model, implementations = _build(build)
+        if gpu is not None:
+            model, numerics = _build_on_gpu(spec, weights, length, gpu)
+        else:
+            model, numerics = _build(_Build(spec, weights, length, kind, kv_dtype, ops, num_threads, rows))
     _say_unread(path, spec, weights)
     card = ModelCard(
         name=served_name or path.resolve().name.removesuffix(".gguf"),
@@ -105,12 +112,12 @@ def load_model(
         max_model_len=length,
         **msgspec.structs.asdict(text),
     )
-    del description, build, weights  # the file's own vocabulary is in the card now
+    del description, weights  # the file's own vocabulary is in the card now
     return_freed()
     return LoadedModel(
         model=model,
         card=card,
-        numerics_id=numerics_id(kind, implementations),
+        numerics_id=numerics,
     )
 
 
@@ -130,8 +137,8 @@ def check_model(path: Path, max_model_len: int | None = None) -> ModelSpec:
     return description.spec
 
 
-_Built = tuple[CausalLM, Mapping[OpName, str]]
-"""A model, and whose each of its operations is."""
+_Built = tuple[CausalLM, str]
+"""A model and its `numerics_id`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +163,8 @@ def _build(this: _Build) -> _Built:
             kernels = importlib.import_module("engine.ops.native_kernels")
             kernels.set_num_threads(this.num_threads)
             model = native.NativeDecoder(this.spec, this.weights, this.length, this.activations, this.kv_dtype)
-            return model, kernels.implementations(this.activations, used_ops(features_of(this.spec)))
+            implementations = kernels.implementations(this.activations, used_ops(features_of(this.spec)))
+            return model, numerics_id(this.dtype, implementations)
         _log.info("%s is computed operation by operation, because %s", this.spec.architecture, obstacle)
     return _build_with_torch(this)
 
@@ -192,7 +200,24 @@ def _build_with_torch(this: _Build) -> _Built:
     set_num_threads(this.num_threads)
     dtype = getattr(torch, this.dtype)
     table = select_ops(dtype, this.ops, features_of(this.spec), this.activations)
-    return Decoder(this.spec, table, TorchWeights(this.weights, dtype), this.length, this.kv_dtype), table.names
+    model = Decoder(this.spec, table, TorchWeights(this.weights, dtype), this.length, this.kv_dtype)
+    return model, numerics_id(this.dtype, table.names)
+
+
+def _build_on_gpu(spec: ModelSpec, weights: WeightSource, length: int, gpu: GpuPlace) -> _Built:
+    from engine.models.on_gpu import build_on_gpu  # noqa: PLC0415 (torch)
+
+    return build_on_gpu(spec, weights, length, gpu)
+
+
+def _expect_bfloat16(dtype: DtypeChoice, activations: ActivationsChoice) -> None:
+    for param, value in (("dtype", dtype), ("activations", activations)):
+        if value not in ("auto", "bfloat16"):
+            raise SpliceError(
+                ErrorCode.BAD_SETTING,
+                f"{param} is {value}, but GPUs compute in bfloat16: use auto or bfloat16, or --device cpu",
+                param=param,
+            )
 
 
 def _activations(choice: ActivationsChoice, ops: OpsChoice, *, is_quantised: bool) -> Activations:

@@ -38,6 +38,18 @@ def numerics_id(dtype: str, implementations: Mapping[OpName, str]) -> str:
     return ";".join(parts)
 
 
+def gpu_numerics_id(capability: tuple[int, int], implementations: Mapping[OpName, str]) -> str:
+    """As `numerics_id`, for a model in bfloat16 on a GPU of this compute capability: matrix units round as their
+    generation does, and torch's operations as its version and CUDA's do."""
+    import torch  # noqa: PLC0415 (loaded already by whoever computes on a GPU)
+
+    parts = ["bfloat16", f"gpu=sm_{capability[0]}{capability[1]}"]
+    parts += [f"{operation}={name}" for operation, name in implementations.items()]
+    if "torch" in implementations.values():
+        parts += [f"torch={torch.__version__}", f"cuda={torch.version.cuda}"]
+    return ";".join(parts)
+
+
 def _cpuinfo(field: str) -> str:
     """Of the first processor."""
     try:

@@ -42,6 +42,10 @@ class CapturedSteps:
         """Those captured, in that order."""
         return tuple(self._graphs)
 
+    def capture(self, key: GraphKey) -> None:
+        """Now rather than when it is first asked for."""
+        self._captured(key)
+
     def capture_common(self) -> None:
         """Before the first step."""
         began_s = time.perf_counter()

@@ -77,10 +77,20 @@ class CudaRuntime:
             self._pool = graph.pool()
         return result, graph.replay
 
+    def forget_captures(self) -> None:
+        """See `DeviceRuntime.forget_captures`."""
+        self._pool = None
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
+
     def reserved_bytes(self) -> int:
         """See `DeviceRuntime.reserved_bytes`; graphs' own memory, which torch does not count, included."""
         free, total = torch.cuda.mem_get_info(self._device)
         return int(total - free)
+
+    def total_bytes(self) -> int:
+        """See `DeviceRuntime.total_bytes`."""
+        return int(torch.cuda.mem_get_info(self._device)[1])
 
     def _copy(self, dest: torch.Tensor, source: torch.Tensor) -> EventFence:
         dest.copy_(source, non_blocking=True)

@@ -38,5 +38,11 @@ class DeviceRuntime(Protocol):
         until the next is queued. Raises SpliceError for work that cannot be recorded.
         """
 
+    def forget_captures(self) -> None:
+        """What was captured is used no more, and later captures share other memory."""
+
     def reserved_bytes(self) -> int:
-        """Device memory this process has taken."""
+        """Device memory that is taken, by whomever."""
+
+    def total_bytes(self) -> int:
+        """Device memory there is."""

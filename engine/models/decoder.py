@@ -39,6 +39,7 @@ class Decoder:
         `ops` are chosen for `features_of(spec)`. Raises SpliceError for weights that are not the spec's.
         """
         self.spec = spec
+        self.max_len = max_len
         self._ops = ops
         table = (spec.vocab_size, spec.hidden_size)
         kinds = ops.lm_head_kinds

@@ -9,6 +9,7 @@ from engine.device.buckets import Buckets
 from engine.device.captured_steps import CapturedSteps
 from engine.device.device_logits import DeviceLogits
 from engine.device.kv_memory import DeviceKVCache
+from engine.device.memory_budget import MemoryNeeds, measure_needs
 from engine.device.runtime import DeviceRuntime
 from engine.models.decoder import Decoder
 from engine.ops.cuda.library import Library
@@ -63,6 +64,26 @@ class DeviceDecoder:
         with torch.inference_mode():
             self._captured = CapturedSteps(self._runtime, self._buckets, self._block_tokens, self._compute)
             self._captured.capture_common()
+
+    @torch.inference_mode()
+    def memory_needs(self, block_tokens: int, max_num_batched_tokens: int) -> MemoryNeeds:
+        """What everything but the KV cache takes, found by trying, before the cache is bound."""
+        cache = DeviceKVCache.zeros(self.kv_layout(block_tokens, "auto"), 1, self._runtime.device)
+        self._block_tokens, self._kv_cache = block_tokens, cache.elements()
+        longest = self._decoder.max_len
+        rows = min(max_num_batched_tokens, longest)
+        largest = SequenceSlice([0] * rows, longest - rows, [0] * -(-longest // block_tokens), True)
+        try:
+            trial = CapturedSteps(self._runtime, self._buckets, block_tokens, self._compute) if self._buckets else None
+            return measure_needs(
+                self._runtime.reserved_bytes,
+                lambda: self._launched((largest,)).wait(),
+                trial.capture if trial is not None else lambda _: None,
+                self._buckets.common(1) if self._buckets is not None else (),
+            )
+        finally:
+            self._kv_cache = None
+            self._runtime.forget_captures()
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch) -> DeviceLogits:

@@ -70,8 +70,15 @@ class FakeRuntime:
 
         return result, replay
 
+    def forget_captures(self) -> None:
+        self.calls.append("forget")
+
     def reserved_bytes(self) -> int:
-        return 0
+        """As if the first capture took the memory that all share, and each a little for itself."""
+        return 1000 + (500 if self.captures else 0) + 10 * self.captures
+
+    def total_bytes(self) -> int:
+        return 10_000
 
     def drain(self) -> None:
         """The device catches up."""

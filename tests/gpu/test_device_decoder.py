@@ -11,7 +11,9 @@ from fake_runtime import FakeRuntime
 
 from engine.blocks.kv_cache import KVCache
 from engine.device.buckets import Buckets
+from engine.device.memory_budget import kv_bytes
 from engine.steps.batch import SequenceSlice, StepBatch
+from wire.errors import SpliceError
 
 BUCKETS = Buckets((1, 2, 4), (64, 256))
 PROMPTS = [[(7 * i * i + 3 * i + seed) % 300 for i in range(length)] for seed, length in ((1, 40), (2, 5), (3, 33))]
@@ -143,3 +145,22 @@ def test_memory_of_the_cpu_is_refused(platform):
     model = device_decoder(platform, runtime_of(platform), None)
     with pytest.raises(TypeError, match="expected one in device memory"):
         model.bind_kv_cache(KVCache.zeros(model.kv_layout(32, "auto"), 2))
+
+
+def test_what_graphs_take_is_known_before_the_cache_is_sized():
+    runtime, platform = FakeRuntime(), kernel_platform.emulated()
+    model = device_decoder(platform, runtime, Buckets((1, 2, 4, 8), (64, 256)))
+    needs = model.memory_needs(32, 40)
+    assert (needs.taken, needs.later) == (1520, 20)
+    assert runtime.captures == 2
+    assert runtime.calls[-1] == "forget"
+    assert kv_bytes(runtime.total_bytes(), needs, 0.9) == 9000 - 1540
+    with pytest.raises(SpliceError, match="nothing is left for the KV cache") as refused:
+        kv_bytes(runtime.total_bytes(), needs, 0.1)
+    assert refused.value.param == "gpu_memory_utilization"
+
+
+def test_without_graphs_nothing_is_captured_for_trial():
+    runtime, platform = FakeRuntime(), kernel_platform.emulated()
+    needs = device_decoder(platform, runtime, None).memory_needs(32, 40)
+    assert (runtime.captures, needs.later) == (0, 0)

@@ -1,0 +1,43 @@
+"""A model built on a GPU."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.device.buckets import Buckets
+from engine.device.cuda_runtime import CudaRuntime
+from engine.gpu_place import GpuPlace
+from engine.layers.torch_weights import TorchWeights
+from engine.models.decoder import Decoder
+from engine.models.device_decoder import DeviceDecoder
+from engine.numerics import gpu_numerics_id
+from engine.ops import reference
+from engine.ops.cuda.candidates import best_product, candidates, obstacle
+from engine.ops.cuda.library import Library
+from engine.ops.features import features_of
+from engine.ops.registry import choose
+from engine.spec import ModelSpec
+from engine.weights import WeightSource
+from wire.errors import ErrorCode, SpliceError
+
+
+def build_on_gpu(spec: ModelSpec, weights: WeightSource, length: int, place: GpuPlace) -> tuple[DeviceDecoder, str]:
+    """The model in bfloat16, and its `numerics_id`.
+
+    `length`: positions the rotary tables cover. Raises SpliceError for weights that are not the spec's, for a model
+    that no kernel computes, and where GPU or kernels are missing.
+    """
+    reason = obstacle(spec)
+    if reason is not None:
+        raise SpliceError(
+            ErrorCode.BAD_SETTING,
+            f"{spec.architecture} is not computed on a GPU, because {reason}: use --device cpu",
+            param="device",
+        )
+    library, runtime = Library(), CudaRuntime(place.index)
+    product = best_product(library, runtime.capability)
+    ops = choose([*reference.CANDIDATES, *candidates(library, product)], torch.bfloat16, features_of(spec))
+    on_device = TorchWeights(weights, torch.bfloat16, runtime.device)
+    decoder = Decoder(spec, ops, on_device, length, "bfloat16", runtime.device)
+    buckets = None if place.enforce_eager else Buckets.up_to(place.max_num_seqs, length)
+    return DeviceDecoder(decoder, library, runtime, buckets), gpu_numerics_id(runtime.capability, ops.names)
