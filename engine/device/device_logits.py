@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.ops.cuda.draw import DrawChoice, draw_tokens
-from engine.ops.cuda.library import Library
+from engine.device.draw_memory import DrawMemory, TokensOnTheWay
+from engine.ops.cuda.draw import DrawChoice
 from engine.sampling.sampler import DrawnToken, SamplingRow, not_finite, sample
 
 _NOT_FINITE = -1
@@ -18,9 +18,9 @@ _NOT_FINITE = -1
 class DeviceLogits:
     """See `StepLogits`. They hold until the next step is queued."""
 
-    def __init__(self, library: Library, logits: torch.Tensor) -> None:
-        """`logits` `[rows, vocab]` float32 on the library's device."""
-        self._library = library
+    def __init__(self, memory: DrawMemory, logits: torch.Tensor) -> None:
+        """`logits` `[rows, vocab]` float32 on the device."""
+        self._memory = memory
         self._logits = logits
 
     @property
@@ -42,26 +42,37 @@ class DeviceLogits:
     def draw(self, places: Sequence[int], rows: Sequence[SamplingRow]) -> list[DrawnToken | Exception]:
         """See `StepLogits.draw`. Rows that ask for more than the kernel does are drawn from on the host: the same
         tokens, later."""
-        here = [index for index, row in enumerate(rows) if is_plain(row)]
-        away = [index for index, row in enumerate(rows) if not is_plain(row)]
+        here = [index for index, row in enumerate(rows) if row.is_plain]
+        away = [index for index, row in enumerate(rows) if not row.is_plain]
         drawn: dict[int, DrawnToken | Exception] = {}
         if here:
-            own = self._logits if len(here) == len(self._logits) else self._logits[[places[index] for index in here]]
-            tokens = draw_tokens(self._library, own, [choice_of(rows[index]) for index in here]).tolist()
-            for index, token in zip(here, tokens, strict=True):
-                failed = token == _NOT_FINITE
-                drawn[index] = not_finite(len(rows[index].tokens)) if failed else DrawnToken(token, None)
+            plain = self.start_draw([places[index] for index in here], [rows[index] for index in here])
+            drawn.update(zip(here, plain.wait(), strict=True))
         if away:
             logits = self.host([places[index] for index in away])
             drawn.update(zip(away, sample(logits, [rows[index] for index in away]), strict=True))
         return [drawn[index] for index in range(len(rows))]
 
+    def start_draw(self, places: Sequence[int], rows: Sequence[SamplingRow]) -> DeviceDraw:
+        """Queues the draws of rows that are all plain (`SamplingRow.is_plain`)."""
+        own = self._logits if len(places) == len(self._logits) else self._logits[list(places)]
+        positions = [len(row.tokens) for row in rows]
+        return DeviceDraw(self._memory.draw(own, [choice_of(row) for row in rows]), positions)
 
-def is_plain(row: SamplingRow) -> bool:
-    """Whether the draw is one the kernel makes: temperature, min_p, top_k and top_p, and no more than the token."""
-    params = row.params
-    filters = params.is_greedy or params.typical_p == 1.0
-    return params.logprobs is None and filters and row.takes_logits_as_they_are
+
+class DeviceDraw:
+    """See `PendingDraw`."""
+
+    def __init__(self, tokens: TokensOnTheWay, positions: Sequence[int]) -> None:
+        self._tokens = tokens
+        self._positions = positions
+
+    def wait(self) -> list[DrawnToken | Exception]:
+        """See `PendingDraw.wait`."""
+        return [
+            not_finite(position) if token == _NOT_FINITE else DrawnToken(token, None)
+            for token, position in zip(self._tokens.wait(), self._positions, strict=True)
+        ]
 
 
 def choice_of(row: SamplingRow) -> DrawChoice:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from engine.blocks.kv_cache import KVMemory
 from engine.device.buckets import Buckets
 from engine.device.captured_steps import CapturedSteps
 from engine.device.device_logits import DeviceLogits
+from engine.device.draw_memory import DrawMemory
 from engine.device.kv_memory import DeviceKVCache
 from engine.device.memory_budget import MemoryNeeds, measure_needs
 from engine.device.runtime import DeviceRuntime
@@ -23,11 +26,13 @@ from wire.kv_layout import KVLayout
 class DeviceDecoder:
     """See `CausalLM`. A row has the same bits whichever way its step is launched."""
 
-    def __init__(self, decoder: Decoder, library: Library, runtime: DeviceRuntime, buckets: Buckets | None) -> None:
+    def __init__(
+        self, decoder: Decoder, library: Library, runtime: DeviceRuntime, buckets: Buckets | None, max_num_seqs: int
+    ) -> None:
         """`decoder`'s weights are on the device of `runtime`, its operations those of `library`. Without `buckets`
-        nothing is captured."""
+        nothing is captured. `max_num_seqs`: most sequences of a step."""
         self._decoder = decoder
-        self._library = library
+        self._draws = DrawMemory(runtime, library, max_num_seqs)
         self._runtime = runtime
         self._buckets = buckets
         self._block_tokens = 0
@@ -94,7 +99,7 @@ class DeviceDecoder:
             if key is not None:
                 logits = self._captured.run(key, StepArrays.of(batch, self._block_tokens))
                 wanted = [row for row, part in enumerate(slices) if part.num_logits]
-                return DeviceLogits(self._library, logits if len(wanted) == len(slices) else logits[wanted])
+                return DeviceLogits(self._draws, logits if len(wanted) == len(slices) else logits[wanted])
         return self._launched(slices)
 
     def _launched(self, slices: tuple[SequenceSlice, ...]) -> DeviceLogits:
@@ -107,8 +112,9 @@ class DeviceDecoder:
             first = sum(map(len, rows.values()))
             rows[index] = range(first, first + slices[index].num_logits)
         wanted = [row for index in range(len(slices)) for row in rows[index]]
-        return DeviceLogits(self._library, logits if wanted == sorted(wanted) else logits[wanted])
+        return DeviceLogits(self._draws, logits if wanted == sorted(wanted) else logits[wanted])
 
     def _compute(self, plan: StepPlan) -> torch.Tensor:
         assert self._kv_cache is not None  # noqa: S101 - the engine binds it before the first step
-        return self._decoder.run(plan, self._kv_cache)
+        token_ids = self._draws.resolved(plan.token_ids)
+        return self._decoder.run(replace(plan, token_ids=token_ids), self._kv_cache)

@@ -40,4 +40,6 @@ def build_on_gpu(spec: ModelSpec, weights: WeightSource, length: int, place: Gpu
     on_device = TorchWeights(weights, torch.bfloat16, runtime.device)
     decoder = Decoder(spec, ops, on_device, length, "bfloat16", runtime.device)
     buckets = None if place.enforce_eager else Buckets.up_to(place.max_num_seqs, length)
-    return DeviceDecoder(decoder, library, runtime, buckets), gpu_numerics_id(runtime.capability, ops.names)
+    return DeviceDecoder(decoder, library, runtime, buckets, place.max_num_seqs), gpu_numerics_id(
+        runtime.capability, ops.names
+    )

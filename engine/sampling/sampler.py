@@ -42,6 +42,13 @@ class SamplingRow:
         return self.params.is_greedy and self.takes_logits_as_they_are
 
     @property
+    def is_plain(self) -> bool:
+        """Temperature, min_p, top_k and top_p say all there is to say, and no more is wanted than the token."""
+        params = self.params
+        filters = params.is_greedy or params.typical_p == 1.0
+        return params.logprobs is None and filters and self.takes_logits_as_they_are
+
+    @property
     def takes_logits_as_they_are(self) -> bool:
         """No logit is changed or forbidden before temperature and filters."""
         params = self.params

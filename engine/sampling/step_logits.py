@@ -11,6 +11,13 @@ from numpy.typing import NDArray
 from engine.sampling.sampler import DrawnToken, SamplingRow, sample
 
 
+class PendingDraw(Protocol):
+    """Tokens that a device draws while the host goes on."""
+
+    def wait(self) -> list[DrawnToken | Exception]:
+        """As `StepLogits.draw`. Raises SpliceError where the device failed: then nothing it holds is of worth."""
+
+
 class StepLogits(Protocol):
     """`shape` rows of float32. A row that is not finite is a row like any other until it is drawn from."""
 

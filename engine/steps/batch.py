@@ -12,7 +12,7 @@ class SequenceSlice(msgspec.Struct, frozen=True):
     """One request's part in one step."""
 
     token_ids: Sequence[int]
-    """The query tokens, `query_len` of them, at least one."""
+    """The query tokens, `query_len` of them, at least one. On a device the last may be one `not_drawn_yet`."""
     start: int
     """Absolute position of the first query token."""
     block_table: Sequence[int]
@@ -35,3 +35,8 @@ class StepBatch:
     """All slices of one step; prefill chunks and decode rows side by side, in any order."""
 
     slices: tuple[SequenceSlice, ...]
+
+
+def not_drawn_yet(index: int) -> int:
+    """What stands for token `index` of those drawn in the step before, while the host does not know it."""
+    return -1 - index

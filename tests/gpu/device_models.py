@@ -36,6 +36,9 @@ SPEC = ModelSpec(
 )
 
 
+MAX_NUM_SEQS = 8
+
+
 class DrawnByName:
     """Weights that depend on their names alone."""
 
@@ -63,7 +66,7 @@ def device_decoder(platform: Platform, runtime: DeviceRuntime, buckets: Buckets 
     offered = [*reference.CANDIDATES, *candidates(platform.library, product)]
     ops = choose(offered, torch.bfloat16, features_of(SPEC))
     decoder = Decoder(SPEC, ops, DrawnByName(platform.device), 512, "bfloat16", platform.device)
-    return DeviceDecoder(decoder, platform.library, runtime, buckets)
+    return DeviceDecoder(decoder, platform.library, runtime, buckets, MAX_NUM_SEQS)
 
 
 def bound(model: DeviceDecoder, platform: Platform, num_blocks: int) -> DeviceDecoder:

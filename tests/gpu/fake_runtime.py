@@ -12,9 +12,6 @@ import torch
 @dataclass
 class FakeFence:
     runtime: FakeRuntime
-    source: torch.Tensor
-    digest: int
-    passed: bool = False
 
     def wait(self) -> None:
         self.runtime.calls.append("wait")
@@ -22,7 +19,8 @@ class FakeFence:
 
 
 class FakeRuntime:
-    """See `DeviceRuntime`. Copies are made as late as they may be; whatever is written to meanwhile is found out.
+    """See `DeviceRuntime`. What was copied to the host arrives no sooner than somebody waits for it, and memory that is
+    written to while it is copied from is found out.
 
     Recorded work is run again at every replay, and its result is NaN until then.
     """
@@ -30,7 +28,7 @@ class FakeRuntime:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.captures = 0
-        self._queue: list[tuple[FakeFence, torch.Tensor]] = []
+        self._queue: list[_Copy] = []
         self._pinned: set[int] = set()
         self._is_capturing = False
 
@@ -46,11 +44,13 @@ class FakeRuntime:
 
     def upload(self, dest: torch.Tensor, source: torch.Tensor) -> FakeFence:
         assert source.untyped_storage().data_ptr() in self._pinned, "a copy by the device from memory it cannot reach"
-        return self._copy("upload", dest, source)
+        fence = self._queued("upload", _Copy(source, zlib.crc32(source.numpy()), None, None))
+        dest.copy_(source)
+        return fence
 
     def download(self, dest: torch.Tensor, source: torch.Tensor) -> FakeFence:
         assert dest.untyped_storage().data_ptr() in self._pinned, "a copy by the device to memory it cannot reach"
-        return self._copy("download", dest, source)
+        return self._queued("download", _Copy(None, 0, dest, source.clone()))
 
     def capture(self, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
         assert not self._is_capturing, "a capture within a capture"
@@ -65,7 +65,6 @@ class FakeRuntime:
         def replay() -> None:
             assert not self._is_capturing, "a replay within a capture"
             self.calls.append("replay")
-            self.drain()
             result.copy_(work())
 
         return result, replay
@@ -82,15 +81,25 @@ class FakeRuntime:
 
     def drain(self) -> None:
         """The device catches up."""
-        for fence, dest in self._queue:
-            assert zlib.crc32(fence.source.numpy()) == fence.digest, "memory was written to while it was copied"
-            dest.copy_(fence.source)
-            fence.passed = True
+        for copy in self._queue:
+            if copy.source is not None:
+                assert zlib.crc32(copy.source.numpy()) == copy.digest, "memory was written to while it was copied"
+            if copy.dest is not None:
+                copy.dest.copy_(copy.content)
         self._queue.clear()
 
-    def _copy(self, name: str, dest: torch.Tensor, source: torch.Tensor) -> FakeFence:
+    def _queued(self, name: str, copy: _Copy) -> FakeFence:
         assert not self._is_capturing, f"{name} by recorded work"
         self.calls.append(name)
-        fence = FakeFence(self, source, zlib.crc32(source.numpy()))
-        self._queue.append((fence, dest))
-        return fence
+        self._queue.append(copy)
+        return FakeFence(self)
+
+
+@dataclass
+class _Copy:
+    source: torch.Tensor | None
+    """Host memory copied from, and what it held."""
+    digest: int
+    dest: torch.Tensor | None
+    """Host memory copied to, and what comes to it."""
+    content: torch.Tensor | None

@@ -33,7 +33,7 @@ def test_operators_keep_their_schemas_and_fakes(platform, operators, drawn):
     at = torch.arange(3, device=platform.device)
     table = torch.rand(8, 64, generator=torch.Generator().manual_seed(3)).to(platform.device)
     logits = drawn(2, 100, dtype=torch.float32)
-    columns = draw_columns([DrawChoice(1.0, 5, 1, top_k=3)] * 2, platform.device)
+    columns = draw_columns([DrawChoice(1.0, 5, 1, top_k=3)] * 2).to(platform.device)
     for operator, arguments in (
         (operators.rms_norm, (drawn(3, 64), drawn(64), 1e-6)),
         (operators.add_rms_norm, (drawn(3, 64), drawn(3, 64), drawn(64), 1e-6)),

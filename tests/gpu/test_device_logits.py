@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from device_models import runtime_of
 
-from engine.device.device_logits import DeviceLogits, is_plain
+from engine.device.device_logits import DeviceLogits
+from engine.device.draw_memory import DrawMemory
 from wire.sampling import SamplingParams
 
 pytest.importorskip(
@@ -45,9 +47,14 @@ def _logits(rows: int) -> torch.Tensor:
     return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(3)) * 4
 
 
+def _on_device(platform, logits: torch.Tensor) -> DeviceLogits:
+    memory = DrawMemory(runtime_of(platform), platform.library, 24)
+    return DeviceLogits(memory, logits.to(platform.device))
+
+
 def test_what_the_kernel_draws_is_told_from_what_it_does_not():
-    assert all(map(is_plain, _rows(PLAIN)))
-    assert not any(map(is_plain, _rows(DEMANDING)))
+    assert all(row.is_plain for row in _rows(PLAIN))
+    assert not any(row.is_plain for row in _rows(DEMANDING))
 
 
 @pytest.mark.parametrize(
@@ -57,20 +64,20 @@ def test_tokens_are_those_of_the_host(platform, wanted):
     rows, logits = _rows(wanted), _logits(len(wanted) + 2)
     places = list(range(1, len(wanted) + 1))
     expected = HostLogits(logits.numpy()).draw(places, rows)
-    assert DeviceLogits(platform.library, logits.to(platform.device)).draw(places, rows) == expected
+    assert _on_device(platform, logits).draw(places, rows) == expected
 
 
 def test_a_damaged_row_fails_alone(platform):
     rows, logits = _rows(PLAIN[:3]), _logits(3)
     logits[1, 17] = float("nan")
-    first, damaged, last = DeviceLogits(platform.library, logits.to(platform.device)).draw([0, 1, 2], rows)
+    first, damaged, last = _on_device(platform, logits).draw([0, 1, 2], rows)
     assert [first, last] == HostLogits(logits.numpy()).draw([0, 2], [rows[0], rows[2]])
     assert "not finite" in str(damaged)
 
 
 def test_rows_come_to_the_host_as_asked(platform):
     logits = _logits(5)
-    on_device = DeviceLogits(platform.library, logits.to(platform.device))
+    on_device = _on_device(platform, logits)
     assert on_device.shape == (5, VOCAB)
     np.testing.assert_array_equal(on_device.host([3, 1]), logits.numpy()[[3, 1]])
     np.testing.assert_array_equal(on_device.host(slice(2, 4)), logits.numpy()[2:4])

@@ -27,6 +27,6 @@ def cases() -> Iterator[Case]:
 
 
 def _draws(choice: DrawChoice, rows: int, library: Library) -> list[Call]:
-    columns = draw_columns([choice] * rows, torch.device("cuda"))
+    columns = draw_columns([choice] * rows).cuda()
     logits = [drawn(rows, VOCAB, dtype=torch.float32) * 3 for _ in range(2)]
     return [partial(draw_on_device, library, each, columns) for each in logits]

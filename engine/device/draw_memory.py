@@ -1,0 +1,71 @@
+"""Where tokens are drawn on a device: what rows ask for goes in, tokens come out, the next step finds them there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.device.runtime import DeviceRuntime, Fence
+from engine.ops.cuda.draw import COLUMNS, DrawChoice, draw_columns, draw_on_device
+from engine.ops.cuda.library import Library
+
+_STAGES = 2
+"""A step's tokens may be on their way to the host while the next one's are drawn."""
+
+
+@dataclass(slots=True)
+class _Stage:
+    wanted: torch.Tensor
+    """`[COLUMNS * max_rows]` int64, pinned."""
+    found: torch.Tensor
+    """`[max_rows]` int64, pinned."""
+    sent: Fence | None = None
+
+
+class TokensOnTheWay:
+    """Tokens of one step, drawn or about to be."""
+
+    def __init__(self, fence: Fence, found: torch.Tensor) -> None:
+        self._fence = fence
+        self._found = found
+
+    def wait(self) -> list[int]:
+        """One a row; −1 for a row that is not finite. Raises SpliceError where the device failed."""
+        self._fence.wait()
+        return self._found.tolist()
+
+
+class DrawMemory:
+    """Of one model: for steps that follow each other, each of at most `max_rows` draws."""
+
+    def __init__(self, runtime: DeviceRuntime, library: Library, max_rows: int) -> None:
+        self._runtime = runtime
+        self._library = library
+        self._columns = torch.zeros(COLUMNS * max_rows, dtype=torch.int64, device=runtime.device)
+        self._tokens = torch.zeros(max_rows, dtype=torch.int64, device=runtime.device)
+        self._stages = [
+            _Stage(
+                runtime.pinned(8 * COLUMNS * max_rows).view(torch.int64), runtime.pinned(8 * max_rows).view(torch.int64)
+            )
+            for _ in range(_STAGES)
+        ]
+
+    def draw(self, logits: torch.Tensor, choices: Sequence[DrawChoice]) -> TokensOnTheWay:
+        """Queues the draw of one token a row of `logits` `[len(choices), vocab]` float32, and its way to the host."""
+        stage = self._stages[0]
+        self._stages.append(self._stages.pop(0))
+        if stage.sent is not None:
+            stage.sent.wait()
+        count, rows = COLUMNS * len(choices), len(choices)
+        stage.wanted[:count] = draw_columns(choices).flatten()
+        self._runtime.upload(self._columns[:count], stage.wanted[:count])
+        draw_on_device(self._library, logits, self._columns[:count].view(COLUMNS, rows), self._tokens[:rows])
+        stage.sent = self._runtime.download(stage.found[:rows], self._tokens[:rows])
+        return TokensOnTheWay(stage.sent, stage.found[:rows])
+
+    def resolved(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """`token_ids` int64 on the device with `not_drawn_yet(i)` replaced by token i of the draw before."""
+        drawn = self._tokens[(-1 - token_ids).clamp_min(0)]
+        return torch.where(token_ids < 0, drawn, token_ids)
