@@ -28,6 +28,8 @@ class EngineConfig:
     max_scored_tokens: int = 128
     """Most prompt tokens of one step that all want their logits, for `prompt_logprobs`; at least one block."""
     enable_prefix_caching: bool = True
+    async_scheduling: bool = True
+    """Schedules and launches a step while a device computes the one before, where the model can (`runs_ahead`)."""
     num_host_blocks: int = 0
     """Blocks outside the pool that keep what is evicted from it: swap space of preempted requests."""
     block_copy_cost: int = 1

@@ -17,11 +17,12 @@ from engine.sampling.beam_groups import BeamGroups
 from engine.sampling.readout import Readout, read_logits
 from engine.sampling.sampler import DrawnToken, SamplingRow
 from engine.sampling.step_logits import HostLogits, StepLogits
-from engine.scheduling.request import Request, RequestKey, RequestKind
+from engine.scheduling.request import Request, RequestKey, RequestKind, RequestStatus
 from engine.scheduling.schedule_plan import ScheduledRequest, SchedulePlan
 from engine.scheduling.scheduler import Scheduler
-from engine.scheduling.stopping import finish_reason, stopping_ids
-from engine.steps.batch import SequenceSlice, StepBatch
+from engine.scheduling.stopping import ends_with_next, finish_reason, stopping_ids
+from engine.steps.batch import SequenceSlice, StepBatch, not_drawn_yet
+from engine.steps.launched_step import LaunchedStep
 from engine.steps.step_output import ComputedBlocks, EngineStats, Reservation, ScoredPrompt, StepOutput, TokenRow
 from engine.warm_up import measure_cost
 from wire.errors import ErrorCode, SpliceError
@@ -70,6 +71,9 @@ class Engine:
         self._mover = kv_cache.mover(config.num_host_blocks)
         self._scheduler = Scheduler(config, pool, model.spec.vocab_size)
         self._beams = BeamGroups(self._scheduler, config)
+        self._runs_ahead = config.async_scheduling and model.runs_ahead
+        self._in_flight: LaunchedStep | None = None
+        self._finished_s = 0.0
 
     def warm_up(self) -> None:
         """Computes a few small steps before the first request; from now on time bounds steps too."""
@@ -121,25 +125,33 @@ class Engine:
 
     def has_work(self) -> bool:
         """Whether `step` has something to compute, admit or report right now."""
-        return self._scheduler.has_work() or self._beams.has_news
+        return self._in_flight is not None or self._scheduler.has_work() or self._beams.has_news
 
     def step(self) -> StepOutput:
         """receive → schedule → run → sample → update → emit.
 
         What was submitted, activated or aborted since the last step has been received. A failure ends the requests
-        it concerns, named in `failed`; the others and the engine go on.
+        it concerns, named in `failed`; the others and the engine go on. Where the model runs ahead, this step is
+        launched before the one before it is waited for, and the output says what the latter computed; raises
+        SpliceError where the device failed: nothing can be computed any more.
         """
         began_s = self._clock()
+        self._promise_tokens()
         plan = self._scheduler.schedule()
         self._expect(plan)
         self._mover.run(plan.copies)
         self.stats.count_copies(plan.copies)
         output = StepOutput()
         self._report(plan, output)
-        if plan.scheduled:
+        launched = self._launch(plan, began_s)
+        self._finish(output)
+        if launched is not None:
+            self._count(plan)
+            self._go_on_from(launched)
+        elif self._still_here(plan):
             self._count(plan)
             self._compute(plan, output)
-            self._learn(plan, self._clock() - began_s)
+            self._learn(plan, began_s)
         self._beams.report(output)
         return output
 
@@ -172,7 +184,10 @@ class Engine:
         if cost is not None:
             self.expected_step_s = cost.predict_ms(plan.work) / 1e3
 
-    def _learn(self, plan: SchedulePlan, took_s: float) -> None:
+    def _learn(self, plan: SchedulePlan, began_s: float) -> None:
+        """A step took from where it began, or where the one before it was done, until now."""
+        before_s, self._finished_s = self._finished_s, self._clock()
+        took_s = self._finished_s - max(began_s, before_s)
         self.stats.longest_step_s = max(self.stats.longest_step_s, took_s)
         cost = self._scheduler.cost
         if cost is not None and not plan.copies:  # copies are no part of the work that is predicted
@@ -185,6 +200,65 @@ class Engine:
         for part in plan.scheduled:
             prompt_left = part.request.num_prompt_tokens - part.request.num_computed_tokens
             stats.prompt_tokens += max(0, min(part.num_new_tokens, prompt_left))
+
+    def _promise_tokens(self) -> None:
+        """Whoever gets a token from the step in flight, and will go on whichever it is, can be scheduled with it."""
+        drawing = self._in_flight.drawing if self._in_flight is not None else ()
+        for index, part in enumerate(drawing):
+            request = part.request
+            is_last = request.kind is RequestKind.PREFILL or ends_with_next(request, self.config)
+            if self._is_here(request) and not is_last:
+                request.tokens.append(not_drawn_yet(index))
+
+    def _launch(self, plan: SchedulePlan, began_s: float) -> LaunchedStep | None:
+        """Has the device begin; None where the host must compute the step, or have a say in it before the next."""
+        if not self._runs_ahead or not plan.scheduled or not all(map(self._is_plain, plan.scheduled)):
+            return None
+        try:
+            drawing = [part for part in plan.scheduled if part.completes]
+            rows = [self._sampling_row(part.request) for part in drawing]
+            return LaunchedStep(plan, self._run(plan).start_draw(range(len(rows)), rows), began_s)
+        except Exception:  # what is wrong with the batch shows when it is computed again, request by request
+            _log.exception(
+                "a batch of %d was not launched; it is computed once the one before it is done", len(plan.scheduled)
+            )
+            return None
+
+    def _is_plain(self, part: ScheduledRequest) -> bool:
+        """Whether nothing but the next token, plainly drawn, is wanted of its logits."""
+        if part.scored or part.request.sampling.beam is not None:
+            return False
+        return not part.completes or self._sampling_row(part.request).is_plain
+
+    def _go_on_from(self, launched: LaunchedStep) -> None:
+        """What it computes counts as computed for whatever is queued behind it."""
+        self._in_flight = launched
+        for part in launched.plan.scheduled:
+            if self._is_here(part.request):
+                part.request.in_flight = True
+                self._scheduler.advance(part.request, part.num_new_tokens)
+
+    def _finish(self, output: StepOutput) -> None:
+        """Waits for the step in flight, and says what it computed."""
+        step, self._in_flight = self._in_flight, None
+        if step is None:
+            return
+        drawn = iter(step.draw.wait())
+        for part in step.plan.scheduled:
+            part.request.in_flight = False
+            token = next(drawn) if part.completes else None
+            if not self._is_here(part.request):
+                continue
+            if isinstance(token, Exception):
+                self._fail(part.request, token, output)
+            else:
+                self._emit(part.request, token, output)
+        self._learn(step.plan, step.began_s)
+
+    def _still_here(self, plan: SchedulePlan) -> list[ScheduledRequest]:
+        """Leaves out of the plan whoever ended since it was made."""
+        plan.scheduled = [part for part in plan.scheduled if self._is_here(part.request)]
+        return plan.scheduled
 
     def _compute(self, plan: SchedulePlan, output: StepOutput) -> None:
         """Run → sample → update → emit. A batch that fails is computed again one by one: who fails alone is at fault.
@@ -254,13 +328,17 @@ class Engine:
         self._scheduler.advance(request, part.num_new_tokens)
         if readout.options is not None:
             self.stats.generated_tokens += 1
-        self._emit_computed(request, readout.drawn is not None, output)
-        if readout.drawn is not None:
-            self._emit_token(request, readout.drawn, output)
+        self._emit(request, readout.drawn, output)
+
+    def _emit(self, request: Request, drawn: DrawnToken | None, output: StepOutput) -> None:
+        self._emit_computed(request, drawn is not None, output)
+        if drawn is not None:
+            self._emit_token(request, drawn, output)
 
     def _is_here(self, request: Request) -> bool:
-        """False where a beam of the same search failed meanwhile, in the same step, and took it along."""
-        return self._scheduler.requests.get(request.key) is request
+        """False for one that ended while it was computed: its client left, or a beam of the same search failed."""
+        known = self._scheduler.requests.get(request.key)
+        return known is request and request.status is not RequestStatus.DRAINING
 
     def _emit_computed(self, request: Request, is_last: bool, output: StepOutput) -> None:
         if request.kind is not RequestKind.PREFILL:
@@ -274,6 +352,8 @@ class Engine:
             request.num_announced_blocks = end
 
     def _emit_token(self, request: Request, drawn: DrawnToken, output: StepOutput) -> None:
+        if request.tokens[-1] < 0:  # what stood for it
+            request.tokens.pop()
         seq = request.num_generated_tokens
         request.tokens.append(drawn.token)
         self.stats.generated_tokens += 1

@@ -29,6 +29,11 @@ class CausalLM(Protocol):
     def answer_is_apart(self) -> bool:
         """Whether what follows a prompt is computed another way, so that its KV depends on where the prompt ends."""
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a step may name tokens that are `not_drawn_yet`: `forward` then returns before it has computed, and
+        its logits can `start_draw`."""
+
     def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
         """Layout of one cache block; `kv_dtype` `auto` is what was found to suit the model's
         weights (`kv_layouts.auto_kv_dtype`). Raises SpliceError (bad_setting)."""

@@ -61,6 +61,11 @@ class Decoder:
         """See `CausalLM.answer_is_apart` and `engine.ops.latent_attention`."""
         return any(isinstance(layer.attention, LatentAttentionSpec) for layer in self.spec.layers)
 
+    @property
+    def runs_ahead(self) -> bool:
+        """See `CausalLM.runs_ahead`."""
+        return False
+
     def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
         """See `CausalLM.kv_layout`."""
         return decoder_kv_layout(self.spec, self._kv_dtype, block_tokens, kv_dtype)

@@ -50,6 +50,11 @@ class DeviceDecoder:
         return self._decoder.answer_is_apart
 
     @property
+    def runs_ahead(self) -> bool:
+        """See `CausalLM.runs_ahead`."""
+        return True
+
+    @property
     def captured(self) -> CapturedSteps | None:
         """The graphs; None before the cache is bound, and where nothing is captured."""
         return self._captured

@@ -56,6 +56,11 @@ class NativeDecoder:
         """See `CausalLM.answer_is_apart`: latents are always attended to absorbed."""
         return False
 
+    @property
+    def runs_ahead(self) -> bool:
+        """See `CausalLM.runs_ahead`."""
+        return False
+
     def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
         """See `CausalLM.kv_layout`."""
         return decoder_kv_layout(self.spec, self._kv_dtype, block_tokens, kv_dtype)

@@ -33,6 +33,10 @@ class StepLogits(Protocol):
     def draw(self, places: Sequence[int], rows: Sequence[SamplingRow]) -> list[DrawnToken | Exception]:
         """See `engine.sampling.sampler.sample`: row `places[i]` is drawn from as `rows[i]` says."""
 
+    def start_draw(self, places: Sequence[int], rows: Sequence[SamplingRow]) -> PendingDraw:
+        """As `draw`, of rows that are all plain (`SamplingRow.is_plain`); the next step may name token i of it as
+        `not_drawn_yet(i)`. Of a model that runs ahead."""
+
 
 class HostLogits:
     """See `StepLogits`; in an array of the CPU."""
@@ -57,3 +61,7 @@ class HostLogits:
         """See `StepLogits.draw`."""
         own = self._array if len(places) == len(self._array) else self._array[list(places)]
         return sample(own, rows)
+
+    def start_draw(self, places: Sequence[int], rows: Sequence[SamplingRow]) -> PendingDraw:
+        """See `StepLogits.start_draw`; no model whose logits these are runs ahead."""
+        raise TypeError("logits in memory of the CPU are drawn from at once: their model does not run ahead")

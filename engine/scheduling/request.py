@@ -89,6 +89,8 @@ class Request:
     num_announced_blocks: int = 0
     lease_ended: bool = False
     """PREFILL: the lease ended before the computation did; nothing to hold afterwards."""
+    in_flight: bool = False
+    """A device computes a part of it at this moment: what it has to say is not known yet."""
     sampling_row: SamplingRow | None = field(default=None, repr=False)
     """How its tokens are drawn, prepared by the engine when the first of them is."""
     answer_is_apart: bool = False
@@ -99,6 +101,11 @@ class Request:
     @property
     def num_tokens(self) -> int:
         return len(self.tokens)
+
+    @property
+    def num_known_tokens(self) -> int:
+        """All but a last one that is `not_drawn_yet`."""
+        return len(self.tokens) - (self.tokens[-1] < 0)
 
     @property
     def num_generated_tokens(self) -> int:

@@ -66,7 +66,7 @@ class RequestMemory:
             return False
         name = request.hashes(index + 1, size)[index]
         return any(
-            other.num_computed_tokens // size <= index < other.num_tokens // size
+            other.num_computed_tokens // size <= index < other.num_known_tokens // size
             and other.hashes(index + 1, size)[index] == name
             for other in others
         )

@@ -227,10 +227,14 @@ class Scheduler:
         self._stuck = False
 
     def fail(self, request: Request) -> None:
-        """Ends a running request whose computation went wrong; none of its blocks is found by others any more."""
-        self.running.remove(request)
-        self.pool.distrust(request.key)
-        self._memory.discard(request)
+        """Ends a request whose computation went wrong; none of its blocks is found by others any more. One that was
+        preempted while it was computed has no blocks by now."""
+        self._leave_line(request)
+        if request.status is RequestStatus.WAITING:
+            self._memory.unkeep(request)
+        else:
+            self.pool.distrust(request.key)
+            self._memory.discard(request)
         del self.requests[request.key]
         self._stuck = False
 
@@ -314,7 +318,7 @@ class Scheduler:
         if not self.waiting:
             return 0
         head = self.waiting.head.seniority
-        idle = [r for r in self.running if r.num_computed_tokens == r.num_tokens]
+        idle = [r for r in self.running if r.num_computed_tokens == r.num_tokens and not r.in_flight]
         juniors = [r for r in idle if r.seniority > head]
         siblings = [r for r in idle if r.seniority == head and self._memory.holds_copies(r)]
         for request in (juniors or siblings)[-1:]:

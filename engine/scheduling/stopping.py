@@ -12,6 +12,12 @@ def stopping_ids(sampling: SamplingParams, eos_token_ids: tuple[int, ...]) -> tu
     return sampling.stop_token_ids if sampling.ignore_eos else (*sampling.stop_token_ids, *eos_token_ids)
 
 
+def ends_with_next(request: Request, config: EngineConfig) -> bool:
+    """Whether the next token is the last one, whichever it is."""
+    is_longest = request.num_tokens + 1 >= config.max_model_len
+    return is_longest or request.num_generated_tokens + 1 >= request.sampling.max_tokens
+
+
 def finish_reason(request: Request, config: EngineConfig) -> FinishReason:
     """Whether the answer so far is complete, judged by its last token and its length alone.
 

@@ -22,6 +22,7 @@ _LAYER = LayerSpec(AttentionSpec(1, 1, 2, RopeSpec(10000.0), scale=1.0), MlpSpec
 
 class HistoryModel:
     answer_is_apart = False
+    runs_ahead = False
 
     def __init__(self) -> None:
         self.batches: list[StepBatch] = []

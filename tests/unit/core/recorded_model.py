@@ -17,7 +17,7 @@ class RecordedModel:
     def __init__(self, model: Any) -> None:
         self._model = model
         self.spec, self.kv_layout, self.bind_kv_cache = model.spec, model.kv_layout, model.bind_kv_cache
-        self.answer_is_apart = model.answer_is_apart
+        self.answer_is_apart, self.runs_ahead = model.answer_is_apart, False
         self.logits: dict[tuple[int, int], list[npt.NDArray[np.float32]]] = {}
 
     def forward(self, batch: StepBatch) -> npt.NDArray[np.float32]:

@@ -21,7 +21,7 @@ class OverCache:
     def __init__(self, model, kv_dtype):
         self._model, self._kv_dtype = model, kv_dtype
         self.spec, self.bind_kv_cache, self.forward = model.spec, model.bind_kv_cache, model.forward
-        self.answer_is_apart = model.answer_is_apart
+        self.answer_is_apart, self.runs_ahead = model.answer_is_apart, False
 
     def kv_layout(self, block_tokens, kv_dtype):
         return self._model.kv_layout(block_tokens, self._kv_dtype if kv_dtype == "auto" else kv_dtype)

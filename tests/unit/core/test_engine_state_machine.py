@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+from ahead_model import AheadModel
 from engine_bench import EOS, Bench, ErraticClock
+from history_model import HistoryModel
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -74,9 +76,11 @@ class EngineMachine(RuleBasedStateMachine):
         copy_cost=st.integers(0, 2),
         caching=st.booleans(),
         step_ms=st.sampled_from([None, 1.0, 30.0, 300.0]),
+        ahead=st.booleans(),
     )
-    def start(self, host_blocks, copy_cost, caching, step_ms):
-        """`step_ms`: what a step may take, by a clock whose steps take anything up to 0.1 s; None for no such bound."""
+    def start(self, host_blocks, copy_cost, caching, step_ms, ahead):
+        """`step_ms`: what a step may take, by a clock whose steps take anything up to 0.1 s; None for no such bound.
+        `ahead`: on a model that runs ahead."""
         config = EngineConfig(
             num_blocks=BLOCKS,
             block_tokens=BLOCK,
@@ -91,7 +95,8 @@ class EngineMachine(RuleBasedStateMachine):
             max_step_ms=step_ms or 1.0,
             max_mixed_step_ms=step_ms or 1.0,
         )
-        self.bench = Bench(config, clock=ErraticClock(seed=host_blocks, longest_s=0.1))
+        model = AheadModel(HistoryModel()) if ahead else HistoryModel()
+        self.bench = Bench(config, model, clock=ErraticClock(seed=host_blocks, longest_s=0.1))
         if step_ms is not None:
             self.bench.engine.warm_up()
         self.asked: dict[Key, Asked] = {}
@@ -108,11 +113,13 @@ class EngineMachine(RuleBasedStateMachine):
         shape=st.tuples(st.integers(1, 30), st.integers(0, 2)),
         max_tokens=st.integers(1, 24),
         sampled=st.booleans(),
+        logprobs=st.sampled_from([None, None, None, 1]),
         priority=st.integers(-2, 2),
         emitted=st.integers(0, 3),
     )
-    def submit(self, kind, shape, max_tokens, sampled, priority, emitted):
+    def submit(self, kind, shape, max_tokens, sampled, logprobs, priority, emitted):
         sampling = (("max_tokens", max_tokens), ("temperature", 0.8 if sampled else 0.0), ("seed", 7))
+        sampling += (("logprobs", logprobs),)
         answer = alone(shape, sampling)
         start = min(emitted, len(answer) - 1)
         prompt = prompt_of(shape)
