@@ -12,32 +12,24 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 
 import grpc.aio
-import psutil
 import structlog
 from grpc_health.v1 import _async as health_aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from engine.blocks.block_pool import BlockPool
-from engine.blocks.kv_cache import KVCache
-from engine.config import EngineConfig
-from engine.engine import Engine
-from engine.loader import LoadedModel, load_model
-from engine.ops.cpu_isa import choose_cpu_isa
 from kvtransfer.handoff import WorkerIdentity
 from kvtransfer.host import host_id
-from kvtransfer.pool_memory import KVPoolMemory
 from kvtransfer.thread_priority import give_way
 from membership.client import EtcdClient
 from membership.registration import Registration
 from wire.errors import ErrorCode, SpliceError
-from wire.kv_layout import KVLayout, compat_id
+from wire.kv_layout import compat_id
 from wire.v1 import kv_pb2, worker_pb2, worker_pb2_grpc
-from wire.worker_record import WorkerRecord, draw_incarnation
+from wire.worker_record import WorkerRecord
 from worker.answer_texts import AnswerTexts
+from worker.body import Body, build_body
 from worker.engine_loop import EngineLoop
 from worker.role import Role, RoleParts
 from worker.service import WorkerService
@@ -53,17 +45,6 @@ MAX_MESSAGE_BYTES = 16 << 20
 log = structlog.get_logger()
 
 BuildRole = Callable[[RoleParts], Role]
-
-
-@dataclass(frozen=True, slots=True)
-class _Body:
-    """What exists before the first connection: the model, its memory and the engine that owns both."""
-
-    loaded: LoadedModel
-    layout: KVLayout
-    memory: KVPoolMemory
-    engine: Engine
-    incarnation: int
 
 
 async def serve_worker(
@@ -174,81 +155,13 @@ def _bind(settings: WorkerSettings) -> tuple[grpc.aio.Server, int]:
         ) from error
 
 
-async def _build(settings: WorkerSettings) -> _Body:
+async def _build(settings: WorkerSettings) -> Body:
     """On a thread of its own, whose priority those inherit that will compute."""
     with ThreadPoolExecutor(1, "build", initializer=give_way, initargs=(settings.nice,)) as builder:
-        return await asyncio.get_running_loop().run_in_executor(builder, _build_body, settings)
+        return await asyncio.get_running_loop().run_in_executor(builder, build_body, settings)
 
 
-def _build_body(settings: WorkerSettings) -> _Body:
-    choose_cpu_isa(settings.cpu_isa)
-    loaded = load_model(
-        settings.path,
-        served_name=settings.served_model_name,
-        dtype=settings.dtype,
-        activations=settings.activations,
-        max_model_len=settings.max_model_len,
-        num_threads=settings.num_threads,
-    )
-    layout = loaded.model.kv_layout(settings.block_size, settings.kv_cache_dtype)
-    config = EngineConfig(
-        num_blocks=_num_blocks(settings, layout),
-        num_host_blocks=_num_host_blocks(settings, layout),
-        block_tokens=settings.block_size,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        max_step_ms=settings.max_step_ms,
-        max_mixed_step_ms=settings.max_mixed_step_ms,
-        max_model_len=loaded.card.max_model_len,
-        enable_prefix_caching=settings.enable_prefix_caching,
-        eos_token_ids=loaded.card.eos_token_ids,
-    )
-    incarnation = draw_incarnation()
-    memory = KVPoolMemory.create(layout, config.num_blocks, incarnation)
-    kv_cache = KVCache.over(layout, memory.data())
-    pool = BlockPool(config.num_blocks, memory, config.num_host_blocks, config.host_min_tokens)
-    engine = Engine(loaded.model, kv_cache, config, pool)
-    engine.warm_up()
-    return _Body(loaded, layout, memory, engine, incarnation)
-
-
-def _num_blocks(settings: WorkerSettings, layout: KVLayout) -> int:
-    if settings.num_kv_blocks is not None:
-        return settings.num_kv_blocks
-    num_blocks = settings.kv_cache_bytes // layout.block_bytes
-    if num_blocks < 2:
-        raise SpliceError(
-            ErrorCode.BAD_SETTING,
-            f"{settings.kv_cache_bytes} bytes hold {num_blocks} KV blocks of {layout.block_bytes} bytes; "
-            "at least 2 are needed: raise --kv-cache-memory",
-            param="kv_cache_bytes",
-        )
-    return num_blocks
-
-
-def _num_host_blocks(settings: WorkerSettings, layout: KVLayout) -> int:
-    num_blocks = settings.num_host_blocks
-    if num_blocks is None:
-        num_blocks = settings.swap_space_bytes // layout.block_bytes
-        if settings.swap_space_bytes and not num_blocks:
-            raise SpliceError(
-                ErrorCode.BAD_SETTING,
-                f"{settings.swap_space_bytes} bytes hold no KV block of {layout.block_bytes} bytes: raise --swap-space "
-                "or leave it away",
-                param="swap_space_bytes",
-            )
-    available = psutil.virtual_memory().available
-    if num_blocks * layout.block_bytes > available:
-        raise SpliceError(
-            ErrorCode.BAD_SETTING,
-            f"{num_blocks} host blocks take {num_blocks * layout.block_bytes} bytes and {available} are available: "
-            "lower --swap-space or --num-host-blocks",
-            param="swap_space_bytes",
-        )
-    return num_blocks
-
-
-def _identity(settings: WorkerSettings, body: _Body) -> WorkerIdentity:
+def _identity(settings: WorkerSettings, body: Body) -> WorkerIdentity:
     return WorkerIdentity(
         worker_id=settings.worker_id or f"{settings.role}-{body.incarnation & 0xFFFFFFFF:08x}",
         incarnation=body.incarnation,
@@ -257,7 +170,7 @@ def _identity(settings: WorkerSettings, body: _Body) -> WorkerIdentity:
     )
 
 
-def _record(settings: WorkerSettings, body: _Body, identity: WorkerIdentity, endpoint: str) -> WorkerRecord:
+def _record(settings: WorkerSettings, body: Body, identity: WorkerIdentity, endpoint: str) -> WorkerRecord:
     card = body.loaded.card
     return WorkerRecord(
         worker_id=identity.worker_id,

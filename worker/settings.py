@@ -10,6 +10,8 @@ import msgspec
 from engine.ops.cpu_isa import CpuIsa
 from wire.worker_record import Role
 
+DEFAULT_KV_BYTES = 512 << 20
+
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of one worker; built once by the command line or the launcher, never read from the environment here."""
@@ -25,7 +27,16 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int = 32
     num_kv_blocks: int | None = None
     """Size of the KV pool in blocks; wins over `kv_cache_bytes`."""
-    kv_cache_bytes: int = 1 << 30
+    kv_cache_bytes: int | None = None
+    """None: `DEFAULT_KV_BYTES` in memory of the CPU, on a GPU what `gpu_memory_utilization` leaves."""
+    device: str = "cpu"
+    """`cpu`, `cuda` or `cuda:N`."""
+    gpu_memory_utilization: float = 0.9
+    """Share of the GPU's memory that this worker may take."""
+    enforce_eager: bool = False
+    """On a GPU: no graphs are captured."""
+    async_scheduling: bool = True
+    """See `EngineConfig`."""
     swap_space_bytes: int = 0
     """Host memory that keeps what is evicted from the KV pool; as many whole blocks as fit."""
     num_host_blocks: int | None = None
@@ -59,6 +70,11 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_s: float = 30.0
     faults: tuple[str, ...] = ()
     """Named fault points armed at start; refused unless `host` is a loopback address."""
+
+    @property
+    def gpu_index(self) -> int | None:
+        """Which GPU; None for a worker that computes on the CPU."""
+        return None if self.device == "cpu" else int(self.device.partition(":")[2] or 0)
 
     @property
     def path(self) -> Path:

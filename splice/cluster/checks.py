@@ -12,6 +12,7 @@ from membership.server import find_etcd
 from splice.models import find_model
 from splice.settings.commands import ServeSettings
 from wire.errors import ErrorCode, SpliceError
+from worker.settings import DEFAULT_KV_BYTES
 
 SHM_BYTES = 128 << 20
 """Ray's object store keeps its segments there; the KV pools do not."""
@@ -105,7 +106,7 @@ def check_shm(folder: Path = Path("/dev/shm"), needed: int = SHM_BYTES) -> str: 
 def check_memory(settings: ServeSettings) -> str:
     """A rough floor: the KV pools and what a worker takes beside its weights."""
     workers = settings.prefill + settings.decode
-    pool = 0 if settings.num_kv_blocks is not None else settings.kv_cache_memory
+    pool = _pool_bytes(settings)
     swap = 0 if settings.num_host_blocks is not None else settings.swap_space or 0
     needed, free = workers * (pool + swap + BASE_BYTES_PER_WORKER), psutil.virtual_memory().available
     if needed > free:
@@ -117,3 +118,10 @@ def check_memory(settings: ServeSettings) -> str:
             param="kv_cache_memory",
         )
     return f"memory     {needed >> 20} of {free >> 20} MiB"
+
+
+def _pool_bytes(settings: ServeSettings) -> int:
+    """Of memory of the CPU, where it is known beforehand."""
+    if settings.num_kv_blocks is not None or settings.device != "cpu":
+        return 0
+    return DEFAULT_KV_BYTES if settings.kv_cache_memory is None else settings.kv_cache_memory

@@ -185,7 +185,8 @@ class Launcher:
             host = NODE_HOST if settings.worker_host == "auto" else settings.worker_host
             resource = settings.prefill_resource if role == "prefill" else settings.decode_resource
         worker = pool_settings(settings, role, host, self.state.etcd_endpoints)
-        return Pool(settings=worker, count=count, resource=resource, cpus=worker.num_threads)
+        gpus = 0.0 if settings.device == "cpu" else settings.num_gpus
+        return Pool(settings=worker, count=count, resource=resource, cpus=worker.num_threads, gpus=gpus)
 
     def _counts(self) -> dict[Role, int]:
         return {"prefill": self._settings.prefill, "decode": self._settings.decode}

@@ -91,6 +91,7 @@ def _place(job: Job, reports: _Reports) -> None:
                 max_restarts=-1,
                 max_concurrency=4,
                 num_cpus=0 if pool.resource else pool.cpus,
+                num_gpus=0 if pool.resource else pool.gpus,
                 resources={pool.resource: 1} if pool.resource else None,
             ).remote(pool.settings)
             waiting[actor.started.remote(job.timeout_s)] = name

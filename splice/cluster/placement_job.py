@@ -23,12 +23,13 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
-    """`count` workers of equal settings; each takes one of `resource`, or `cpus` where no resource is named."""
+    """`count` workers of equal settings; each takes one of `resource`, or `cpus` and `gpus` where none is named."""
 
     settings: WorkerSettings
     count: int
     resource: str | None
     cpus: float
+    gpus: float
 
 
 class StartHead(msgspec.Struct, frozen=True, kw_only=True, tag="start_head"):

@@ -48,8 +48,13 @@ class EngineSettings:
     num_kv_blocks: int | None = setting(
         None, parse.integer(2), "KV pool of each worker in blocks; wins over --kv-cache-memory.", group="Engine"
     )
-    kv_cache_memory: int = setting(
-        512 * MIB, parse.size, "KV pool of each worker in bytes, such as 512M or 2G.", group="Engine", metavar="SIZE"
+    kv_cache_memory: int | None = setting(
+        None,
+        parse.size,
+        "KV pool of each worker in bytes, such as 512M or 2G. Default: 512M; on a GPU what --gpu-memory-utilization "
+        "leaves.",
+        group="Engine",
+        metavar="SIZE",
     )
     swap_space: int | None = setting(
         None,
@@ -99,6 +104,32 @@ class EngineSettings:
         parse.choice(*CPU_ISAS),
         "Instruction set of the native kernels: auto (the best there is), or a lower one to compare with.",
         group="Engine",
+    )
+    device: str = setting(
+        "cpu",
+        parse.device,
+        "Where steps are computed: cpu, or cuda or cuda:N, in bfloat16 (new: its kernels are proven in an emulator and "
+        "have not yet run on a GPU).",
+        group="GPU",
+    )
+    gpu_memory_utilization: float = setting(
+        0.9, parse.number(0.01, 1.0), "Share of a GPU's memory that one worker may take.", group="GPU"
+    )
+    num_gpus: float = setting(
+        1.0,
+        parse.number(0.01, 16),
+        "What a worker asks of an existing Ray cluster; 0.5 puts two on one GPU.",
+        group="GPU",
+    )
+    enforce_eager: bool = setting(
+        False, parse.switch, "Launch every step anew and capture no CUDA graphs.", group="GPU", is_switch=True
+    )
+    async_scheduling: bool = setting(
+        True,
+        parse.switch,
+        "Prepare a step while the GPU computes the one before it.",
+        group="GPU",
+        is_switch=True,
     )
     kv_transport: tuple[str, ...] = setting(
         TRANSPORTS,

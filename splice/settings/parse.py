@@ -12,6 +12,7 @@ from types import MappingProxyType
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?", re.IGNORECASE)
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DEVICE = re.compile(r"cpu|cuda(:\d{1,2})?")
 _YES, _NO = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
@@ -100,6 +101,13 @@ def choice(*allowed: str, aliases: Mapping[str, str] = MappingProxyType({})) -> 
         return aliases.get(raw, raw)
 
     return parse
+
+
+def device(raw: str) -> str:
+    """`cpu`, or a GPU as torch names it: `cuda`, `cuda:1`."""
+    if not _DEVICE.fullmatch(raw):
+        raise ValueError("expected cpu, cuda or cuda:N")
+    return raw
 
 
 def choice_of_ints(*allowed: int) -> Callable[[str], int]:

@@ -1,0 +1,97 @@
+"""What a worker is before its first connection: a model, its memory, and the engine that owns both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+
+from engine.blocks.block_pool import BlockPool
+from engine.blocks.kv_cache import KVCache
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.loader import LoadedModel, load_model
+from engine.ops.cpu_isa import choose_cpu_isa
+from kvtransfer.pool_memory import KVPoolMemory
+from wire.errors import ErrorCode, SpliceError
+from wire.kv_layout import KVLayout
+from wire.worker_record import draw_incarnation
+from worker.settings import DEFAULT_KV_BYTES, WorkerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    loaded: LoadedModel
+    layout: KVLayout
+    memory: KVPoolMemory
+    engine: Engine
+    incarnation: int
+
+
+def build_body(settings: WorkerSettings) -> Body:
+    choose_cpu_isa(settings.cpu_isa)
+    loaded = load_model(
+        settings.path,
+        served_name=settings.served_model_name,
+        dtype=settings.dtype,
+        activations=settings.activations,
+        max_model_len=settings.max_model_len,
+        num_threads=settings.num_threads,
+    )
+    layout = loaded.model.kv_layout(settings.block_size, settings.kv_cache_dtype)
+    config = EngineConfig(
+        num_blocks=_num_blocks(settings, layout),
+        num_host_blocks=_num_host_blocks(settings, layout),
+        block_tokens=settings.block_size,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_step_ms=settings.max_step_ms,
+        max_mixed_step_ms=settings.max_mixed_step_ms,
+        max_model_len=loaded.card.max_model_len,
+        enable_prefix_caching=settings.enable_prefix_caching,
+        eos_token_ids=loaded.card.eos_token_ids,
+    )
+    incarnation = draw_incarnation()
+    memory = KVPoolMemory.create(layout, config.num_blocks, incarnation)
+    kv_cache = KVCache.over(layout, memory.data())
+    pool = BlockPool(config.num_blocks, memory, config.num_host_blocks, config.host_min_tokens)
+    engine = Engine(loaded.model, kv_cache, config, pool)
+    engine.warm_up()
+    return Body(loaded, layout, memory, engine, incarnation)
+
+
+def _num_blocks(settings: WorkerSettings, layout: KVLayout) -> int:
+    if settings.num_kv_blocks is not None:
+        return settings.num_kv_blocks
+    num_bytes = DEFAULT_KV_BYTES if settings.kv_cache_bytes is None else settings.kv_cache_bytes
+    num_blocks = num_bytes // layout.block_bytes
+    if num_blocks < 2:
+        raise SpliceError(
+            ErrorCode.BAD_SETTING,
+            f"{num_bytes} bytes hold {num_blocks} KV blocks of {layout.block_bytes} bytes; "
+            "at least 2 are needed: raise --kv-cache-memory",
+            param="kv_cache_bytes",
+        )
+    return num_blocks
+
+
+def _num_host_blocks(settings: WorkerSettings, layout: KVLayout) -> int:
+    num_blocks = settings.num_host_blocks
+    if num_blocks is None:
+        num_blocks = settings.swap_space_bytes // layout.block_bytes
+        if settings.swap_space_bytes and not num_blocks:
+            raise SpliceError(
+                ErrorCode.BAD_SETTING,
+                f"{settings.swap_space_bytes} bytes hold no KV block of {layout.block_bytes} bytes: raise --swap-space "
+                "or leave it away",
+                param="swap_space_bytes",
+            )
+    available = psutil.virtual_memory().available
+    if num_blocks * layout.block_bytes > available:
+        raise SpliceError(
+            ErrorCode.BAD_SETTING,
+            f"{num_blocks} host blocks take {num_blocks * layout.block_bytes} bytes and {available} are available: "
+            "lower --swap-space or --num-host-blocks",
+            param="swap_space_bytes",
+        )
+    return num_blocks
