@@ -239,7 +239,11 @@ class Engine:
                 self._scheduler.advance(part.request, part.num_new_tokens)
 
     def _finish(self, output: StepOutput) -> None:
-        """Waits for the step in flight, and says what it computed."""
+        """Waits for the step in flight, and says what it computed.
+
+        Before the output is given out: a row may be on its way into a block that its request gave back meanwhile, and
+        who is told of a reservation writes to its blocks past the device's queue.
+        """
         step, self._in_flight = self._in_flight, None
         if step is None:
             return

@@ -196,6 +196,19 @@ class EngineMachine(RuleBasedStateMachine):
         self.bench.engine.check()
 
     @invariant()
+    def no_step_in_flight_writes_where_a_peer_does(self):
+        """Rows on their way for requests that have ended go to blocks that are theirs no more."""
+        if self.bench.engine._in_flight is None:
+            return
+        written = {
+            part.block_table[position // BLOCK]
+            for part in self.bench.model.batches[-1].slices
+            for position in range(part.start, part.start + len(part.token_ids))
+        }
+        for key in self._in(RequestStatus.RESERVED):
+            assert written.isdisjoint(self._requests[key].block_ids)
+
+    @invariant()
     def nothing_emitted_differs(self):
         for key, asked in self.asked.items():
             got = self.bench.answer(key)
