@@ -49,6 +49,7 @@ def build_body(settings: WorkerSettings) -> Body:
         max_mixed_step_ms=settings.max_mixed_step_ms,
         max_model_len=loaded.card.max_model_len,
         enable_prefix_caching=settings.enable_prefix_caching,
+        async_scheduling=settings.async_scheduling,
         eos_token_ids=loaded.card.eos_token_ids,
     )
     incarnation = draw_incarnation()
