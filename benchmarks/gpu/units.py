@@ -1,7 +1,8 @@
-"""Compiling the units of `csrc/cuda`, each by itself, and linking those that could be."""
+"""Compiling the sources of `csrc/cuda`, each by itself, and linking those that could be."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -20,13 +21,16 @@ _FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "--expt-relaxed-constexpr", "-lineinf
 
 @dataclass(frozen=True, slots=True)
 class Unit:
+    """A line of units.txt."""
+
     name: str
+    sources: tuple[str, ...]
     architectures: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """What became of a unit; `error` is the compiler's last words, or why it was not tried."""
+    """What became of a source; `error` is the compiler's last words, or why it was not tried."""
 
     name: str
     seconds: float
@@ -37,9 +41,25 @@ class Compiled:
 
 
 def units() -> list[Unit]:
-    """Those of units.txt."""
-    lines = (line.split() for line in (SOURCES / "units.txt").read_text().splitlines())
-    return [Unit(words[0], tuple(words[1:])) for words in lines if words and not words[0].startswith("#")]
+    """Those of units.txt. Raises ValueError for a line that is none."""
+    found: list[Unit] = []
+    for line in (SOURCES / "units.txt").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        name, _, rest = line.partition(":")
+        sources = tuple(word for word in rest.split() if not word[0].isdigit())
+        architectures = tuple(word for word in rest.split() if word[0].isdigit())
+        if not sources or not architectures:
+            raise ValueError(f"units.txt: {line!r}, expected NAME: SOURCE… ARCHITECTURE…")
+        found.append(Unit(name, sources, architectures))
+    return found
+
+
+def sources_digest() -> str:
+    """Of all that the library is compiled from: what `splice_cuda_sources` of a library built here says."""
+    files = sorted(path for pattern in ("*.cu", "*.h", "units.txt") for path in SOURCES.glob(pattern))
+    lines = (f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 def cutlass_headers(parts: Path, scratch: Path) -> Path:
@@ -62,31 +82,48 @@ def cutlass_headers(parts: Path, scratch: Path) -> Path:
 def compile_all(
     wanted: Sequence[Unit], capability: str, include: Path | None, scratch: Path, jobs: int
 ) -> list[Compiled]:
-    """For one compute capability, such as `90`; links what compiled into the library. Without `include`, those units
-    that need CUTLASS fail with its name in their error."""
+    """Every source by itself, for one compute capability, such as `90`; links what compiled into the library. Without
+    `include`, those sources that need CUTLASS fail with its name in their error."""
     scratch.mkdir(parents=True, exist_ok=True)
+    named = " ".join(dict.fromkeys(f"sm_{target}" for unit in wanted if (target := _target(unit, capability))))
+    identity = (f"-DSPLICE_CUDA_SOURCES={sources_digest()}", f"-DSPLICE_CUDA_TARGETS={named}")
+    tasks = [(unit, source) for unit in wanted for source in unit.sources]
+
+    def compiled(task: tuple[Unit, str]) -> Compiled:
+        unit, source = task
+        return _compile(unit, source, identity if source == "status" else (), capability, include, scratch)
+
     with ThreadPoolExecutor(jobs) as pool:
-        done = list(pool.map(lambda unit: _compile(unit, capability, include, scratch), wanted))
+        done = list(pool.map(compiled, tasks))
     objects = [str(scratch / f"{one.name}.o") for one in done if one.error is None]
     code, output = _run([_nvcc(), "-shared", "-o", str(LIBRARY), *objects])
     if code:
-        raise RuntimeError(f"the units do not link:\n{output}")
+        raise RuntimeError(f"the sources do not link:\n{output}")
     return done
 
 
-def _compile(unit: Unit, capability: str, include: Path | None, scratch: Path) -> Compiled:
+def _target(unit: Unit, capability: str) -> str | None:
+    """What to compile a unit for; None where it is for other GPUs alone."""
     specific = [name for name in unit.architectures if name.endswith("a")]
-    if specific and f"{capability}a" not in specific:
-        return Compiled(unit.name, 0.0, 0, 0, f"is for sm_{', sm_'.join(specific)}, this is sm_{capability}")
-    target = f"{capability}a" if specific else capability
-    command = [_nvcc(), *_FLAGS, f"-I{SOURCES}", *([f"-I{include}"] if include else [])]
+    if not specific:
+        return capability
+    return f"{capability}a" if f"{capability}a" in specific else None
+
+
+def _compile(
+    unit: Unit, source: str, defines: Sequence[str], capability: str, include: Path | None, scratch: Path
+) -> Compiled:
+    target = _target(unit, capability)
+    if target is None:
+        return Compiled(source, 0.0, 0, 0, f"is for sm_{', sm_'.join(unit.architectures)}, this is sm_{capability}")
+    command = [_nvcc(), *_FLAGS, *defines, f"-I{SOURCES}", *([f"-I{include}"] if include else [])]
     command += [f"-gencode=arch=compute_{target},code=sm_{target}"]
-    command += ["-c", str(SOURCES / f"{unit.name}.cu"), "-o", str(scratch / f"{unit.name}.o")]
+    command += ["-c", str(SOURCES / f"{source}.cu"), "-o", str(scratch / f"{source}.o")]
     begun = time.monotonic()
     code, output = _run(command)
     registers = max((int(number) for number in re.findall(r"Used (\d+) registers", output)), default=0)
     spilled = sum(int(number) for number in re.findall(r"(\d+) bytes spill stores", output))
-    return Compiled(unit.name, time.monotonic() - begun, registers, spilled, output[-2000:] if code else None)
+    return Compiled(source, time.monotonic() - begun, registers, spilled, output[-2000:] if code else None)
 
 
 def _nvcc() -> str:

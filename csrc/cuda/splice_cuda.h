@@ -130,6 +130,15 @@ typedef struct {
 int splice_cuda_gemm_sm80(const splice_cuda_gemm* args, void* stream);
 int splice_cuda_gemm_sm90(const splice_cuda_gemm* args, void* stream);
 
+// What the library was built from and for.
+//
+// A digest of csrc/cuda, 16 hexadecimal digits; `unknown` where the build did not say.
+const char* splice_cuda_sources(void);
+// The GPUs it has machine code (sm_90) or PTX (compute_80) for, separated by spaces; empty in the emulator.
+const char* splice_cuda_targets(void);
+// The CUDA runtime linked into it, as CUDART_VERSION (13000); a driver must know it. 0 in the emulator.
+int splice_cuda_runtime(void);
+
 #ifdef __cplusplus
 }
 #endif

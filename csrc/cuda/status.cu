@@ -1,8 +1,18 @@
-// What the library is, and the text of the last error of each thread.
+// What the library is, what it was built from and for, and the text of the last error of each thread.
 #include <stdarg.h>
 #include <stdio.h>
 
 #include "launch.h"
+
+// Whoever compiles this file says them; the emulator's build does not.
+#if !defined(SPLICE_CUDA_SOURCES)
+#define SPLICE_CUDA_SOURCES unknown
+#endif
+#if !defined(SPLICE_CUDA_TARGETS)
+#define SPLICE_CUDA_TARGETS
+#endif
+#define SPLICE_QUOTED(...) #__VA_ARGS__
+#define SPLICE_TEXT(...) SPLICE_QUOTED(__VA_ARGS__)
 
 namespace splice::cuda {
 
@@ -29,6 +39,17 @@ int splice_cuda_emulated(void) {
   return 0;
 #else
   return 1;
+#endif
+}
+
+const char* splice_cuda_sources(void) { return SPLICE_TEXT(SPLICE_CUDA_SOURCES); }
+const char* splice_cuda_targets(void) { return SPLICE_TEXT(SPLICE_CUDA_TARGETS); }
+
+int splice_cuda_runtime(void) {
+#if defined(__CUDACC__)
+  return CUDART_VERSION;
+#else
+  return 0;
 #endif
 }
 

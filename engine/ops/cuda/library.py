@@ -7,6 +7,7 @@ before.
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +18,15 @@ from wire.errors import ErrorCode, SpliceError
 INSTALLED = Path(__file__).resolve().parents[2] / "libsplice_cuda.so"
 """Where the build puts it."""
 _OK, _INVALID = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """Of a library: see the end of `splice_cuda.h`."""
+
+    sources: str
+    targets: tuple[str, ...]
+    runtime: int
 
 
 class Library:
@@ -39,6 +49,14 @@ class Library:
         self._library.splice_cuda_error.restype = ctypes.c_char_p
         self.path = path
         self.device_type = "cpu" if self._library.splice_cuda_emulated() else "cuda"
+
+    def build(self) -> Build:
+        """What it was built from and for."""
+        texts = [self.function(name) for name in ("sources", "targets")]
+        for function in texts:
+            function.restype = ctypes.c_char_p
+        sources, targets = (function().decode() for function in texts)
+        return Build(sources, tuple(targets.split()), int(self.function("runtime")()))
 
     def has(self, function: str) -> bool:
         """Whether the unit with this function was compiled in."""
