@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from engine.ops.names import OpName
 
@@ -17,8 +18,11 @@ def supports_fast_bfloat16() -> bool:
     return isa() == "amx"
 
 
-def numerics_id(dtype: str, implementations: Mapping[OpName, str]) -> str:
-    """Readable; part of the compatibility id of a prefill/decode pair. `implementations` by operation.
+def numerics_id(
+    dtype: str, implementations: Mapping[OpName, str], tactics: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """Readable; part of the compatibility id of a prefill/decode pair. `implementations` by operation, tuned `tactics`
+    by shape, as `TacticTable.identity` has them.
 
     Native operations bring along their instruction set, since bfloat16 has another arithmetic on AMX; torch's
     operations the library's version, and the capability, CPU vendor and thread count its kernels depend on.
@@ -35,6 +39,7 @@ def numerics_id(dtype: str, implementations: Mapping[OpName, str]) -> str:
         capability = torch.backends.cpu.get_cpu_capability()
         parts += [f"torch={torch.__version__}", f"capability={capability}"]
         parts += [f"cpu={_cpuinfo('vendor_id')}", f"threads={torch.get_num_threads()}"]
+    parts += [f"{shape}={tactic}" for shape, tactic in tactics.items()]
     return ";".join(parts)
 
 
