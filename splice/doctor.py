@@ -7,31 +7,23 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import psutil
 
 from kvtransfer import ucx_library
 from membership.server import find_etcd
 from splice.cluster.checks import check_shm
+from splice.finding import Finding
+from splice.gpu_probe import probe_gpu
+from splice.gpu_state import gpu_findings
 from splice.models import PUBLISHED, find_model
 from wire.errors import SpliceError
 
 RAM_BYTES = 4 << 30
 _ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    part: str
-    verdict: Literal["ok", "missing", "optional"]
-    found: str
-    remedy: str = ""
 
 
 def examine() -> list[Finding]:
@@ -49,8 +41,7 @@ def examine() -> list[Finding]:
         _memory(),
         _processor(),
         *[_model(name) for name in PUBLISHED],
-        _program("nvcc", "only to build GPU kernels: install the CUDA toolkit"),
-        _gpu(),
+        *gpu_findings(probe_gpu()),
     ]
 
 
@@ -118,15 +109,3 @@ def _model(name: str) -> Finding:
         return Finding(f"model {name}", "ok", str(find_model(name).path))
     except SpliceError as error:
         return Finding(f"model {name}", "optional", "not here", error.message)
-
-
-def _program(name: str, remedy: str) -> Finding:
-    path = shutil.which(name)
-    return Finding(name, "ok", path) if path else Finding(name, "optional", "not found", remedy)
-
-
-def _gpu() -> Finding:
-    devices = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
-    if devices:
-        return Finding("GPU", "ok", ", ".join(devices))
-    return Finding("GPU", "optional", "none", "Splice runs whole without one")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import subprocess
@@ -12,6 +11,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from engine.ops.cuda.sources import sources_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "csrc" / "cuda"
@@ -53,13 +54,6 @@ def units() -> list[Unit]:
             raise ValueError(f"units.txt: {line!r}, expected NAME: SOURCE… ARCHITECTURE…")
         found.append(Unit(name, sources, architectures))
     return found
-
-
-def sources_digest() -> str:
-    """Of all that the library is compiled from: what `splice_cuda_sources` of a library built here says."""
-    files = sorted(path for pattern in ("*.cu", "*.h", "units.txt") for path in SOURCES.glob(pattern))
-    lines = (f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 def cutlass_headers(parts: Path, scratch: Path) -> Path:

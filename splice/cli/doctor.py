@@ -5,7 +5,8 @@ from __future__ import annotations
 import typer
 
 from splice.cli.console import out
-from splice.doctor import Finding, examine
+from splice.doctor import examine
+from splice.finding import Finding
 
 _MARKS = {"ok": "[green]ok[/green]", "missing": "[bold red]missing[/bold red]", "optional": "[yellow]optional[/yellow]"}
 

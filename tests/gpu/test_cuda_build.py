@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from kernel_platform import EMULATED_UNITS, SOURCES
 
-from benchmarks.gpu.units import sources_digest, units
+from benchmarks.gpu.units import units
 from engine.ops.cuda.library import INSTALLED, Library
+from engine.ops.cuda.sources import sources_digest
 
 
 def test_every_source_belongs_to_one_of_at_most_ten_units():

@@ -20,7 +20,7 @@ ROUNDING, CUT = 4e-3, 8e-3
 
 @pytest.fixture(params=["interpreted", pytest.param("gpu", marks=pytest.mark.gpu)])
 def rows(request):
-    """The kernels and their device. Triton is the one or the other for a whole process: tests/conftest.py says which."""
+    """The kernels and their device. Triton is the one or the other for a whole process: see tests/conftest.py."""
     has_gpu = torch.cuda.is_available()
     if request.param == "gpu" and not has_gpu:
         pytest.skip("torch sees no GPU")
