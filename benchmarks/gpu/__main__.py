@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import os
 import sys
 import tempfile
@@ -13,26 +14,21 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu import proofs
-from benchmarks.gpu.cases import cases
-from benchmarks.gpu.cases.case import Case
-from benchmarks.gpu.ceilings import measure
-from benchmarks.gpu.report import Measured, Report, commit, table
-from benchmarks.gpu.timing import seconds_of
+from benchmarks.gpu.budget import Budget
+from benchmarks.gpu.measuring import outcomes
+from benchmarks.gpu.parts import unpack_wheels
+from benchmarks.gpu.report import Report, commit, table
+from benchmarks.gpu.tasks import tasks
 from benchmarks.gpu.units import ROOT, compile_all, cutlass_headers, units
-from engine.ops.cuda.library import Library
-from wire.errors import SpliceError
 
 _DRY_CAPABILITY = "90"
 _MEMORY_TOOLS = ("memcheck", "racecheck")
-_ONE_MEMORY_CHECK_S = 100.0
-_LEFT_FOR_FIGURES_S = 150.0
-"""Tests and memory checks end so long before the whole does."""
 
 
 def main() -> int:
     """0 where everything that was tried succeeded, 1 otherwise."""
     arguments = _arguments()
-    ends = time.monotonic() + 60 * arguments.minutes
+    budget = Budget(time.monotonic() + 60 * arguments.minutes)
     report = Report(_machine(), commit(), datetime.date.today().isoformat())
     has_gpu = torch.cuda.is_available()
     if not has_gpu and not arguments.dry_run:
@@ -40,14 +36,15 @@ def main() -> int:
         return 1
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         scratch = Path(folder)
+        _unpack(report, arguments, scratch)
         _build(report, arguments, scratch)
         if not has_gpu:
             print(proofs.listed())
-            print("\n".join(case.name for case in cases()))
+            print("\n".join(f"{task.kind}: {task.name}" for task in tasks()))
             print(table(report))
             return int(report.failed)
-        _prove(report, arguments, scratch, ends)
-    _measure(report, ends)
+        _prove(report, arguments, scratch, budget)
+        _measure(report, arguments, budget)
     path = report.write(arguments.out)
     print(table(report))
     print(path)
@@ -68,48 +65,46 @@ def _build(report: Report, arguments: argparse.Namespace, scratch: Path) -> None
     report.write(arguments.out) if not arguments.dry_run else None
 
 
-def _prove(report: Report, arguments: argparse.Namespace, scratch: Path, ends: float) -> None:
-    for file in proofs.files():
-        left = ends - time.monotonic() - _LEFT_FOR_FIGURES_S
-        if left < 15:
+def _prove(report: Report, arguments: argparse.Namespace, scratch: Path, budget: Budget) -> None:
+    files = proofs.files()
+    for place, file in enumerate(files):
+        left = budget.for_tests(len(files) - place)
+        if left is None:
             report.notes.append(f"{file.stem}: not run, out of time")
             continue
         report.proofs.append(proofs.run_tests(file.stem, [file], scratch, left))
         print(f"{report.proofs[-1]}"[:2000], flush=True)
         report.write(arguments.out)
     for tool in _MEMORY_TOOLS:
-        left = min(_ONE_MEMORY_CHECK_S, ends - time.monotonic() - _LEFT_FOR_FIGURES_S)
-        if left < 30:
+        left = budget.for_memory_check()
+        if left is None:
             report.notes.append(f"{tool}: not run, out of time")
             continue
         report.memory.append(proofs.check_memory(tool, scratch, left))
     report.write(arguments.out)
 
 
-def _measure(report: Report, ends: float) -> None:
-    try:
-        library = Library()
-    except SpliceError as error:
-        report.notes.append(f"nothing measured: {error}")
-        return
-    report.ceilings = measure()
-    for case in cases():
-        if not library.has(case.function):
-            report.notes.append(f"{case.name}: {case.function} was not built")
-        elif time.monotonic() > ends:
-            report.notes.append(f"{case.name}: not measured, out of time")
-        else:
-            report.measured.append(_measured(case, library))
-        torch.cuda.empty_cache()
+def _measure(report: Report, arguments: argparse.Namespace, budget: Budget) -> None:
+    wanted = tasks()
+    found = outcomes(
+        lambda first: (sys.executable, "-m", "benchmarks.gpu.measuring_process", str(first)),
+        lambda index: budget.for_task(wanted[index].limit_s),
+        len(wanted),
+        ROOT,
+    )
+    for outcome in found:
+        report.take(wanted[outcome.index], outcome)
+        report.write(arguments.out)
 
 
-def _measured(case: Case, library: Library) -> Measured:
-    try:
-        seconds = seconds_of(case.make(library))
-        rival = None if case.rival is None else seconds_of(case.rival())
-    except (RuntimeError, SpliceError) as error:
-        return Measured(case.name, None, case.moved_bytes, case.operations, error=str(error)[:300])
-    return Measured(case.name, seconds, case.moved_bytes, case.operations, case.rival_name, rival)
+def _unpack(report: Report, arguments: argparse.Namespace, scratch: Path) -> None:
+    names = unpack_wheels(arguments.parts, scratch)
+    if names:
+        report.notes.append(f"from wheels: {', '.join(names)}")
+    if importlib.util.find_spec("msgspec") is None:
+        report.notes.append(
+            f"no msgspec: tests of the engine and whole steps fail; put its wheel into {arguments.parts}"
+        )
 
 
 def _machine() -> dict[str, str]:

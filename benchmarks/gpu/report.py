@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.gpu.ceilings import Ceilings
+from benchmarks.gpu.ceilings import Ceilings, Precision
+from benchmarks.gpu.measuring import Outcome
 from benchmarks.gpu.proofs import Proof
 from benchmarks.gpu.units import ROOT, Compiled
+
+if TYPE_CHECKING:
+    from benchmarks.gpu.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,9 @@ class Measured:
     rival: str = ""
     rival_seconds: float | None = None
     error: str | None = None
+    function: str = ""
+    """Of splice_cuda.h."""
+    precision: Precision = "bf16"
 
 
 @dataclass(slots=True)
@@ -38,8 +46,28 @@ class Report:
     memory: list[Proof] = field(default_factory=list)
     ceilings: Ceilings | None = None
     measured: list[Measured] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    """`steps.StepTime` each: whole decode steps."""
+    tactics: list[dict[str, Any]] = field(default_factory=list)
+    """`engine.tuning.decision.Entry` each."""
+    peers: list[dict[str, Any]] = field(default_factory=list)
+    """`peers.PeerRate` each."""
+    errors: list[str] = field(default_factory=list)
+    """Measurements that failed as a whole."""
     notes: list[str] = field(default_factory=list)
     """Steps that were left out, and why."""
+
+    def take(self, task: Task, outcome: Outcome) -> None:
+        """What came of a measurement."""
+        if outcome.error is not None:
+            left_out = outcome.error.startswith("not measured")
+            (self.notes if left_out else self.errors).append(f"{task.name}: {outcome.error}")
+        elif task.kind == "ceilings":
+            self.ceilings = Ceilings(**outcome.result)
+        elif task.kind == "measured":
+            self.measured.append(Measured(**outcome.result))
+        else:
+            getattr(self, task.kind).extend(outcome.result)
 
     def write(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +81,7 @@ class Report:
         """Whether anything that was tried did not succeed."""
         built = any(one.error is not None and not one.error.startswith("is for") for one in self.units)
         proven = any(proof.failures for proof in (*self.proofs, *self.memory))
-        return built or proven or any(one.error is not None for one in self.measured)
+        return built or proven or bool(self.errors) or any(one.error is not None for one in self.measured)
 
 
 def commit() -> str:
@@ -71,10 +99,14 @@ def table(report: Report) -> str:
     lines += [_proof_line("memory", one) for one in report.memory] + [""]
     ceilings = report.ceilings
     if ceilings is not None:
-        rates = ceilings.copy_bytes_per_s / 1e12, ceilings.bf16_flop_per_s / 1e12
-        lines.append(f"copy {rates[0]:.2f} TB/s, bf16 product {rates[1]:.0f} TFLOP/s")
+        copy, bf16, fp8 = (rate / 1e12 for rate in astuple(ceilings))
+        lines.append(f"copy {copy:.2f} TB/s, bf16 product {bf16:.0f} TFLOP/s, fp8 product {fp8:.0f} TFLOP/s")
         lines.append(f"{'':58} {'µs':>9} {'GB/s':>7} {'%':>4} {'TFLOP/s':>8} {'%':>4}  against")
         lines += [_measured_line(one, ceilings) for one in report.measured]
+        lines += [_step_line(one, ceilings) for one in report.steps]
+    lines += [_tactic_line(one) for one in report.tactics]
+    lines += [_peer_line(one) for one in report.peers]
+    lines += [f"failed: {error}" for error in report.errors]
     return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
 
 
@@ -84,7 +116,7 @@ def shares(one: Measured, ceilings: Ceilings) -> tuple[float, float]:
         return 0.0, 0.0
     return (
         one.moved_bytes / one.seconds / ceilings.copy_bytes_per_s,
-        one.operations / one.seconds / ceilings.bf16_flop_per_s,
+        one.operations / one.seconds / ceilings.flop_per_s(one.precision),
     )
 
 
@@ -92,11 +124,28 @@ def _measured_line(one: Measured, ceilings: Ceilings) -> str:
     if one.seconds is None:
         return f"{one.name:58} {one.error}"
     memory, matrix = shares(one, ceilings)
-    against = "" if one.rival_seconds is None else f"{one.rival_seconds / one.seconds:.2f} × {one.rival}"
+    against = one.rival if one.rival_seconds is None else f"{one.rival_seconds / one.seconds:.2f} × {one.rival}"
     return (
         f"{one.name:58} {one.seconds * 1e6:9.1f} {one.moved_bytes / one.seconds / 1e9:7.0f} {memory * 100:4.0f} "
         f"{one.operations / one.seconds / 1e12:8.1f} {matrix * 100:4.0f}  {against}"
     )
+
+
+def _step_line(one: dict[str, Any], ceilings: Ceilings) -> str:
+    floor = one["floor_bytes"] / ceilings.copy_bytes_per_s
+    queued = f"host {one['host_seconds'] * 1e6:.0f} µs"
+    return f"{one['name']:58} {one['seconds'] * 1e6:9.1f} {one['seconds'] / floor:.2f} × its floor, {queued}"
+
+
+def _tactic_line(entry: dict[str, Any]) -> str:
+    shape, left_out = entry["shape"], {trial["tactic"] for trial in entry["trials"] if trial["seconds"] is None}
+    chosen = ", ".join(f"{bucket or 'all'}: {name}" for bucket, name in entry["chosen"]) or "none"
+    said = f"; left out: {', '.join(sorted(left_out))}" if left_out else ""
+    return f"tactic {entry['mode']} {shape['op']} {shape['n']}x{shape['k']}: {chosen}{said}"
+
+
+def _peer_line(one: dict[str, Any]) -> str:
+    return f"{one['name']}: " + (one["error"] or f"{one['output_tokens_per_s']:.0f} output tokens/s")
 
 
 def _unit_line(one: Compiled) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.gpu.ceilings import Precision
 from engine.ops.cuda.attention import PagedRows
 from engine.ops.cuda.library import Library
 
@@ -24,7 +25,8 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """`make` allocates and returns calls with inputs of their own. `rival` does the same work through torch."""
+    """`make` allocates and returns calls with inputs of their own. `rival` does the same work through torch.
+    `precision` is that of the operations: it says which measured rate they are a share of."""
 
     name: str
     function: str
@@ -33,6 +35,7 @@ class Case:
     make: Callable[[Library], list[Call]]
     rival: Callable[[], list[Call]] | None = None
     rival_name: str = ""
+    precision: Precision = "bf16"
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

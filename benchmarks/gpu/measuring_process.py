@@ -1,0 +1,48 @@
+"""`python -m benchmarks.gpu.measuring_process FIRST`: runs the tasks from FIRST on and says of each, on a line, what
+came of it. A kernel that ends the process or the GPU's context ends this one: `measuring` starts another after it."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.tasks import Task, tasks
+from engine.ops.cuda.library import Library
+
+LOST = 3
+"""Exit code where the device is no more to be used."""
+
+
+def main() -> int:
+    library = Library()
+    for index, task in enumerate(tasks()[int(sys.argv[1]) :], start=int(sys.argv[1])):
+        _say({"begun": index})
+        _say({"index": index} | _outcome(task, library))
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            print(f"the device was lost: {error}", file=sys.stderr)
+            return LOST
+        gc.collect()
+        torch.cuda.empty_cache()
+    return 0
+
+
+def _outcome(task: Task, library: Library) -> dict[str, Any]:
+    """Whatever a measurement raises is its result: others have nothing to do with it."""
+    try:
+        return {"result": task.run(library)}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {str(error)[:600]}"}
+
+
+def _say(line: dict[str, Any]) -> None:
+    print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
