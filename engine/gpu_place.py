@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,3 +14,7 @@ class GpuPlace:
     max_num_seqs: int = 64
     enforce_eager: bool = False
     """Launches every step and captures none: a start in less time, steps that take longer."""
+    tactics: Path | None = None
+    """The folder where measured choices among kernels are kept; None: nothing is measured, ranks choose."""
+    is_deterministic: bool = True
+    """Of measured choices: whether rows decide on none."""

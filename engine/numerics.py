@@ -8,6 +8,8 @@ from types import MappingProxyType
 
 from engine.ops.names import OpName
 
+_NO_TACTICS: Mapping[str, str] = MappingProxyType({})
+
 
 def supports_fast_bfloat16() -> bool:
     """Whether the native kernels multiply bfloat16 itself; without, rows in float32 are as fast and closer."""
@@ -18,9 +20,7 @@ def supports_fast_bfloat16() -> bool:
     return isa() == "amx"
 
 
-def numerics_id(
-    dtype: str, implementations: Mapping[OpName, str], tactics: Mapping[str, str] = MappingProxyType({})
-) -> str:
+def numerics_id(dtype: str, implementations: Mapping[OpName, str], tactics: Mapping[str, str] = _NO_TACTICS) -> str:
     """Readable; part of the compatibility id of a prefill/decode pair. `implementations` by operation, tuned `tactics`
     by shape, as `TacticTable.identity` has them.
 
@@ -43,7 +43,11 @@ def numerics_id(
     return ";".join(parts)
 
 
-def gpu_numerics_id(capability: tuple[int, int], implementations: Mapping[OpName, str]) -> str:
+def gpu_numerics_id(
+    capability: tuple[int, int],
+    implementations: Mapping[OpName, str],
+    tactics: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """As `numerics_id`, for a model in bfloat16 on a GPU of this compute capability: matrix units round as their
     generation does, and torch's operations as its version and CUDA's do."""
     import torch  # noqa: PLC0415 (loaded already by whoever computes on a GPU)
@@ -52,6 +56,7 @@ def gpu_numerics_id(capability: tuple[int, int], implementations: Mapping[OpName
     parts += [f"{operation}={name}" for operation, name in implementations.items()]
     if "torch" in implementations.values():
         parts += [f"torch={torch.__version__}", f"cuda={torch.version.cuda}"]
+    parts += [f"{shape}={tactic}" for shape, tactic in tactics.items()]
     return ";".join(parts)
 
 

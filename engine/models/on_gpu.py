@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from engine.device.buckets import Buckets
@@ -17,6 +19,8 @@ from engine.ops.cuda.library import Library
 from engine.ops.features import features_of
 from engine.ops.registry import choose
 from engine.spec import ModelSpec
+from engine.tuning.kept import kept_tuner
+from engine.tuning.operations import TunedOperations
 from engine.weights import WeightSource
 from wire.errors import ErrorCode, SpliceError
 
@@ -36,10 +40,17 @@ def build_on_gpu(spec: ModelSpec, weights: WeightSource, length: int, place: Gpu
         )
     library, runtime = Library(), CudaRuntime(place.index)
     product = best_product(library, runtime.capability)
-    ops = choose([*reference.CANDIDATES, *candidates(library, product)], torch.bfloat16, features_of(spec))
+    tuned = None
+    if place.tactics is not None:
+        tuned = TunedOperations(library, runtime.device, "deterministic" if place.is_deterministic else "fast")
+    offered = [*reference.CANDIDATES, *candidates(library, product), *(tuned.candidates() if tuned is not None else ())]
+    ops = choose(offered, torch.bfloat16, features_of(spec))
     on_device = TorchWeights(weights, torch.bfloat16, runtime.device)
     decoder = Decoder(spec, ops, on_device, length, "bfloat16", runtime.device)
     buckets = None if place.enforce_eager else Buckets.up_to(place.max_num_seqs, length)
+    tactics: Mapping[str, str] = {}
+    if tuned is not None and place.tactics is not None:
+        tactics = tuned.tune(spec, kept_tuner(tuned.tunables, library, place.tactics))
     return DeviceDecoder(decoder, library, runtime, buckets, place.max_num_seqs), gpu_numerics_id(
-        runtime.capability, ops.names
+        runtime.capability, ops.names, tactics
     )

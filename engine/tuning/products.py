@@ -34,8 +34,8 @@ def linear(library: Library | None, device: torch.device) -> Tunable:
 
 
 def _of_kernel(library: Library, kernel: GemmKernel) -> Iterator[Runner]:
-    def by_rows(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return gemm(library, x, weight, kernel=kernel, tile=0 if x.shape[0] <= FEW_ROWS else 1)
+    def by_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return gemm(library, x, weight, bias, kernel=kernel, tile=0 if x.shape[0] <= FEW_ROWS else 1)
 
     yield Runner(kernel, True, by_rows, _multiples_of_8)
     for tile in range(TILES[kernel]):

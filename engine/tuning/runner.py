@@ -12,8 +12,8 @@ from engine.tuning.shapes import Shape
 
 Inputs = tuple[Any, ...]
 """An operation's arguments, tensors with a row a token first."""
-Run = Callable[..., object]
-"""Takes `Inputs`; returns a tensor, or a tuple of them."""
+Run = Callable[..., Any]
+"""Takes `Inputs`, and those arguments of the operation that have defaults; returns a tensor, or a tuple of them."""
 
 
 def serves_all(shape: Shape, rows: int) -> str | None:
