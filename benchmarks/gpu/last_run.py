@@ -22,7 +22,7 @@ _GAP = r"(?:\s|//)+"
 _NOT_YET = _GAP.join(("not", "yet", "run", "on", "a", "GPU"))
 _LAST = _GAP.join(("last", "run", "on", r"(?P<gpu>[^,]+),", r"(?P<date>[\d-]{10}),", "commit", r"(?P<commit>[\w+]+)"))
 _STATEMENT = re.compile(f"{_NOT_YET}|{_LAST}")
-_FUNCTION = re.compile(r'extern "C" int splice_cuda_(\w+)\(\s*const [^)]*void\* stream\)')
+_FUNCTION = re.compile(r'^(?:extern "C" )?int splice_cuda_(\w+)\([^;{)]*void\* stream\)\s*\{', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
