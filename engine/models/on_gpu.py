@@ -51,6 +51,7 @@ def build_on_gpu(spec: ModelSpec, weights: WeightSource, length: int, place: Gpu
     tactics: Mapping[str, str] = {}
     if tuned is not None and place.tactics is not None:
         tactics = tuned.tune(spec, kept_tuner(tuned.tunables, library, place.tactics))
+        torch.cuda.empty_cache()  # what was tried on is not to count as taken when the KV cache is sized
     return DeviceDecoder(decoder, library, runtime, buckets, place.max_num_seqs), gpu_numerics_id(
         runtime.capability, ops.names, tactics
     )

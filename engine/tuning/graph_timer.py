@@ -54,5 +54,9 @@ class GraphTimer:
         return statistics.median(times[_WARM_REPLAYS:]) / (rounds * len(calls))
 
     def settle(self) -> None:
-        """See `Timer`."""
-        torch.cuda.synchronize()
+        """See `Timer`. An error that a capture or a launch left behind is told once and gone; one that is told again
+        is of a device that is lost."""
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            torch.cuda.synchronize()

@@ -71,7 +71,7 @@ def test_a_head_is_corrected_to_the_last_result_and_back():
     text = corrected(HEAD, RAN)
     assert stated(text) == RAN
     assert disagreements({"x.cu": text}, results) == {}
-    assert text.splitlines()[3:] != HEAD.splitlines()[3:] or "Moves bytes." in text
+    assert text.split("Moves bytes.")[1] == HEAD.split("Moves bytes.")[1]
     assert stated(corrected(text, None)) is None
     assert "x.cu" in disagreements({"x.cu": text}, {})
 

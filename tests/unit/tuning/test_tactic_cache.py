@@ -6,8 +6,6 @@ import json
 import logging
 import multiprocessing
 import os
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -125,20 +123,21 @@ def test_processes_that_write_at_once_lose_nothing_and_agree(tmp_path):
     ]
 
 
+def _die_trying(folder: Path, shape: Shape) -> None:
+    AttemptNotes(folder, MACHINE).begin(shape, "deadly")
+    os._exit(9)
+
+
 def test_what_a_process_was_trying_when_it_ended_is_known_to_the_next(tmp_path):
     shape = Shape("linear", 64, 32)
     own = AttemptNotes(tmp_path, MACHINE)
     own.begin(shape, "fine")
     assert own.fatal() == frozenset(), "a process that runs"
     own.end()
-    code = (
-        "from test_tactic_cache import *\n"
-        f"AttemptNotes(Path({str(tmp_path)!r}), MACHINE).begin(Shape('linear', 64, 32), 'deadly')\n"
-        "os.abort()\n"
-    )
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).resolve().parents[3])])
-    ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, check=False)
-    assert ended.returncode < 0
+    ended = multiprocessing.get_context("fork").Process(target=_die_trying, args=(tmp_path, shape))
+    ended.start()
+    ended.join()
+    assert ended.exitcode == 9
     assert own.fatal() == {(shape, "deadly")}
     assert AttemptNotes(tmp_path, replace(MACHINE, driver="590")).fatal() == frozenset()
 
