@@ -20,6 +20,8 @@ from benchmarks.gpu.parts import unpack_wheels
 from benchmarks.gpu.report import Report, commit, table
 from benchmarks.gpu.tasks import tasks
 from benchmarks.gpu.units import ROOT, compile_all, cutlass_headers, units
+from engine.ops.cuda.library import Library
+from wire.errors import SpliceError
 
 _DRY_CAPABILITY = "90"
 _MEMORY_TOOLS = ("memcheck", "racecheck")
@@ -61,7 +63,10 @@ def _build(report: Report, arguments: argparse.Namespace, scratch: Path) -> None
     capability = _DRY_CAPABILITY
     if torch.cuda.is_available():
         capability = "".join(map(str, torch.cuda.get_device_capability()))
-    report.units = compile_all(chosen, capability, include, scratch, arguments.jobs)
+    try:
+        report.units = compile_all(chosen, capability, include, scratch, arguments.jobs)
+    except (RuntimeError, FileNotFoundError) as error:
+        report.errors.append(f"no kernels were built: {str(error)[-2000:]}")
     report.write(arguments.out) if not arguments.dry_run else None
 
 
@@ -85,6 +90,11 @@ def _prove(report: Report, arguments: argparse.Namespace, scratch: Path, budget:
 
 
 def _measure(report: Report, arguments: argparse.Namespace, budget: Budget) -> None:
+    try:
+        Library()
+    except SpliceError as error:
+        report.errors.append(f"nothing was measured: {error}")
+        return
     wanted = tasks()
     found = outcomes(
         lambda first: (sys.executable, "-m", "benchmarks.gpu.measuring_process", str(first)),

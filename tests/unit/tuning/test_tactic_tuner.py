@@ -168,6 +168,27 @@ def test_what_is_kept_is_not_tried_again_until_there_are_other_runners(tmp_path)
     assert (wider.from_store, wider.entries[0].chosen[0]) == (0, (1, "new"))
 
 
+class _ReadBefore(TacticCache):
+    """Reads, the first time, before anybody wrote."""
+
+    has_read = False
+
+    def read(self):
+        found = super().read() if self.has_read else {}
+        self.has_read = True
+        return found
+
+
+@pytest.mark.parametrize(("mode", "agree"), [("deterministic", True), ("fast", False)])
+def test_processes_that_tuned_at_once_compute_alike_in_deterministic_mode(tmp_path, mode, agree):
+    tunable = _tunable(PLAIN, Runner("other", True, _other))
+    chosen = []
+    for times in ({_rows_alone: 1e-3, _other: 2e-3}, {_rows_alone: 2e-3, _other: 1e-3}):
+        tuner = Tuner([tunable], _seconds(times), _ReadBefore(tmp_path, MACHINE), buckets=BUCKETS)
+        chosen.append(tuner.tune([SHAPE], mode).entries[0].chosen)
+    assert (chosen[0] == chosen[1]) is agree
+
+
 class _Notes:
     def __init__(self, fatal=()):
         self.open, self._fatal = [], frozenset(fatal)
