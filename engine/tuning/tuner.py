@@ -145,7 +145,7 @@ class Tuner:
     def _why_broken(self, tunable: Tunable, runner: Runner, shape: Shape, inputs: Inputs, is_fatal: bool) -> str | None:
         """What is wrong with a runner whatever the bucket; None where nothing is."""
         if is_fatal:
-            return "a process ended while it tried this"
+            return "processes ended while they tried this"
         able = [rows for rows in self._buckets if runner.refusal(shape, rows) is None]
         try:
             self._begin(shape, runner)
@@ -190,7 +190,7 @@ class Tuner:
             raise SpliceError(
                 ErrorCode.INTERNAL_ERROR,
                 f"the device was lost while {runner.name} was tried for {shape} ({error}); start this process again:"
-                " it will leave the runner out",
+                " it leaves out what took two along",
             ) from error
         if self._attempts is not None:
             self._attempts.end()

@@ -128,18 +128,43 @@ def _die_trying(folder: Path, shape: Shape) -> None:
     os._exit(9)
 
 
-def test_what_a_process_was_trying_when_it_ended_is_known_to_the_next(tmp_path):
-    shape = Shape("linear", 64, 32)
-    own = AttemptNotes(tmp_path, MACHINE)
-    own.begin(shape, "fine")
-    assert own.fatal() == frozenset(), "a process that runs"
-    own.end()
-    ended = multiprocessing.get_context("fork").Process(target=_die_trying, args=(tmp_path, shape))
+def _ended_trying(folder: Path, shape: Shape) -> None:
+    ended = multiprocessing.get_context("fork").Process(target=_die_trying, args=(folder, shape))
     ended.start()
     ended.join()
     assert ended.exitcode == 9
+
+
+def test_what_two_processes_were_trying_when_they_ended_is_left_out_by_the_next(tmp_path):
+    shape, own = Shape("linear", 64, 32), AttemptNotes(tmp_path, MACHINE)
+    own.begin(shape, "deadly")
+    assert own.fatal() == frozenset(), "a process that runs"
+    own.end()
+    _ended_trying(tmp_path, shape)
+    assert own.fatal() == frozenset(), "once may be chance"
+    _ended_trying(tmp_path, shape)
     assert own.fatal() == {(shape, "deadly")}
     assert AttemptNotes(tmp_path, replace(MACHINE, driver="590")).fatal() == frozenset()
+
+
+def test_what_a_later_process_tries_and_outlives_was_not_why_an_earlier_one_ended(tmp_path):
+    shape, own = Shape("linear", 64, 32), AttemptNotes(tmp_path, MACHINE)
+    _ended_trying(tmp_path, shape)
+    own.begin(shape, "deadly")
+    own.end()
+    _ended_trying(tmp_path, shape)
+    assert own.fatal() == frozenset()
+
+
+def test_tuning_goes_on_where_no_notes_can_be_kept(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    notes = AttemptNotes(tmp_path / "file" / "folder", MACHINE)
+    with caplog.at_level(logging.WARNING):
+        for tactic in ("a", "b"):
+            notes.begin(Shape("linear", 64, 32), tactic)
+            notes.end()
+    assert caplog.text.count("no notes") == 1
+    assert notes.fatal() == frozenset()
 
 
 def test_a_note_that_says_nothing_is_reported_and_passed_over(tmp_path, caplog):

@@ -217,7 +217,7 @@ def test_a_lost_device_ends_tuning_with_the_runner_noted_and_the_next_process_le
     timer, notes = _seconds({_rows_alone: 1e-3}), _Notes(notes.open)
     entry = Tuner([tunable], timer, attempts=notes, buckets=BUCKETS).tune([SHAPE], "fast").entries[0]
     assert {name for _, name in entry.chosen} == {"alone"}
-    assert _reasons(entry) == {"deadly": "a process ended while it tried this"}
+    assert _reasons(entry) == {"deadly": "processes ended while they tried this"}
     assert notes.open == []
 
 
