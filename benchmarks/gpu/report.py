@@ -105,6 +105,7 @@ def table(report: Report) -> str:
         lines += [_measured_line(one, ceilings) for one in report.measured]
         lines += [_step_line(one, ceilings) for one in report.steps]
     lines += [_tactic_line(one) for one in report.tactics]
+    lines += [_cost_line(shape, costs) for shape, costs in exactness_costs(report.tactics).items()]
     lines += [_peer_line(one) for one in report.peers]
     lines += [f"failed: {error}" for error in report.errors]
     return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
@@ -138,10 +139,42 @@ def _step_line(one: dict[str, Any], ceilings: Ceilings) -> str:
 
 
 def _tactic_line(entry: dict[str, Any]) -> str:
-    shape, left_out = entry["shape"], {trial["tactic"] for trial in entry["trials"] if trial["seconds"] is None}
+    left_out = {trial["tactic"] for trial in entry["trials"] if trial["seconds"] is None}
     chosen = ", ".join(f"{bucket or 'all'}: {name}" for bucket, name in entry["chosen"]) or "none"
     said = f"; left out: {', '.join(sorted(left_out))}" if left_out else ""
-    return f"tactic {entry['mode']} {shape['op']} {shape['n']}x{shape['k']}: {chosen}{said}"
+    return f"tactic {entry['mode']} {_shape(entry)}: {chosen}{said}"
+
+
+def exactness_costs(tactics: Sequence[dict[str, Any]]) -> dict[str, dict[int, float]]:
+    """By shape and rows: the time of deterministic mode's tactic over that of fast mode's, as the fast entry's trials
+    have them; of buckets where both were timed."""
+    costs: dict[str, dict[int, float]] = {}
+    always = {_shape(entry): entry["chosen"][0][1] for entry in tactics if _is_chosen(entry, "deterministic")}
+    for entry in tactics:
+        name = _shape(entry)
+        if not _is_chosen(entry, "fast") or name not in always:
+            continue
+        times = {(trial["tactic"], trial["bucket"]): trial["seconds"] for trial in entry["trials"]}
+        costs[name] = {}
+        for bucket, tactic in entry["chosen"]:
+            exact, fastest = times.get((always[name], bucket)), times.get((tactic, bucket))
+            if exact and fastest:
+                costs[name][bucket] = exact / fastest
+    return costs
+
+
+def _is_chosen(entry: dict[str, Any], mode: str) -> bool:
+    return bool(entry["mode"] == mode and entry["chosen"])
+
+
+def _shape(entry: dict[str, Any]) -> str:
+    shape = entry["shape"]
+    return f"{shape['op']} {shape['n']}x{shape['k']}"
+
+
+def _cost_line(shape: str, costs: dict[int, float]) -> str:
+    each = ", ".join(f"{bucket} rows {cost:.2f}" for bucket, cost in costs.items())
+    return f"cost of exactness, {shape}: {each}"
 
 
 def _peer_line(one: dict[str, Any]) -> str:

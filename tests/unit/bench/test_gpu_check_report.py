@@ -11,7 +11,7 @@ from benchmarks.gpu.budget import FOR_FIGURES_S, Budget
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.measuring import Outcome
 from benchmarks.gpu.proofs import Proof
-from benchmarks.gpu.report import Measured, Report, shares, table
+from benchmarks.gpu.report import Measured, Report, exactness_costs, shares, table
 from benchmarks.gpu.tasks import Task, tasks
 from benchmarks.gpu.units import Compiled
 
@@ -73,6 +73,19 @@ def test_the_table_holds_every_part_of_the_report():
         "note: racecheck: not run, out of time",
     ):
         assert part in said
+
+
+def test_the_cost_of_exactness_is_that_of_one_tactic_for_all_rows():
+    def trial(tactic, bucket, seconds):
+        return {"tactic": tactic, "bucket": bucket, "seconds": seconds, "skipped": ""}
+
+    shape = {"op": "linear", "n": 64, "k": 32}
+    trials = [trial("a", 1, 2.0), trial("b", 1, 1.0), trial("a", 64, 3.0), trial("b", 64, 4.0), trial("b", 128, 1.0)]
+    fast = {"shape": shape, "mode": "fast", "chosen": [[1, "b"], [64, "a"], [128, "b"]], "trials": trials}
+    exact = {"shape": shape, "mode": "deterministic", "chosen": [[0, "a"]], "trials": []}
+    assert exactness_costs([fast, exact]) == {"linear 64x32": {1: 2.0, 64: 1.0}}
+    assert "cost of exactness, linear 64x32: 1 rows 2.00, 64 rows 1.00" in table(_report(tactics=[fast, exact]))
+    assert exactness_costs([fast]) == exactness_costs([exact]) == exactness_costs([]) == {}
 
 
 def test_only_what_was_tried_and_did_not_succeed_fails_a_check():
