@@ -113,7 +113,7 @@ def _torch(state: GpuState) -> Finding:
     if state.driver_cuda is not None and major > state.driver_cuda // 1000:
         found = f"torch {state.torch} is for CUDA {state.torch_cuda}, the driver for {_spelled(state.driver_cuda)}"
         return Finding(part, "optional", found, f"update the driver, or {remedy}")
-    return Finding(part, "ok", f"{state.torch} for CUDA {state.torch_cuda} (pip install 'splice-serve[cuda{major}]')")
+    return Finding(part, "ok", f"{state.torch} for CUDA {state.torch_cuda}; what goes with it is the extra cuda{major}")
 
 
 def _kernels(state: GpuState) -> Finding:
