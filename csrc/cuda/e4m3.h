@@ -55,22 +55,40 @@ SPLICE_DEVICE uint32_t to_e4m3_pair(float low, float high) {
 #endif
 }
 
+// Four codes as the high bytes of four halves of words, two a word in ascending order.
+SPLICE_DEVICE void spread_codes(uint32_t codes, uint32_t (&halves)[2]) {
+#if defined(__CUDACC__)
+  halves[0] = __byte_perm(codes, 0, 0x1404);
+  halves[1] = __byte_perm(codes, 0, 0x3424);
+#else
+  halves[0] = (codes & 0xff) << 8 | (codes & 0xff00) << 16;
+  halves[1] = (codes >> 8 & 0xff00) | (codes & 0xff000000);
+#endif
+}
+
+// Two bfloat16 times 2^120, which is exact here: none has an exponent above 15.
+SPLICE_DEVICE uint32_t raised_pair(uint32_t pair) {
+#if defined(__CUDACC__)
+  constexpr uint32_t POWER = 0x7b807b80, NOTHING = 0x80008000;  // to −0 only −0 adds up to −0
+  uint32_t raised;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(raised) : "r"(pair), "r"(POWER), "r"(NOTHING));
+  return raised;
+#else
+  return to_bf16_pair(float_of(pair << 16) * 0x1p120f, float_of(pair & 0xffff0000) * 0x1p120f);
+#endif
+}
+
 // Four codes as bfloat16, which holds each exactly: the first and second in pairs[0], the others in pairs[1].
 SPLICE_DEVICE void e4m3_to_bf16(uint32_t codes, uint32_t (&pairs)[2]) {
-  if ((((codes & 0x7f7f7f7f) + 0x01010101) & 0x80808080) == 0) {
-    SPLICE_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      const uint32_t low = codes >> (16 * i) & 0xff, high = codes >> (16 * i + 8) & 0xff;
-      // Shifted by four a code is a bfloat16 of 2^-120 of its value, and by twenty the float32 of those bits.
-      pairs[i] = to_bf16_pair(float_of((low & 0x80) << 24 | (low & 0x7f) << 20) * 0x1p120f,
-                              float_of((high & 0x80) << 24 | (high & 0x7f) << 20) * 0x1p120f);
-    }
-  } else {
-    SPLICE_UNROLL
-    for (int i = 0; i < 2; ++i)
-      pairs[i] = to_bf16_pair(portable_from_e4m3(static_cast<uint8_t>(codes >> (16 * i))),
-                              portable_from_e4m3(static_cast<uint8_t>(codes >> (16 * i + 8))));
-  }
+  uint32_t halves[2];
+  spread_codes(codes, halves);
+  // Four places further down, its sign apart, a code is a bfloat16 of 2^-120 of its value, subnormal where it is.
+  SPLICE_UNROLL
+  for (int i = 0; i < 2; ++i) pairs[i] = raised_pair((halves[i] >> 4 & 0x07f007f0) | (halves[i] & 0x80008000));
+  if ((((codes & 0x7f7f7f7f) + 0x01010101) & 0x80808080) == 0) return;
+  SPLICE_UNROLL
+  for (int i = 0; i < 4; ++i)
+    if ((codes >> (8 * i) & 0x7f) == E4M3_NAN) pairs[i / 2] |= 0x7fff << (16 * (i % 2));
 }
 
 }  // namespace splice::cuda

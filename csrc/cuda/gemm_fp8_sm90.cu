@@ -6,8 +6,9 @@
 // added in float32; then y = round(fused(w scale, x scale · sum, bias)).
 //
 // The matrix units keep some 14 bits of a sum of FP8 products (DeepSeek-V3 technical report, arXiv 2412.19437, section 3.3.2), which is
-// why a sum of 128 leaves them. It takes a second set of accumulators, so tile 1 is 128×128. Tile 2, 128×256, leaves all sums in the
-// matrix units: torch._scaled_mm's use_fast_accum. Tile 0 is for few rows: the roles are exchanged, as in gemm_sm90.cu.
+// why a sum of 128 leaves them. It takes a second set of accumulators, so tile 1 is 128×128. Tiles 2, of 128×256, and 3, of 128×128,
+// leave all sums in the matrix units: torch._scaled_mm's use_fast_accum. Tile 3 is for grids that tile 2 would fill badly, tile 0 for
+// few rows: the roles are exchanged, as in gemm_sm90.cu.
 #include "gemm_fp8.h"
 #include "gemm_sm90.h"
 
@@ -97,16 +98,23 @@ using Few = Product<true, cute::Shape<_64, _64, _128>, cute::Shape<_1, _1, _1>, 
 using Many = Product<false, cute::Shape<_128, _128, _128>, cute::Shape<_2, _1, _1>, cutlass::gemm::KernelTmaWarpSpecializedCooperative, Shared>;
 using Fast = Product<false, cute::Shape<_128, _256, _128>, cute::Shape<_2, _1, _1>,
                      cutlass::gemm::KernelTmaWarpSpecializedCooperativeFP8FastAccum, Shared>;
+using FastBetween = Product<false, cute::Shape<_128, _128, _128>, cute::Shape<_2, _1, _1>,
+                            cutlass::gemm::KernelTmaWarpSpecializedPingpongFP8FastAccum, Single>;
 
 }  // namespace
 }  // namespace splice::cuda
 
 extern "C" int splice_cuda_gemm_fp8_sm90(const splice_cuda_gemm_fp8* args, void* stream) {
   using namespace splice::cuda;
-  const int code = check_gemm_fp8("gemm_fp8_sm90", *args, 3);
+  const int code = check_gemm_fp8("gemm_fp8_sm90", *args, 4);
   if (code != SPLICE_CUDA_OK || args->m == 0) return code;
   if ((args->x_scaling | args->w_scaling) & ~SPLICE_CUDA_ROWS)
     return fail(SPLICE_CUDA_INVALID, "gemm_fp8_sm90: scales of blocks, expected one a tensor or one a row");
   auto* on = static_cast<cudaStream_t>(stream);
-  return args->tile == 0 ? Few::multiply(*args, on) : args->tile == 1 ? Many::multiply(*args, on) : Fast::multiply(*args, on);
+  switch (args->tile) {
+    case 0: return Few::multiply(*args, on);
+    case 1: return Many::multiply(*args, on);
+    case 2: return Fast::multiply(*args, on);
+    default: return FastBetween::multiply(*args, on);
+  }
 }

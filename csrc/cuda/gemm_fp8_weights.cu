@@ -87,7 +87,7 @@ SPLICE_DEVICE void multiply_stage(const typename T::Stage& stage, int row, int c
 }
 
 template <class T, bool blocks>
-SPLICE_KERNEL __launch_bounds__(T::threads) multiply_weights(splice_cuda_gemm_fp8 args) {
+SPLICE_KERNEL __launch_bounds__(T::threads, 1) multiply_weights(splice_cuda_gemm_fp8 args) {
   auto* stages = reinterpret_cast<typename T::Stage*>(shared_memory());
   const int lane = thread_index() % WARP, warp = thread_index() / WARP;
   const int64_t first_row = block_y() * T::rows, first_column = block_x() * T::columns;

@@ -180,8 +180,8 @@ typedef struct {
   int64_t x_scale_stride;  // of BLOCKS
   int32_t x_scaling, w_scaling, tile;
 } splice_cuda_gemm_fp8;
-// TENSOR or ROWS, x and W each its own. Tile 0 is for few rows, 1 for many: the same bits. Tile 2, for many, sums in the matrix units
-// alone, which keep fewer bits of a sum than float32: faster, and another arithmetic.
+// TENSOR or ROWS, x and W each its own. Tile 0 is for few rows, 1 for many: the same bits. Tiles 2 and 3, for many, have the same bits
+// too, but other ones: they sum in the matrix units alone, which keep fewer bits of a sum than float32, and are faster.
 int splice_cuda_gemm_fp8_sm90(const splice_cuda_gemm_fp8* args, void* stream);
 // BLOCKS of both. Tile 0 is for few rows, 1 for many: the same bits.
 int splice_cuda_gemm_fp8_blocks_sm90(const splice_cuda_gemm_fp8* args, void* stream);

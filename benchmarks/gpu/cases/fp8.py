@@ -17,7 +17,7 @@ _WEIGHTS = {"qkv": (6144, HIDDEN), "gate and up": (2 * WIDE, HIDDEN), "down": (H
 """(outputs, inputs)"""
 _ROWS = (1, 64, 1024, 8192)
 _FEW_ROWS = 64
-_FAST = 2
+_FAST = (2, 3)
 
 
 def cases() -> Iterator[Case]:
@@ -27,8 +27,8 @@ def cases() -> Iterator[Case]:
     for (name, (n, k)), m in itertools.product(_WEIGHTS.items(), _ROWS):
         few = m <= _FEW_ROWS
         moved, operations = m * k + n * k + 2 * m * n, 2 * m * n * k
-        for tile in (0,) if few else (1, _FAST):
-            rival = partial(_torch_products, m, n, k, tile == _FAST)
+        for tile in (0,) if few else (1, *_FAST):
+            rival = partial(_torch_products, m, n, k, tile in _FAST)
             yield Case(
                 f"{name} product of codes, {m} rows, scales of rows, tile {tile}", "gemm_fp8_sm90", moved, operations,
                 partial(_products, m, n, k, "rows", tile), rival, "torch._scaled_mm",
