@@ -38,7 +38,11 @@ def cases() -> Iterator[Case]:
         yield Case(f"{name} product of codes, {m} rows, scales of blocks", kernel, moved, operations, make)
         make = partial(_weight_products, m, n, k, 0 if few else 1)
         moved += m * k
-        yield Case(f"{name} product, {m} rows, weights in codes", "gemm_fp8_weights", moved, operations, make)
+        rival = partial(_bfloat16_products, m, n, k)
+        yield Case(
+            f"{name} product, {m} rows, weights in codes", "gemm_fp8_weights", moved, operations, make, rival,
+            "torch, weights in bfloat16",
+        )  # fmt: skip
 
 
 def _row_cases(rows: int, scaling: Scaling) -> Iterator[Case]:
@@ -99,6 +103,10 @@ def _weight_products(m: int, n: int, k: int, tile: int, library: Library) -> lis
         partial(gemm_fp8_weights, library, drawn(m, k), _weight(n, k, "rows"), tile=tile)
         for _ in sets(2 * m * k + n * k + 2 * m * n)
     ]
+
+
+def _bfloat16_products(m: int, n: int, k: int) -> list[Call]:
+    return [partial(torch.nn.functional.linear, drawn(m, k), drawn(n, k)) for _ in sets(2 * (m * k + n * k + m * n))]
 
 
 def _torch_products(m: int, n: int, k: int, fast: bool) -> list[Call]:
