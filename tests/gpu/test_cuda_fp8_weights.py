@@ -11,7 +11,7 @@ from engine.ops.cuda.fp8 import GemmFp8, gemm_fp8, gemm_fp8_weights
 from engine.ops.cuda.fp8_reference import Fp8Matrix, quantise_rows, quantise_weight, to_codes, weight_values
 from wire.errors import SpliceError
 
-SHAPES = [(1, 8, 16), (3, 40, 144), (17, 136, 256), (66, 264, 400)]
+SHAPES = [(1, 8, 16), (3, 40, 144), (17, 136, 256), (66, 136, 272)]
 
 
 @pytest.mark.parametrize("tile", [0, 1])
@@ -80,6 +80,10 @@ def test_products_of_codes_no_kernel_takes_are_refused_by_name(platform):
         gemm_fp8_weights(library, x, weight, tile=2)
     with pytest.raises(SpliceError, match="scales of blocks in both or neither, x has rows"):
         gemm_fp8(library, codes, on_device(quantise_weight(w.cpu(), "blocks"), platform.device), tile=0)
+    with pytest.raises(SpliceError, match="scaling is 'columns', expected one of tensor, rows, blocks"):
+        Fp8Matrix(weight.codes, weight.scales, "columns")
+    with pytest.raises(SpliceError, match=r"weight is of shape \(16, 1, 128\), expected \[any, any\]"):
+        gemm_fp8_weights(library, x, Fp8Matrix(weight.codes[:, None], weight.scales, "rows"), tile=0)
     with pytest.raises(SpliceError, match="multiples of 16 along k"):
         library.call("gemm_fp8_weights", GemmFp8(m=1, n=16, k=24))
 

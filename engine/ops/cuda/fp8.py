@@ -6,11 +6,11 @@ Layouts of codes and scales are those of `fp8_reference`, which is also the plai
 from __future__ import annotations
 
 from ctypes import Structure, c_int32, c_int64, c_void_p
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
-from engine.ops.cuda.fp8_reference import BLOCK, Fp8Matrix, Scaling, empty_block_scales
+from engine.ops.cuda.fp8_reference import BLOCK, SCALINGS, Fp8Matrix, Scaling, empty_block_scales
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.rows import ACTIVATIONS
 from engine.ops.cuda.structs import Gate, Norm
@@ -21,7 +21,6 @@ E4M3 = torch.float8_e4m3fn
 Fp8Kernel = Literal["gemm_fp8_sm90", "gemm_fp8_blocks_sm90", "gemm_fp8_weights"]
 FP8_TILES: dict[Fp8Kernel, int] = {"gemm_fp8_sm90": 4, "gemm_fp8_blocks_sm90": 2, "gemm_fp8_weights": 2}
 """How many tiles each has to choose among."""
-_SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
 _ALIGN = 16
 
 
@@ -113,13 +112,9 @@ def gemm_fp8(
     if "blocks" in both and len(both) > 1:
         raise refuse("weight", f"scaled by {weight.scaling}", f"scales of blocks in both or neither, x has {x.scaling}")
     kernel: Fp8Kernel = "gemm_fp8_blocks_sm90" if x.scaling == "blocks" else "gemm_fp8_sm90"
-    device = library.device_type
-    m, k = x.codes.shape
-    rows, stride = require_rows("x", x.codes, E4M3, (None, weight.codes.shape[1]), device, _ALIGN)
+    arguments, y = _product(library, x.codes, E4M3, weight, bias, tile)
     scales, scale_stride = _activation_scales(library, x)
-    arguments, y = _weights(library, weight, bias, x.codes, tile)
-    arguments.x, arguments.x_stride, arguments.m, arguments.k = rows, stride, m, k
-    arguments.x_scales, arguments.x_scale_stride, arguments.x_scaling = scales, scale_stride, _SCALINGS.index(x.scaling)
+    arguments.x_scales, arguments.x_scale_stride, arguments.x_scaling = scales, scale_stride, SCALINGS.index(x.scaling)
     library.call(kernel, arguments)
     return y
 
@@ -128,9 +123,7 @@ def gemm_fp8_weights(
     library: Library, x: torch.Tensor, weight: Fp8Matrix, bias: torch.Tensor | None = None, *, tile: int
 ) -> torch.Tensor:
     """As `gemm_fp8`, with `x` bfloat16 as it is and any scaling of `weight`, on Ampere and newer."""
-    rows, stride = require_rows("x", x, torch.bfloat16, (None, weight.codes.shape[1]), library.device_type, _ALIGN)
-    arguments, y = _weights(library, weight, bias, x, tile)
-    arguments.x, arguments.x_stride, arguments.m, arguments.k = rows, stride, x.shape[0], x.shape[1]
+    arguments, y = _product(library, x, torch.bfloat16, weight, bias, tile)
     library.call("gemm_fp8_weights", arguments)
     return y
 
@@ -139,8 +132,8 @@ def _room(
     library: Library, rows: int, size: int, scaling: Scaling, scale: torch.Tensor | None, device: torch.device
 ) -> tuple[Fp8Matrix, Codes]:
     """Where codes and scales go."""
-    if scaling not in _SCALINGS:
-        raise refuse("scaling", repr(scaling), f"one of {', '.join(_SCALINGS)}")
+    if scaling not in SCALINGS:
+        raise refuse("scaling", repr(scaling), f"one of {', '.join(SCALINGS)}")
     if (scale is not None) != (scaling == "tensor"):
         raise refuse("scale", "given" if scale is not None else "missing", "one with scaling 'tensor', and only there")
     if scaling == "blocks" and size % BLOCK:
@@ -154,7 +147,7 @@ def _room(
     else:
         scales = empty_block_scales(rows, size, device)
         stride = scales.stride(0) if rows else 4
-    to = Codes(codes.data_ptr(), scales.data_ptr(), stride, _SCALINGS.index(scaling))
+    to = Codes(codes.data_ptr(), scales.data_ptr(), stride, SCALINGS.index(scaling))
     return Fp8Matrix(codes, scales, scaling), to
 
 
@@ -172,19 +165,20 @@ def _activation_scales(library: Library, x: Fp8Matrix) -> tuple[int, int]:
     return address, stride
 
 
-def _weights(
-    library: Library, weight: Fp8Matrix, bias: torch.Tensor | None, x: torch.Tensor, tile: int
+def _product(
+    library: Library, x: torch.Tensor, dtype: torch.dtype, weight: Fp8Matrix, bias: torch.Tensor | None, tile: int
 ) -> tuple[GemmFp8, torch.Tensor]:
-    """Arguments of a product but for what they say of x, and its result."""
+    """Arguments of a product but for x's scales, and its result."""
     device = library.device_type
+    matrix, stride = require_rows("weight", weight.codes, E4M3, (None, None), device, _ALIGN)
     n, k = weight.codes.shape
-    matrix, stride = require_rows("weight", weight.codes, E4M3, (n, k), device, _ALIGN)
+    rows, x_stride = require_rows("x", x, dtype, (None, k), device, _ALIGN)
     shape = {"tensor": (1,), "rows": (n,), "blocks": (-(-n // BLOCK), -(-k // BLOCK))}[weight.scaling]
     scales = require("w_scales", weight.scales, torch.float32, shape, device, _ALIGN)
     added = None if bias is None else require("bias", bias, torch.bfloat16, (n,), device, _ALIGN)
     y = torch.empty(x.shape[0], n, dtype=torch.bfloat16, device=x.device)
     arguments = GemmFp8(
-        y=y.data_ptr(), w=matrix, bias=added, w_scales=scales, n=n, w_stride=stride, y_stride=n,
-        w_scaling=_SCALINGS.index(weight.scaling), tile=tile,
+        y=y.data_ptr(), x=rows, w=matrix, bias=added, w_scales=scales, m=x.shape[0], n=n, k=k, x_stride=x_stride,
+        w_stride=stride, y_stride=n, w_scaling=SCALINGS.index(weight.scaling), tile=tile,
     )  # fmt: skip
     return arguments, y

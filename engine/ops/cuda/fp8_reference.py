@@ -11,13 +11,14 @@ A value is code · scale. Codes are `torch.float8_e4m3fn`; scales float32, in on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from engine.ops.cuda.tensors import refuse
 
 Scaling = Literal["tensor", "rows", "blocks"]
+SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
 BLOCK = 128
 LARGEST = 448.0
 LEAST_MAGNITUDE = 1e-10
@@ -26,11 +27,15 @@ LEAST_MAGNITUDE = 1e-10
 
 @dataclass(frozen=True, slots=True)
 class Fp8Matrix:
-    """Codes `[rows, size]` and their scales."""
+    """Codes `[rows, size]` and their scales. Raises SpliceError for a scaling there is not."""
 
     codes: torch.Tensor
     scales: torch.Tensor
     scaling: Scaling
+
+    def __post_init__(self) -> None:
+        if self.scaling not in SCALINGS:
+            raise refuse("scaling", repr(self.scaling), f"one of {', '.join(SCALINGS)}")
 
 
 def empty_block_scales(rows: int, size: int, device: torch.device) -> torch.Tensor:
