@@ -71,7 +71,7 @@ struct Product {
 
 using cute::_1, cute::_2, cute::_64, cute::_128;
 using Few = Product<true, cute::Shape<_128, _64, _128>, cute::Shape<_1, _1, _1>>;
-using Many = Product<false, cute::Shape<_128, _128, _128>, cute::Shape<_2, _1, _1>>;
+using Many = Product<false, cute::Shape<_128, _128, _128>, cute::Shape<_1, _2, _1>>;
 
 }  // namespace
 }  // namespace splice::cuda

@@ -95,10 +95,10 @@ using Single = cutlass::epilogue::TmaWarpSpecialized;
 using Shared = cutlass::epilogue::TmaWarpSpecializedCooperative;
 
 using Few = Product<true, cute::Shape<_64, _64, _128>, cute::Shape<_1, _1, _1>, cutlass::gemm::KernelTmaWarpSpecializedPingpong, Single>;
-using Many = Product<false, cute::Shape<_128, _128, _128>, cute::Shape<_2, _1, _1>, cutlass::gemm::KernelTmaWarpSpecializedCooperative, Shared>;
+using Many = Product<false, cute::Shape<_128, _128, _128>, cute::Shape<_1, _2, _1>, cutlass::gemm::KernelTmaWarpSpecializedCooperative, Shared>;
 using Fast = Product<false, cute::Shape<_128, _256, _128>, cute::Shape<_2, _1, _1>,
                      cutlass::gemm::KernelTmaWarpSpecializedCooperativeFP8FastAccum, Shared>;
-using FastBetween = Product<false, cute::Shape<_128, _128, _128>, cute::Shape<_2, _1, _1>,
+using FastBetween = Product<false, cute::Shape<_128, _128, _128>, cute::Shape<_1, _2, _1>,
                             cutlass::gemm::KernelTmaWarpSpecializedPingpongFP8FastAccum, Single>;
 
 }  // namespace

@@ -9,7 +9,8 @@
 // cost nothing a product bound by W's bytes would notice. Tiles 1 and 2 are for more: 1, of 128×256, reads least from shared memory
 // and has its warpgroups share a tile; 2, of 128×128, has them take turns, one's sums leaving while the other multiplies, and is for
 // grids that tiles of 128×256 would fill badly: 1024 rows of n = 6144 are 192 of those for 132 multiprocessors, or 384 of these, 73 %
-// or 97 % of whole rounds. Results in float32, which only an output head wants, of few rows, come from tile 0 alone.
+// or 97 % of whole rounds. Multiprocessors go in pairs: with tile 1 two share rows of W, with tile 2 rows of x, so that 128 rows keep
+// both at work. Results in float32, which only an output head wants, of few rows, come from tile 0 alone.
 #include "gemm.h"
 #include "gemm_sm90.h"
 
@@ -69,7 +70,7 @@ using Shared = cutlass::epilogue::TmaWarpSpecializedCooperative;
 template <class Out>
 using Few = Product<Out, true, cute::Shape<_64, _64, _128>, cute::Shape<_1, _1, _1>, Pingpong, Single>;
 using Many = Product<Bf16, false, cute::Shape<_128, _256, _64>, cute::Shape<_2, _1, _1>, Cooperative, Shared>;
-using Between = Product<Bf16, false, cute::Shape<_128, _128, _64>, cute::Shape<_2, _1, _1>, Pingpong, Single>;
+using Between = Product<Bf16, false, cute::Shape<_128, _128, _64>, cute::Shape<_1, _2, _1>, Pingpong, Single>;
 
 }  // namespace
 }  // namespace splice::cuda

@@ -106,10 +106,11 @@ def test_a_fused_norm_gives_the_codes_of_norm_then_codes(platform, drawn, scale_
     scale, library = scale_of(scaling), platform.library
     alone = rms_norm_fp8(library, x, weight, 1e-5, scaling, scale=scale)
     assert _same(alone, quantise_rows(library, rms_norm(library, x, weight, 1e-5), scaling, scale))
-    updated = residual.clone()
-    fused = rms_norm_fp8(library, x, weight, 1e-5, scaling, residual=updated, scale=scale)
+    updated, also = residual.clone(), torch.full_like(x, torch.nan)
+    fused = rms_norm_fp8(library, x, weight, 1e-5, scaling, residual=updated, scale=scale, y=also)
     normed, expected = add_rms_norm(library, x, residual, weight, 1e-5)
     assert same_bits(updated, expected)
+    assert same_bits(also, normed)
     assert _same(fused, quantise_rows(library, normed, scaling, scale))
 
 
@@ -118,8 +119,11 @@ def test_a_fused_norm_gives_the_codes_of_norm_then_codes(platform, drawn, scale_
 @pytest.mark.parametrize("size", [128, 4864])
 def test_a_fused_gate_gives_the_codes_of_gate_then_codes(platform, drawn, scale_of, scaling, activation, size):
     gate_up, library = drawn(3, 2 * size, scale=4.0), platform.library
-    fused = gated_mul_fp8(library, gate_up, activation, scaling, scale=scale_of(scaling))
+    also = torch.full((3, size), torch.nan, dtype=torch.bfloat16, device=platform.device)
+    fused = gated_mul_fp8(library, gate_up, activation, scaling, scale=scale_of(scaling), y=also)
     gated = gated_mul(library, gate_up, activation)
+    assert same_bits(also, gated)
+    assert _same(gated_mul_fp8(library, gate_up, activation, scaling, scale=scale_of(scaling)), fused)
     assert _same(fused, quantise_rows(library, gated, scaling, scale_of(scaling)))
 
 
@@ -148,5 +152,7 @@ def test_rows_no_kernel_takes_are_refused_by_name(platform, drawn):
         quantise_rows(library, drawn(1, 32896), "blocks")
     with pytest.raises(SpliceError, match=r"residual is of shape \(1, 128\)"):
         rms_norm_fp8(library, x, drawn(128), 1e-5, "rows", residual=drawn(1, 128))
+    with pytest.raises(SpliceError, match=r"y is of torch.float32, expected torch.bfloat16"):
+        rms_norm_fp8(library, x, drawn(128), 1e-5, "rows", y=x.float())
     with pytest.raises(SpliceError, match="activation is 'relu'"):
         gated_mul_fp8(library, drawn(2, 256), "relu", "rows")

@@ -68,9 +68,10 @@ def rms_norm_fp8(
     *,
     residual: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
+    y: torch.Tensor | None = None,
 ) -> Fp8Matrix:
     """`quantise_rows` of `rows.rms_norm`, or with a residual, which is updated in place, of `rows.add_rms_norm`: the
-    same bits."""
+    same bits. Where `y` is given, the norm itself is written there."""
     device = library.device_type
     address, stride = require_rows("x", x, torch.bfloat16, (None, None), device, _ALIGN)
     rows, size = x.shape
@@ -78,7 +79,7 @@ def rms_norm_fp8(
     is_float32 = weight.dtype == torch.float32
     factor = require("weight", weight, torch.float32 if is_float32 else torch.bfloat16, (size,), device, _ALIGN)
     codes, to = _room(library, rows, size, scaling, scale, x.device)
-    norm = Norm(None, address, before, factor, rows, size, stride, is_float32, eps)
+    norm = Norm(_also(library, y, rows, size), address, before, factor, rows, size, stride, is_float32, eps)
     library.call("rms_norm_fp8", NormCodes(norm, to))
     return codes
 
@@ -90,14 +91,16 @@ def gated_mul_fp8(
     scaling: Scaling,
     *,
     scale: torch.Tensor | None = None,
+    y: torch.Tensor | None = None,
 ) -> Fp8Matrix:
-    """`quantise_rows` of `rows.gated_mul`: the same bits."""
+    """`quantise_rows` of `rows.gated_mul`: the same bits. Where `y` is given, what was gated is written there."""
     if activation not in ACTIVATIONS:
         raise refuse("activation", repr(activation), f"one of {', '.join(ACTIVATIONS)}")
     address, stride = require_rows("gate_up", gate_up, torch.bfloat16, (None, None), library.device_type, _ALIGN)
     rows, size = gate_up.shape[0], gate_up.shape[1] // 2
     codes, to = _room(library, rows, size, scaling, scale, gate_up.device)
-    library.call("gated_mul_fp8", GateCodes(Gate(None, address, rows, size, stride, ACTIVATIONS[activation]), to))
+    gate = Gate(_also(library, y, rows, size), address, rows, size, stride, ACTIVATIONS[activation])
+    library.call("gated_mul_fp8", GateCodes(gate, to))
     return codes
 
 
@@ -126,6 +129,10 @@ def gemm_fp8_weights(
     arguments, y = _product(library, x, torch.bfloat16, weight, bias, tile)
     library.call("gemm_fp8_weights", arguments)
     return y
+
+
+def _also(library: Library, y: torch.Tensor | None, rows: int, size: int) -> int | None:
+    return None if y is None else require("y", y, torch.bfloat16, (rows, size), library.device_type, _ALIGN)
 
 
 def _room(
