@@ -45,7 +45,7 @@ struct Product {
 
   static int multiply(const splice_cuda_gemm_fp8& args, cudaStream_t stream) {
     const int m = static_cast<int>(exchanged ? args.n : args.m), n = static_cast<int>(exchanged ? args.m : args.n);
-    const int k = static_cast<int>(args.k), scale_rows = static_cast<int>(args.x_scale_stride);
+    const int k = static_cast<int>(args.k), scale_rows = static_cast<int>((args.m + 3) / 4 * 4);
     const auto *x = static_cast<const E4m3*>(args.x), *w = static_cast<const E4m3*>(args.w);
     typename Kernel::StrideA a;
     typename Kernel::StrideB b;
@@ -53,19 +53,34 @@ struct Product {
     cute::get<0>(a) = exchanged ? args.w_stride : args.x_stride;
     cute::get<0>(b) = exchanged ? args.x_stride : args.w_stride;
     cute::get<exchanged ? 1 : 0>(d) = args.y_stride;
-    // Rows of x's scales up to their stride are theirs: what lies beyond m is read, and scales nothing that is kept.
+    // Scales of x are read by fours: those beyond m, which their stride has room for, scale nothing that is kept.
     const auto shape = cute::make_shape(exchanged ? m : scale_rows, exchanged ? scale_rows : n, k, 1);
+    auto scales_a = Scales::tile_atom_to_shape_SFA(shape);
+    auto scales_b = Scales::tile_atom_to_shape_SFB(shape);
+    if constexpr (exchanged)
+      set_stride(scales_b, args.x_scale_stride);
+    else
+      set_stride(scales_a, args.x_scale_stride);
     typename Gemm::Arguments arguments{
         cutlass::gemm::GemmUniversalMode::kGemm,
         {m, n, k, 1},
-        {exchanged ? w : x, a, exchanged ? x : w, b, exchanged ? args.w_scales : args.x_scales, Scales::tile_atom_to_shape_SFA(shape),
-         exchanged ? args.x_scales : args.w_scales, Scales::tile_atom_to_shape_SFB(shape)},
+        {exchanged ? w : x, a, exchanged ? x : w, b, exchanged ? args.w_scales : args.x_scales, scales_a,
+         exchanged ? args.x_scales : args.w_scales, scales_b},
         {{}, nullptr, {}, static_cast<Bf16*>(args.y), d},
         {}};
     arguments.epilogue.thread.alpha = 1.0f;
     arguments.epilogue.thread.beta = 0.0f;
     arguments.epilogue.thread.bias_ptr = static_cast<const Bf16*>(args.bias);
     return start_product<Gemm>("gemm_fp8_blocks_sm90", arguments, stream);
+  }
+
+ private:
+  // From one block of k to the next.
+  template <class Layout>
+  static void set_stride(Layout& layout, int64_t stride) {
+    auto strides = layout.stride();
+    cute::get<1>(cute::get<1>(strides)) = static_cast<int>(stride);
+    layout = Layout(layout.shape(), strides);
   }
 };
 

@@ -1,8 +1,9 @@
 // y = x·(W·scale)ᵀ (+ bias), x in bfloat16 as it is, W in e4m3 codes with scales per tensor, per row or per 128×128 block. For Ampere,
 // which has no FP8 units, and for few rows anywhere. Compiled for sm_80 and sm_90; not yet run on a GPU.
 //
-// Moves n·k bytes of W, 2·m·k of x and y once, does 2·m·n·k operations at bfloat16's rate and some four more for a code that becomes
-// bfloat16, once for every tile of rows: bound by W's bytes up to some 100 rows, by the matrix units above.
+// Moves n·k bytes of W, 2·m·k of x and y once, does 2·m·n·k operations at bfloat16's rate, and three instructions make a code
+// bfloat16, once in every tile of rows. Bound by W's bytes up to some 100 rows, on Hopper nearly as much by those instructions and by
+// reads of x from shared memory; above by mma.sync, which reaches some 60 % of what wgmma does there.
 //
 // One chain over k per output in ascending steps of 128, never split. A step is twice four products of fragments, of 64 of k; product
 // s of the four takes elements 16·q + 4·s + 0…3, q = 0…3, which are what a thread finds in 16 bytes of its row. Scales of blocks:
