@@ -97,8 +97,8 @@ extern "C" int splice_cuda_gemm_fp8_blocks_sm90(const splice_cuda_gemm_fp8* args
   if (code != SPLICE_CUDA_OK || args->m == 0) return code;
   if (args->x_scaling != SPLICE_CUDA_BLOCKS || args->w_scaling != SPLICE_CUDA_BLOCKS)
     return fail(SPLICE_CUDA_INVALID, "gemm_fp8_blocks_sm90: scalings %d and %d, expected blocks of both", args->x_scaling, args->w_scaling);
-  if (args->x_scale_stride < args->m || args->x_scale_stride % 4)
-    return fail(SPLICE_CUDA_INVALID, "gemm_fp8_blocks_sm90: x_scale_stride %lld, expected a multiple of 4, at least m",
+  if (args->x_scale_stride < args->m || args->x_scale_stride % 4 || !aligned(args->x_scales))
+    return fail(SPLICE_CUDA_INVALID, "gemm_fp8_blocks_sm90: x_scale_stride %lld, expected a multiple of 4, at least m, and 16-byte alignment",
                 static_cast<long long>(args->x_scale_stride));
   auto* on = static_cast<cudaStream_t>(stream);
   return args->tile == 0 ? Few::multiply(*args, on) : Many::multiply(*args, on);

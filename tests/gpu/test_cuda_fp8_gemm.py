@@ -97,7 +97,7 @@ def _rows(x: Fp8Matrix, first: int, count: int) -> Fp8Matrix:
     codes = x.codes[first : first + count]
     if x.scaling == "blocks":
         return Fp8Matrix(codes, x.scales[:, first : first + count], x.scaling)
-    scales = x.scales if x.scaling == "tensor" else x.scales[first : first + count].clone()
+    scales = x.scales if x.scaling == "tensor" else x.scales[first : first + count]
     return Fp8Matrix(codes, scales, x.scaling)
 
 

@@ -30,6 +30,15 @@ def test_products_with_weights_in_codes_are_the_exact_ones(platform, tile, scali
     assert worst < 1e-3 * exact.abs().amax()
 
 
+def test_scales_may_be_a_part_of_others(platform):
+    x, w, _ = wide_operands(3, 16, 32)
+    weight = on_device(quantise_weight(w, "rows"), platform.device)
+    part = Fp8Matrix(weight.codes, torch.cat([weight.scales[:1], weight.scales])[1:], "rows")
+    x = x.to(platform.device)
+    found = (gemm_fp8_weights(platform.library, x, matrix, tile=0) for matrix in (weight, part))
+    assert same_bits(*found)
+
+
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_a_row_has_the_same_bits_alone_in_any_tile_and_order_of_threads(platform, reseeded, scaling):
     x, w, bias = wide_operands(70, 48, 272)

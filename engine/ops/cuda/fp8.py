@@ -163,7 +163,7 @@ def _activation_scales(library: Library, x: Fp8Matrix) -> tuple[int, int]:
     m, k = x.codes.shape
     if x.scaling != "blocks":
         shape = (1 if x.scaling == "tensor" else m,)
-        return require("x_scales", x.scales, torch.float32, shape, library.device_type, _ALIGN), 0
+        return require("x_scales", x.scales, torch.float32, shape, library.device_type), 0
     # For `require_rows` a single row is as long as it has elements; the copy engine asks for the padded length.
     address, _ = require_rows("x_scales", x.scales, torch.float32, (-(-k // BLOCK), m), library.device_type)
     stride = x.scales.stride(0) if m else 4
@@ -181,7 +181,7 @@ def _product(
     n, k = weight.codes.shape
     rows, x_stride = require_rows("x", x, dtype, (None, k), device, _ALIGN)
     shape = {"tensor": (1,), "rows": (n,), "blocks": (-(-n // BLOCK), -(-k // BLOCK))}[weight.scaling]
-    scales = require("w_scales", weight.scales, torch.float32, shape, device, _ALIGN)
+    scales = require("w_scales", weight.scales, torch.float32, shape, device)
     added = None if bias is None else require("bias", bias, torch.bfloat16, (n,), device, _ALIGN)
     y = torch.empty(x.shape[0], n, dtype=torch.bfloat16, device=x.device)
     arguments = GemmFp8(
