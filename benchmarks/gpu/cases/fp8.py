@@ -27,11 +27,12 @@ def cases() -> Iterator[Case]:
     for (name, (n, k)), m in itertools.product(_WEIGHTS.items(), _ROWS):
         few = m <= _FEW_ROWS
         moved, operations = m * k + n * k + 2 * m * n, 2 * m * n * k
-        for tile in (0,) if few else (1, *_FAST):
-            rival = partial(_torch_products, m, n, k, tile in _FAST)
+        whole: tuple[Scaling, ...] = ("rows",) if few else ("rows", "tensor")
+        for scaling, tile in itertools.product(whole, (0,) if few else (1, *_FAST)):
+            rival = partial(_torch_products, m, n, k, scaling, tile in _FAST)
             yield Case(
-                f"{name} product of codes, {m} rows, scales of rows, tile {tile}", "gemm_fp8_sm90", moved, operations,
-                partial(_products, m, n, k, "rows", tile), rival, "torch._scaled_mm",
+                f"{name} product of codes, {m} rows, scales of {scaling}, tile {tile}", "gemm_fp8_sm90", moved,
+                operations, partial(_products, m, n, k, scaling, tile), rival, "torch._scaled_mm",
             )  # fmt: skip
         kernel: Fp8Kernel = "gemm_fp8_blocks_sm90"
         make = partial(_products, m, n, k, "blocks", 0 if few else 1)
@@ -74,19 +75,20 @@ def _codes(rows: int, size: int) -> torch.Tensor:
     return drawn(rows, size).to(E4M3)
 
 
-def _rows_matrix(rows: int, size: int) -> Fp8Matrix:
-    return Fp8Matrix(_codes(rows, size), torch.rand(rows, device="cuda") / size**0.5, "rows")
+def _of_rows_or_tensor(rows: int, size: int, scaling: Scaling) -> Fp8Matrix:
+    count = rows if scaling == "rows" else 1
+    return Fp8Matrix(_codes(rows, size), torch.rand(count, device="cuda") / size**0.5, scaling)
 
 
 def _weight(n: int, k: int, scaling: Scaling) -> Fp8Matrix:
-    if scaling == "rows":
-        return _rows_matrix(n, k)
+    if scaling != "blocks":
+        return _of_rows_or_tensor(n, k, scaling)
     return Fp8Matrix(_codes(n, k), torch.rand(-(-n // BLOCK), -(-k // BLOCK), device="cuda") / k**0.5, scaling)
 
 
 def _activations(m: int, k: int, scaling: Scaling) -> Fp8Matrix:
-    if scaling == "rows":
-        return _rows_matrix(m, k)
+    if scaling != "blocks":
+        return _of_rows_or_tensor(m, k, scaling)
     scales = empty_block_scales(m, k, torch.device("cuda"))
     return Fp8Matrix(_codes(m, k), scales.uniform_(0.5, 1.5), scaling)
 
@@ -109,14 +111,15 @@ def _bfloat16_products(m: int, n: int, k: int) -> list[Call]:
     return [partial(torch.nn.functional.linear, drawn(m, k), drawn(n, k)) for _ in sets(2 * (m * k + n * k + m * n))]
 
 
-def _torch_products(m: int, n: int, k: int, fast: bool) -> list[Call]:
+def _torch_products(m: int, n: int, k: int, scaling: Scaling, fast: bool) -> list[Call]:
     """The same scales and the same way to sum; torch takes scales of rows as a column and a row."""
+    of_x, of_w = ((-1, 1), (1, -1)) if scaling == "rows" else ((), ())
     calls: list[Call] = []
     for _ in sets(m * k + n * k + 2 * m * n):
-        x, w = _rows_matrix(m, k), _rows_matrix(n, k)
+        x, w = _activations(m, k, scaling), _weight(n, k, scaling)
         calls.append(
             partial(
-                torch._scaled_mm, x.codes, w.codes.t(), scale_a=x.scales[:, None], scale_b=w.scales[None],
+                torch._scaled_mm, x.codes, w.codes.t(), scale_a=x.scales.view(of_x), scale_b=w.scales.view(of_w),
                 out_dtype=torch.bfloat16, use_fast_accum=fast,
             )
         )  # fmt: skip
