@@ -7,6 +7,14 @@ namespace splice::cuda {
 
 constexpr int CHUNK_ELEMENTS = CHUNK_BYTES / 2;
 
+// A row that its block keeps in registers: thread t of T has chunks t, t + T, … of 8 elements, T a function of the row's size alone.
+constexpr int ROW_THREADS = 1024, ROW_KEPT = 4, MAX_ROW_SIZE = ROW_THREADS * ROW_KEPT * CHUNK_ELEMENTS;
+
+inline int threads_for_row(int64_t size) {
+  const int64_t chunks = size / CHUNK_ELEMENTS, whole = (chunks + WARP - 1) / WARP * WARP;
+  return static_cast<int>(whole < ROW_THREADS ? whole : ROW_THREADS);
+}
+
 SPLICE_DEVICE float low_of(uint32_t pair) { return from_bf16(static_cast<uint16_t>(pair & 0xffff)); }
 SPLICE_DEVICE float high_of(uint32_t pair) { return from_bf16(static_cast<uint16_t>(pair >> 16)); }
 

@@ -138,6 +138,63 @@ const char* splice_cuda_sources(void);
 const char* splice_cuda_targets(void);
 // The CUDA runtime linked into it, as CUDART_VERSION (13000); a driver must know it. 0 in the emulator.
 int splice_cuda_runtime(void);
+// ---- FP8 ----
+//
+// Codes are e4m3: a sign, four bits of exponent, three of mantissa, no infinities, one NaN, 448 the largest (OCP 8-bit floating point
+// specification; torch.float8_e4m3fn). A value is code · scale, scales are float32 and lie
+// - TENSOR: one for all;
+// - ROWS: one a row, contiguous;
+// - BLOCKS: of x, one for 128 elements of a row, scales[(column / 128) · stride + row], the stride at least the rows and a multiple of
+//   4; of a weight, one for 128 × 128 elements, [n / 128, k / 128] rounded up, contiguous.
+enum { SPLICE_CUDA_TENSOR = 0, SPLICE_CUDA_ROWS = 1, SPLICE_CUDA_BLOCKS = 2 };
+
+// Rows as codes `[rows, size]`, contiguous; size a multiple of 16, with BLOCKS of 128, at most 32768. A scale of TENSOR is read, the
+// others are written: the largest magnitude, at least 1e-10, over 448. A code is x · (1 / scale) of TENSOR, x · (448 / largest) of
+// the others, rounded to nearest even and held within ±448. A NaN makes a code NaN, and with ROWS and BLOCKS all that share its
+// scale; so does an infinity.
+typedef struct {
+  void* codes;
+  float* scales;
+  int64_t scale_stride;  // of BLOCKS
+  int32_t scaling;
+} splice_cuda_codes;
+typedef struct {
+  splice_cuda_codes to;
+  const void* x;
+  int64_t rows, size, x_stride;
+} splice_cuda_quantise;
+int splice_cuda_quantise_fp8(const splice_cuda_quantise* args, void* stream);
+
+// splice_cuda_rms_norm and splice_cuda_gated_mul whose rounded results become codes without a way through memory: the same codes and
+// scales as one after the other. y may be NULL, and is not written then.
+typedef struct {
+  splice_cuda_norm norm;
+  splice_cuda_codes to;
+} splice_cuda_norm_codes;
+int splice_cuda_rms_norm_fp8(const splice_cuda_norm_codes* args, void* stream);
+typedef struct {
+  splice_cuda_gate gate;
+  splice_cuda_codes to;
+} splice_cuda_gate_codes;
+int splice_cuda_gated_mul_fp8(const splice_cuda_gate_codes* args, void* stream);
+
+// y[m, n] = (x · its scales)·(W · its scales)ᵀ (+ bias[n]), codes W [n, k] and, but for gemm_fp8_weights, x [m, k]. k is a multiple of
+// 16, n of 8, rows aligned to 16 bytes.
+typedef struct {
+  void* y;
+  const void *x, *w, *bias;
+  const float *x_scales, *w_scales;
+  int64_t m, n, k, x_stride, w_stride, y_stride;
+  int64_t x_scale_stride;  // of BLOCKS
+  int32_t x_scaling, w_scaling, tile;
+} splice_cuda_gemm_fp8;
+// TENSOR or ROWS, x and W each its own. Tile 0 is for few rows, 1 for many: the same bits. Tiles 2 and 3, for many, have the same bits
+// too, but other ones: they sum in the matrix units alone, which keep fewer bits of a sum than float32, and are faster.
+int splice_cuda_gemm_fp8_sm90(const splice_cuda_gemm_fp8* args, void* stream);
+// BLOCKS of both. Tile 0 is for few rows, 1 for many: the same bits.
+int splice_cuda_gemm_fp8_blocks_sm90(const splice_cuda_gemm_fp8* args, void* stream);
+// x in bfloat16 as it is (x_scales and x_scaling unused), any scaling of W. Tile 0 is for few rows, 1 for many: the same bits.
+int splice_cuda_gemm_fp8_weights(const splice_cuda_gemm_fp8* args, void* stream);
 
 #ifdef __cplusplus
 }

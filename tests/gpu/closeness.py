@@ -18,5 +18,5 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """Elements as integers of their size."""
-    sizes = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sizes = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return tensor.contiguous().view(sizes[tensor.element_size()])

@@ -26,6 +26,8 @@ EMULATED_UNITS = (
     "decode_attention",
     "prefill_attention",
     "sampling",
+    "quantise_fp8",
+    "gemm_fp8_weights",
 )
 _FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra", "-Werror")
 

@@ -45,7 +45,7 @@ def test_gpu_products_are_the_exact_ones(library, kernel, tile, m, n, k):
     exact = x.double().cpu() @ w.double().cpu().t()
     found = gemm(library, x, w, kernel=kernel, tile=tile)
     assert distance(found, exact) < 4e-3
-    if (kernel, tile) != ("gemm_sm90", 1):
+    if kernel != "gemm_sm90" or tile == 0:
         assert distance(gemm(library, x, w, kernel=kernel, tile=tile, out_dtype=torch.float32), exact) < 1e-5
     assert distance(gemm(library, x, w, bias, kernel=kernel, tile=tile), exact + bias.double().cpu()) < 4e-3
 

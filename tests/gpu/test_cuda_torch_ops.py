@@ -9,6 +9,7 @@ from paged_cases import paged_case
 
 from engine.ops.cuda import torch_ops
 from engine.ops.cuda.draw import DrawChoice, draw_columns
+from engine.ops.cuda.fp8_reference import quantise_weight
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.rows import add_rms_norm
 from wire.errors import SpliceError
@@ -44,6 +45,31 @@ def test_operators_keep_their_schemas_and_fakes(platform, operators, drawn):
         (operators.draw, (logits, columns)),
     ):
         torch.library.opcheck(operator.default, arguments, test_utils=CHECKS)
+
+
+@pytest.mark.parametrize("scaling", ["tensor", "rows", "blocks"])
+def test_operators_of_codes_keep_their_schemas_and_fakes(platform, operators, drawn, scaling):
+    x, weight = drawn(3, 128), quantise_weight(drawn(16, 128).cpu(), scaling)
+    scale = torch.ones(1, device=platform.device) if scaling == "tensor" else None
+    held = (weight.codes.to(platform.device), weight.scales.to(platform.device), scaling)
+    for operator, arguments in (
+        (operators.quantise_fp8, (x, scaling, scale)),
+        (operators.rms_norm_fp8, (x, drawn(128), 1e-6, scaling, scale)),
+        (operators.add_rms_norm_fp8, (x, drawn(3, 128), drawn(128), 1e-6, scaling, scale)),
+        (operators.gated_mul_fp8, (drawn(3, 256), "silu", scaling, scale)),
+    ):
+        torch.library.opcheck(operator.default, arguments, test_utils=CHECKS)
+    # Of the schema torch checks that arguments are as they were, with a product that it has not for codes.
+    arguments = (x, *held, None, 0)
+    torch.library.opcheck(operators.gemm_fp8_weights.default, arguments, test_utils="test_faketensor")
+
+
+def test_a_product_of_codes_has_its_shape_where_nothing_can_compute_it(platform, operators):
+    with torch.device("meta"):
+        x, weight = (torch.empty(rows, 128, dtype=torch.float8_e4m3fn) for rows in (5, 24))
+        scales = torch.empty(5), torch.empty(24)
+    found = operators.gemm_fp8(x, scales[0], "rows", weight, scales[1], "rows", None, 1)
+    assert (found.shape, found.dtype) == ((5, 24), torch.bfloat16)
 
 
 def test_an_exported_function_gives_the_same_bits(platform, operators, drawn):

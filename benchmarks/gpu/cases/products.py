@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from benchmarks.gpu.cases.case import HIDDEN, WIDE, Call, Case, drawn, sets
-from engine.ops.cuda.gemm import GemmKernel, gemm
+from engine.ops.cuda.gemm import TILES, GemmKernel, gemm
 from engine.ops.cuda.library import Library
 
 _WEIGHTS = {"qkv": (6144, HIDDEN), "gate and up": (2 * WIDE, HIDDEN), "down": (HIDDEN, WIDE)}
@@ -21,11 +21,12 @@ _KERNELS: tuple[GemmKernel, ...] = ("gemm_sm90", "gemm_sm80")
 
 def cases() -> Iterator[Case]:
     for (name, (n, k)), m, kernel in itertools.product(_WEIGHTS.items(), _ROWS, _KERNELS):
-        moved, tile = 2 * (m * k + n * k + m * n), 0 if m <= _FEW_ROWS else 1
-        make, rival = partial(_products, m, n, k, kernel, tile), partial(_torch_products, m, n, k)
-        yield Case(
-            f"{name} product, {m} rows, {kernel} tile {tile}", kernel, moved, 2 * m * n * k, make, rival, "torch"
-        )
+        moved, rival = 2 * (m * k + n * k + m * n), partial(_torch_products, m, n, k)
+        for tile in (0,) if m <= _FEW_ROWS else range(1, TILES[kernel]):
+            make = partial(_products, m, n, k, kernel, tile)
+            yield Case(
+                f"{name} product, {m} rows, {kernel} tile {tile}", kernel, moved, 2 * m * n * k, make, rival, "torch"
+            )
 
 
 def _operands(m: int, n: int, k: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

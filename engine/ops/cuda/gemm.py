@@ -12,7 +12,7 @@ from engine.ops.cuda.structs import Gemm
 from engine.ops.cuda.tensors import refuse, require, require_rows
 
 GemmKernel = Literal["gemm_sm80", "gemm_sm90"]
-TILES: dict[GemmKernel, int] = {"gemm_sm80": 2, "gemm_sm90": 2}
+TILES: dict[GemmKernel, int] = {"gemm_sm80": 2, "gemm_sm90": 3}
 """How many tiles each has to choose among."""
 _ALIGN = 16
 
@@ -28,7 +28,7 @@ def gemm(
     out_dtype: torch.dtype = BF16,
 ) -> torch.Tensor:
     """`x` `[M, K]`, rows perhaps strided, times the transposed `weight` `[N, K]`, plus `bias` `[N]`: `[M, N]` bfloat16
-    or float32. K and N are multiples of 8. `gemm_sm90` runs on Hopper alone, its tile 1 to bfloat16 alone."""
+    or float32. K and N are multiples of 8. `gemm_sm90` runs on Hopper alone, its tiles 1 and 2 to bfloat16 alone."""
     if out_dtype not in (BF16, torch.float32):
         raise refuse("out_dtype", out_dtype, "torch.bfloat16 or torch.float32")
     device = library.device_type

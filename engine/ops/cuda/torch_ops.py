@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from engine.ops.cuda import attention, cache, draw, gemm, rows
+from engine.ops.cuda import attention, cache, draw, gemm, rows, torch_fp8
 from engine.ops.cuda.library import Library
 from wire.errors import ErrorCode, SpliceError
 
@@ -28,7 +28,7 @@ _SCHEMAS = {
     "prefill_attention": f"({_PAGED}, {_BOUNDS}) -> Tensor",
     "gemm": "(Tensor x, Tensor weight, Tensor? bias, str kernel, int tile, bool float32=False) -> Tensor",
     "draw": "(Tensor logits, Tensor columns) -> Tensor",
-}
+} | torch_fp8.SCHEMAS
 _owner: list[tuple[Library, torch.library.Library]] = []
 """Of this process, one at most: torch's operators are the process's too."""
 
@@ -45,7 +45,8 @@ def register(library: Library) -> None:
         return
     kind = "CUDA" if library.device_type == "cuda" else "CPU"
     ours = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
-    real, fakes = _implementations(library), _fakes()
+    real = _implementations(library) | torch_fp8.implementations(library)
+    fakes = _fakes() | torch_fp8.fakes()
     for name, schema in _SCHEMAS.items():
         ours.define(name + schema)  # type: ignore[no-untyped-call]
         ours.impl(name, real[name], kind)  # type: ignore[no-untyped-call]
@@ -53,7 +54,7 @@ def register(library: Library) -> None:
     _owner.append((library, ours))
 
 
-def _implementations(library: Library) -> dict[str, Callable[..., torch.Tensor]]:
+def _implementations(library: Library) -> dict[str, Callable[..., Any]]:
     def attend(kernel: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def run(
             q: torch.Tensor, kv_cache: torch.Tensor, layer: int, tables: torch.Tensor, begins: torch.Tensor,
@@ -88,7 +89,7 @@ def _implementations(library: Library) -> dict[str, Callable[..., torch.Tensor]]
     }
 
 
-def _fakes() -> dict[str, Callable[..., torch.Tensor]]:
+def _fakes() -> dict[str, Callable[..., Any]]:
     """Shapes and dtypes of results."""
 
     def like(first: torch.Tensor, *_: object) -> torch.Tensor:
@@ -106,5 +107,5 @@ def _fakes() -> dict[str, Callable[..., torch.Tensor]]:
     def tokens(logits: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         return logits.new_empty(logits.shape[0], dtype=torch.int64)
 
-    fakes: dict[str, Callable[..., torch.Tensor]] = dict.fromkeys(_SCHEMAS, like)
+    fakes: dict[str, Callable[..., Any]] = dict.fromkeys(_SCHEMAS, like)
     return fakes | {"gated_mul": half, "gemm": product, "draw": tokens}
