@@ -26,6 +26,10 @@ EMULATED_UNITS = (
     "decode_attention",
     "prefill_attention",
     "sampling",
+    "quantise_rows",
+    "block_gemm",
+    "w4a16_gemm",
+    "block_rows",
 )
 _FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra", "-Werror")
 

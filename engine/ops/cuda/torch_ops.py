@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from engine.ops.cuda import attention, cache, draw, gemm, rows
+from engine.ops.cuda import attention, block_operators, cache, draw, gemm, rows
 from engine.ops.cuda.library import Library
 from wire.errors import ErrorCode, SpliceError
 
@@ -28,6 +28,7 @@ _SCHEMAS = {
     "prefill_attention": f"({_PAGED}, {_BOUNDS}) -> Tensor",
     "gemm": "(Tensor x, Tensor weight, Tensor? bias, str kernel, int tile, bool float32=False) -> Tensor",
     "draw": "(Tensor logits, Tensor columns) -> Tensor",
+    **block_operators.SCHEMAS,
 }
 _owner: list[tuple[Library, torch.library.Library]] = []
 """Of this process, one at most: torch's operators are the process's too."""
@@ -53,7 +54,7 @@ def register(library: Library) -> None:
     _owner.append((library, ours))
 
 
-def _implementations(library: Library) -> dict[str, Callable[..., torch.Tensor]]:
+def _implementations(library: Library) -> dict[str, Callable[..., Any]]:
     def attend(kernel: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def run(
             q: torch.Tensor, kv_cache: torch.Tensor, layer: int, tables: torch.Tensor, begins: torch.Tensor,
@@ -85,10 +86,11 @@ def _implementations(library: Library) -> dict[str, Callable[..., torch.Tensor]]
         "prefill_attention": attend(attention.prefill_attention),
         "gemm": product,
         "draw": bound(draw.draw_on_device),
+        **block_operators.implementations(library),
     }
 
 
-def _fakes() -> dict[str, Callable[..., torch.Tensor]]:
+def _fakes() -> dict[str, Callable[..., Any]]:
     """Shapes and dtypes of results."""
 
     def like(first: torch.Tensor, *_: object) -> torch.Tensor:
@@ -106,5 +108,5 @@ def _fakes() -> dict[str, Callable[..., torch.Tensor]]:
     def tokens(logits: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         return logits.new_empty(logits.shape[0], dtype=torch.int64)
 
-    fakes: dict[str, Callable[..., torch.Tensor]] = dict.fromkeys(_SCHEMAS, like)
-    return fakes | {"gated_mul": half, "gemm": product, "draw": tokens}
+    fakes: dict[str, Callable[..., Any]] = dict.fromkeys(_SCHEMAS, like)
+    return fakes | {"gated_mul": half, "gemm": product, "draw": tokens} | block_operators.fakes()

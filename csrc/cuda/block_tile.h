@@ -1,0 +1,294 @@
+// Tiles of products with quantised weights, the same for every kind of rows (block_activations.h) and form of weights (block_form.h).
+// Weights are the 16 rows of a matrix instruction, activations its 8 columns: in a fragment, thread 4·g + q has columns g and g + 8 of
+// a panel and rows 2·q and 2·q + 1.
+//
+// What a row's chain of sums adds for a block depends on that block alone, so a block's dot products may be anybody's work; the chain
+// runs through the blocks in ascending order in one thread. That is all that tiles have in common, and all that bits depend on.
+//
+// Few rows: a block of eight warps takes two panels and, at a time, a round of four slices. A warp multiplies one slice of one panel
+// and leaves its dots in shared memory; then each thread walks all sixteen blocks for its output. So even n = 4096 keeps 128
+// multiprocessors reading though k is not split. Rounds arrive by asynchronous copies, one to three ahead.
+// Many rows: a block of four warps takes 64 rows, a warp 32 of them and 2 or 4 panels, with the chains in registers; slices arrive
+// two ahead.
+#pragma once
+
+#include "block_activations.h"
+#include "launch.h"
+
+namespace splice::cuda {
+
+// Starts the copy of one chunk of a panel's slice of weights.
+template <class Form>
+SPLICE_DEVICE void start_weights(const BlockArgs& args, int64_t panel, int64_t slice, int chunk, Chunk* to) {
+  const int64_t slices = slices_of(args.k);
+  const bool valid = panel < panels_of(args.n) && slice < slices;
+  start_copy(to, static_cast<const Chunk*>(args.w) + (valid ? (panel * slices + slice) * Form::slice_chunks + chunk : 0), valid);
+}
+
+// Bias, rounding and the write. NaN has the bits that csrc/cpu's products give it.
+SPLICE_DEVICE void finish(const BlockArgs& args, int64_t row, int64_t column, float value) {
+  if (row >= args.m || column >= args.n) return;
+  if (args.bias) {
+    const float bias =
+        args.bias_is_float32 ? static_cast<const float*>(args.bias)[column] : from_bf16(static_cast<const uint16_t*>(args.bias)[column]);
+    value = sum(value, bias);
+  }
+  const int64_t place = row * args.y_stride + column;
+  const bool is_number = value == value;
+  if (args.y_is_float32)
+    static_cast<float*>(args.y)[place] = is_number ? value : float_of_bits(0x7fc00000u);
+  else
+    static_cast<uint16_t*>(args.y)[place] = is_number ? to_bf16(value) : 0x7fc0;
+}
+
+constexpr int FEW_PANELS = 2, ROUND_SLICES = 4, ROUND_BLOCKS = ROUND_SLICES * SLICE_BLOCKS;
+constexpr int FEW_THREADS = FEW_PANELS * ROUND_SLICES * WARP;
+
+template <class Form, class Rows, int fragments>
+struct FewShared {
+  static constexpr int rows = fragments * FRAGMENT_ROWS, row_slices = rows * ROUND_SLICES;
+  struct Stage {
+    Chunk weights[FEW_PANELS][ROUND_SLICES][Form::slice_chunks];
+    Chunk x[ROUND_SLICES][rows * Rows::chunks];
+    Chunk values[Rows::planes > 0 ? Rows::planes : 1][ROUND_SLICES][rows];  // scales and sums of four blocks
+  };
+  float dots[FEW_PANELS][ROUND_BLOCKS][fragments][4][WARP];  // as a fragment's threads hold them
+  // So many fit beside the dots into 99 KiB, which is all that some GPUs have.
+  static constexpr int room = (99 << 10) - static_cast<int>(sizeof(dots)), fitting = room / static_cast<int>(sizeof(Stage));
+  static constexpr int stages = fitting > 4 ? 4 : fitting;
+  static_assert(stages >= 2);
+  Stage stage[stages];
+};
+
+template <class Form, class Rows, int fragments>
+SPLICE_DEVICE void start_round(const BlockArgs& args, int64_t first_row, int64_t first_panel, int64_t round,
+                               FewShared<Form, Rows, fragments>& shared) {
+  using Shared = FewShared<Form, Rows, fragments>;
+  auto& stage = shared.stage[round % Shared::stages];
+  const int warp = thread_index() / WARP, panel = warp / ROUND_SLICES, own = warp % ROUND_SLICES;
+  const int64_t first = round * ROUND_SLICES;
+  if (first < slices_of(args.k)) {
+    for (int i = thread_index() % WARP; i < Form::slice_chunks; i += WARP)
+      start_weights<Form>(args, first_panel + panel, first + own, i, &stage.weights[panel][own][i]);
+    for (int i = thread_index(); i < Shared::row_slices * Rows::chunks; i += FEW_THREADS) {
+      const int row = i / (ROUND_SLICES * Rows::chunks), slice = i / Rows::chunks % ROUND_SLICES, chunk = i % Rows::chunks;
+      Rows::start_chunk(args, first_row + row, first + slice, chunk, &stage.x[slice][Rows::place(row, chunk)]);
+    }
+    for (int i = thread_index(); i < Rows::planes * Shared::row_slices; i += FEW_THREADS) {
+      const int plane = i / Shared::row_slices, row = i / ROUND_SLICES % Shared::rows, slice = i % ROUND_SLICES;
+      Rows::start_scales(args, plane, first_row + row, first + slice, &stage.values[plane][slice][row]);
+    }
+  }
+  close_copies();
+}
+
+// The dots of one panel and slice, `count` blocks of it, into to[block][fragment][i][lane]; where the tile sums its rows itself, `sums`
+// is where to.
+template <class Form, class Rows, int fragments>
+SPLICE_DEVICE void multiply_slice(const Chunk* weights, const Chunk* rows, int count, float (*to)[fragments][4][WARP], Chunk* sums) {
+  const int lane = thread_index() % WARP;
+  SPLICE_UNROLL
+  for (int b = 0; b < SLICE_BLOCKS; ++b) {
+    if (b >= count) continue;
+    uint32_t x[fragments][Rows::words], a[Rows::weight_words];
+    Rows::load(rows, b, x);
+    Rows::weights(weights, b, a);
+    SPLICE_UNROLL
+    for (int f = 0; f < fragments; ++f) {
+      float dots[4];
+      Rows::dots(a, x[f], dots);
+      SPLICE_UNROLL
+      for (int i = 0; i < 4; ++i) to[b][f][i][lane] = dots[i];
+    }
+    if (sums) {
+      const Chunk* none[2] = {};
+      float scales[fragments][2], own[fragments][2];
+      Rows::row_values(none, b, x, scales, own);
+      SPLICE_UNROLL
+      for (int f = 0; f < fragments; ++f) {
+        SPLICE_UNROLL
+        for (int i = 0; i < 2; ++i)
+          if (lane < 4) sums[f * FRAGMENT_ROWS + 2 * lane + i].word[b] = bits_of_float(own[f][i]);
+      }
+    }
+  }
+}
+
+// Block (x, y): panels 2·x and the next, row tile y.
+template <class Form, class Rows, int fragments>
+SPLICE_KERNEL __launch_bounds__(FEW_THREADS) multiply_few(BlockArgs args) {
+  using Shared = FewShared<Form, Rows, fragments>;
+  constexpr bool sums_rows = Form::minimum && Rows::planes == 1;
+  auto& shared = *reinterpret_cast<Shared*>(shared_memory());
+  const int lane = thread_index() % WARP, warp = thread_index() / WARP, panel = warp / ROUND_SLICES, own = warp % ROUND_SLICES;
+  const int64_t first_panel = block_x() * FEW_PANELS, first_row = block_y() * Shared::rows;
+  const int64_t blocks = args.k / BLOCK_DEPTH, rounds = (blocks + ROUND_BLOCKS - 1) / ROUND_BLOCKS;
+  // In the chains, thread `own` of the four warps of a panel has element `own` of each lane's fragments.
+  const int row = lane % 4 * 2 + own % 2;
+  float acc[fragments] = {};
+  for (int i = 0; i + 1 < Shared::stages; ++i) start_round<Form, Rows, fragments>(args, first_row, first_panel, i, shared);
+  for (int64_t round = 0; round < rounds; ++round) {
+    auto& stage = shared.stage[round % Shared::stages];
+    const int64_t left = blocks - round * ROUND_BLOCKS;
+    const int here = static_cast<int>(left < ROUND_BLOCKS ? left : ROUND_BLOCKS);
+    wait_copies<Shared::stages - 2>();
+    barrier();  // this round is there, and everybody is done with the one before
+    start_round<Form, Rows, fragments>(args, first_row, first_panel, round + Shared::stages - 1, shared);
+    Chunk* sums = sums_rows && panel == 0 ? stage.values[0][own] : nullptr;
+    multiply_slice<Form, Rows, fragments>(stage.weights[panel][own], stage.x[own], here - own * SLICE_BLOCKS,
+                                          shared.dots[panel] + own * SLICE_BLOCKS, sums);
+    barrier();  // the dots are there
+    for (int slice = 0; slice * SLICE_BLOCKS < here; ++slice) {
+      const Chunk* weights = stage.weights[panel][slice];
+      SPLICE_UNROLL
+      for (int b = 0; b < SLICE_BLOCKS; ++b) {
+        if (slice * SLICE_BLOCKS + b >= here) continue;
+        const ColumnPair scales = Form::scales(weights, b, lane / 4), minima = Form::minima(weights, b, lane / 4);
+        SPLICE_UNROLL
+        for (int f = 0; f < fragments; ++f) {
+          const int at = f * FRAGMENT_ROWS + row;
+          const float scale = Rows::planes > 0 ? float_of_bits(stage.values[0][slice][at].word[b]) : 0.0f;
+          const float total = Form::minimum ? float_of_bits(stage.values[Rows::planes - 1][slice][at].word[b]) : 0.0f;
+          acc[f] = Rows::next(acc[f], shared.dots[panel][slice * SLICE_BLOCKS + b][f][own][lane], own < 2 ? scales.low : scales.high, scale,
+                              own < 2 ? minima.low : minima.high, total);
+        }
+      }
+    }
+  }
+  wait_copies<0>();
+  SPLICE_UNROLL
+  for (int f = 0; f < fragments; ++f)
+    finish(args, first_row + f * FRAGMENT_ROWS + row, (first_panel + panel) * PANEL_COLUMNS + lane / 4 + own / 2 * 8, acc[f]);
+}
+
+constexpr int MANY_ROWS = 64, MANY_THREADS = 4 * WARP, MANY_STAGES = 3;
+constexpr int WARP_ROWS = MANY_ROWS / 2, WARP_FRAGMENTS = WARP_ROWS / FRAGMENT_ROWS;
+
+// Two warps side by side, `panels` panels each.
+template <class Form, class Rows, int panels>
+struct ManyShared {
+  static constexpr int all_panels = 2 * panels;
+  struct Stage {
+    Chunk weights[all_panels][Form::slice_chunks];
+    Chunk x[MANY_ROWS * Rows::chunks];
+    Chunk values[2][MANY_ROWS];
+  };
+  Stage stage[MANY_STAGES];
+};
+
+template <class Form, class Rows, int panels>
+SPLICE_DEVICE void start_slice(const BlockArgs& args, int64_t first_row, int64_t first_panel, int64_t slice,
+                               ManyShared<Form, Rows, panels>& shared) {
+  auto& stage = shared.stage[slice % MANY_STAGES];
+  if (slice < slices_of(args.k)) {
+    for (int i = thread_index(); i < ManyShared<Form, Rows, panels>::all_panels * Form::slice_chunks; i += MANY_THREADS) {
+      const int panel = i / Form::slice_chunks, chunk = i % Form::slice_chunks;
+      start_weights<Form>(args, first_panel + panel, slice, chunk, &stage.weights[panel][chunk]);
+    }
+    for (int i = thread_index(); i < MANY_ROWS * Rows::chunks; i += MANY_THREADS) {
+      const int row = i / Rows::chunks, chunk = i % Rows::chunks;
+      Rows::start_chunk(args, first_row + row, slice, chunk, &stage.x[Rows::place(row, chunk)]);
+    }
+    for (int i = thread_index(); i < Rows::planes * MANY_ROWS; i += MANY_THREADS)
+      Rows::start_scales(args, i / MANY_ROWS, first_row + i % MANY_ROWS, slice, &stage.values[i / MANY_ROWS][i % MANY_ROWS]);
+  }
+  close_copies();
+}
+
+// One block of 32 depths: 32 rows times `panels` panels.
+template <class Form, class Rows, int panels>
+SPLICE_DEVICE void multiply_block(const Chunk (*weights)[Form::slice_chunks], const Chunk* rows, const Chunk* (&values)[2], int b,
+                                  float (&acc)[panels][WARP_FRAGMENTS][4]) {
+  const int g = thread_index() % WARP / 4;
+  uint32_t x[WARP_FRAGMENTS][Rows::words];
+  float row_scales[WARP_FRAGMENTS][2], row_sums[WARP_FRAGMENTS][2];
+  Rows::load(rows, b, x);
+  Rows::row_values(values, b, x, row_scales, row_sums);
+  SPLICE_UNROLL
+  for (int p = 0; p < panels; ++p) {
+    uint32_t a[Rows::weight_words];
+    Rows::weights(weights[p], b, a);
+    const ColumnPair scales = Form::scales(weights[p], b, g), minima = Form::minima(weights[p], b, g);
+    SPLICE_UNROLL
+    for (int f = 0; f < WARP_FRAGMENTS; ++f) {
+      float dots[4];
+      Rows::dots(a, x[f], dots);
+      SPLICE_UNROLL
+      for (int i = 0; i < 4; ++i)
+        acc[p][f][i] = Rows::next(acc[p][f][i], dots[i], i < 2 ? scales.low : scales.high, row_scales[f][i % 2],
+                                  i < 2 ? minima.low : minima.high, row_sums[f][i % 2]);
+    }
+  }
+}
+
+// Block (x, y): row tile x, columns y.
+template <class Form, class Rows, int panels>
+SPLICE_KERNEL __launch_bounds__(MANY_THREADS) multiply_many(BlockArgs args) {
+  using Shared = ManyShared<Form, Rows, panels>;
+  auto& shared = *reinterpret_cast<Shared*>(shared_memory());
+  const int lane = thread_index() % WARP, warp = thread_index() / WARP, own_panel = warp % 2 * panels, own_row = warp / 2 * WARP_ROWS;
+  const int64_t first_row = block_x() * MANY_ROWS, first_panel = block_y() * Shared::all_panels;
+  const int64_t blocks = args.k / BLOCK_DEPTH, slices = slices_of(args.k);
+  float acc[panels][WARP_FRAGMENTS][4] = {};
+  for (int i = 0; i + 1 < MANY_STAGES; ++i) start_slice<Form, Rows, panels>(args, first_row, first_panel, i, shared);
+  for (int64_t slice = 0; slice < slices; ++slice) {
+    const auto& stage = shared.stage[slice % MANY_STAGES];
+    wait_copies<MANY_STAGES - 2>();
+    barrier();  // this slice is there, and everybody is done with the one before
+    start_slice<Form, Rows, panels>(args, first_row, first_panel, slice + MANY_STAGES - 1, shared);
+    const Chunk* values[2] = {stage.values[0] + own_row, stage.values[1] + own_row};
+    SPLICE_UNROLL
+    for (int b = 0; b < SLICE_BLOCKS; ++b)
+      if (slice * SLICE_BLOCKS + b < blocks)
+        multiply_block<Form, Rows, panels>(stage.weights + own_panel, stage.x + own_row * Rows::chunks, values, b, acc);
+  }
+  wait_copies<0>();
+  SPLICE_UNROLL
+  for (int p = 0; p < panels; ++p) {
+    SPLICE_UNROLL
+    for (int f = 0; f < WARP_FRAGMENTS; ++f) {
+      SPLICE_UNROLL
+      for (int i = 0; i < 4; ++i)
+        finish(args, first_row + own_row + f * FRAGMENT_ROWS + lane % 4 * 2 + i % 2,
+               (first_panel + own_panel + p) * PANEL_COLUMNS + lane / 4 + i / 2 * 8, acc[p][f][i]);
+    }
+  }
+}
+
+inline int64_t tiles_of(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
+
+template <class Form, class Rows, int fragments>
+int few(const char* name, const BlockArgs& args, void* stream) {
+  using Shared = FewShared<Form, Rows, fragments>;
+  const GridSize grid{tiles_of(panels_of(args.n), FEW_PANELS), tiles_of(args.m, Shared::rows)};
+  return launch(name, multiply_few<Form, Rows, fragments>, grid, FEW_THREADS, sizeof(Shared), stream, args);
+}
+
+template <class Form, class Rows, int panels>
+int many(const char* name, const BlockArgs& args, void* stream) {
+  using Shared = ManyShared<Form, Rows, panels>;
+  const GridSize grid{tiles_of(args.m, MANY_ROWS), tiles_of(panels_of(args.n), Shared::all_panels)};
+  return launch(name, multiply_many<Form, Rows, panels>, grid, MANY_THREADS, sizeof(Shared), stream, args);
+}
+
+template <class Form, class Rows>
+int multiply(const char* name, const BlockArgs& args, void* stream) {
+  switch (args.tile) {
+    case 0: return few<Form, Rows, 1>(name, args, stream);
+    case 1: return few<Form, Rows, 2>(name, args, stream);
+    case 2: return many<Form, Rows, 2>(name, args, stream);
+    case 3: return many<Form, Rows, 4>(name, args, stream);
+    default: return fail(SPLICE_CUDA_INVALID, "%s: tile %d, expected 0 to 3", name, args.tile);
+  }
+}
+
+inline int check_block_gemm(const char* name, const BlockArgs& args, int chunk_elements) {
+  if (args.m < 0 || args.n <= 0 || args.k <= 0 || args.k % BLOCK_DEPTH || args.x_stride % chunk_elements)
+    return fail(SPLICE_CUDA_INVALID, "%s: n %lld, k %lld and x_stride %lld, expected at least 1 and multiples of 32 and %d", name,
+                static_cast<long long>(args.n), static_cast<long long>(args.k), static_cast<long long>(args.x_stride), chunk_elements);
+  if (!aligned(args.x) || !aligned(args.scales) || !aligned(args.w))
+    return fail(SPLICE_CUDA_INVALID, "%s: x, scales and w must be aligned to 16 bytes", name);
+  return SPLICE_CUDA_OK;
+}
+
+}  // namespace splice::cuda
