@@ -1,6 +1,6 @@
 // Rows of activations as tiles of products with quantised weights take them: int8 blocks with scales, or bfloat16.
 //
-// What a kind of rows says: how a slice of 128 depths of a row lies in shared memory and is copied there; what a thread holds of a
+// What a kind of rows says: how a slice of 128 depths of a row lies in shared memory, `chunks` of `depths` each; what a thread holds of a
 // block of 32 depths (`load`: of `fragments` times 8 rows; `weights`: of a panel); the dot products of the two; and an output's step.
 #pragma once
 
@@ -12,27 +12,24 @@ using BlockArgs = splice_cuda_block_gemm_args;
 constexpr int FRAGMENT_ROWS = 8;
 
 // Sums of integers begin as the bits of 1.5·2^23: they end as those of 1.5·2^23 + sum, a float32 with no rounding while |sum| < 2^22.
-// Here it is at most 32·128·127, or 16·32·8·127, and a conversion that runs at a quarter of the rate is saved.
+// Here it is at most 32·128·127 = 16·32·8·127, and a conversion that runs at a quarter of the rate is saved.
 constexpr uint32_t SUM_START = 0x4b400000u;
 constexpr float SUM_BIAS = 12582912.0f;
 
 template <class Form>
 struct Int8Rows {
-  static constexpr int chunks = SLICE_DEPTH / CHUNK_BYTES, words = 2, weight_words = 4;
+  static constexpr int chunks = SLICE_DEPTH / CHUNK_BYTES, depths = CHUNK_BYTES, words = 2, weight_words = Form::paired ? 5 : 4;
   static constexpr int planes = Form::minimum ? 2 : 1;  // scales, then scaled sums: four of a slice in a chunk
 
   // The eight rows that a matrix load takes lie in eight groups of banks.
   SPLICE_BOTH static int place(int row, int chunk) { return row * chunks + (chunk ^ (row & 7)); }
 
-  SPLICE_DEVICE static void start_chunk(const BlockArgs& args, int64_t row, int64_t slice, int chunk, Chunk* to) {
-    const int64_t depth = slice * SLICE_DEPTH + chunk * CHUNK_BYTES;
-    const bool valid = row < args.m && depth < args.k;
-    start_copy(to, static_cast<const int8_t*>(args.x) + (valid ? row * args.x_stride + depth : 0), valid);
+  SPLICE_DEVICE static const Chunk* row_of(const BlockArgs& args, int64_t row) {
+    return reinterpret_cast<const Chunk*>(static_cast<const int8_t*>(args.x) + row * args.x_stride);
   }
-  SPLICE_DEVICE static void start_scales(const BlockArgs& args, int plane, int64_t row, int64_t slice, Chunk* to) {
+  SPLICE_DEVICE static void start_scales(const BlockArgs& args, int plane, int64_t row, int slice, Chunk* to) {
     const int64_t slices = slices_of(args.k);
-    const bool valid = row < args.m && slice < slices;
-    start_copy(to, args.scales + (valid ? ((plane * args.m + row) * slices + slice) * SLICE_BLOCKS : 0), valid);
+    start_copy(to, args.scales + ((plane * args.m + row) * slices + slice) * SLICE_BLOCKS, row < args.m && slice < slices);
   }
 
   template <int fragments>
@@ -50,15 +47,39 @@ struct Int8Rows {
     }
   }
   SPLICE_DEVICE static void weights(const Chunk* slice, int b, uint32_t (&a)[weight_words]) {
-    Form::fragment(slice, b, thread_index() % WARP, a);
+    const int lane = thread_index() % WARP;
+    uint32_t quants[4];
+    Form::fragment(slice, b, lane, quants);
+    SPLICE_UNROLL
+    for (int i = 0; i < 4; ++i) a[i] = quants[i];
+    if constexpr (Form::paired) a[4] = Form::half_scales(slice, b, lane / 4);
   }
   SPLICE_DEVICE static void dots(const uint32_t (&a)[weight_words], const uint32_t (&x)[words], float (&out)[4]) {
-    uint32_t sums[4] = {SUM_START, SUM_START, SUM_START, SUM_START};
-    multiply_fragments_int8(sums, a, x[0], x[1]);
+    if constexpr (Form::paired) {
+      paired_dots(a, x, out);
+    } else {
+      uint32_t sums[4];
+      const uint32_t quants[4] = {a[0], a[1], a[2], a[3]};
+      multiply_fragments_int8(sums, quants, x[0], x[1], SUM_START);
+      SPLICE_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const float biased = float_of_bits(sums[i]);
+        out[i] = Form::lift > 1 ? fused(biased, 1.0f / Form::lift, -SUM_BIAS / Form::lift) : sum(biased, -SUM_BIAS);
+      }
+    }
+  }
+  // Of halves of 16 depths, each times its scale: below 2^24, so a conversion is exact, where 2^22 is too little.
+  SPLICE_DEVICE static void paired_dots(const uint32_t (&a)[weight_words], const uint32_t (&x)[words], float (&out)[4]) {
+    uint32_t first[4], second[4];
+    const uint32_t low[4] = {a[0], a[1], 0, 0}, high[4] = {0, 0, a[2], a[3]};
+    multiply_fragments_int8(first, low, x[0], x[1], 0);
+    multiply_fragments_int8(second, high, x[0], x[1], 0);
     SPLICE_UNROLL
     for (int i = 0; i < 4; ++i) {
-      const float biased = float_of_bits(sums[i]);
-      out[i] = Form::signed_nibbles ? fused(biased, 0.0625f, -SUM_BIAS / 16) : sum(biased, -SUM_BIAS);
+      const uint32_t scales = a[Form::paired ? 4 : 0] >> (i / 2 * 16);
+      const int both = static_cast<int>(first[i]) * static_cast<int8_t>(scales & 255u) +
+                       static_cast<int>(second[i]) * static_cast<int8_t>(scales >> 8 & 255u);
+      out[i] = static_cast<float>(both / Form::lift);
     }
   }
   SPLICE_DEVICE static float next(float acc, float dot, float weight_scale, float row_scale, float minimum, float row_sum) {
@@ -86,18 +107,16 @@ struct Int8Rows {
 // instruction are depths 16·h + 4·q + 0, 2, 1, 3, so that a mask takes pairs out of a word of nibbles.
 template <class Form>
 struct Bf16Rows {
-  static constexpr int chunks = SLICE_DEPTH * 2 / CHUNK_BYTES, words = 4, weight_words = 8;
+  static constexpr int chunks = SLICE_DEPTH * 2 / CHUNK_BYTES, depths = CHUNK_BYTES / 2, words = 4, weight_words = 8;
   static constexpr int planes = Form::minimum ? 1 : 0;  // sums, by the tile itself
 
   // Of the eight rows that read two neighbouring chunks each at a time, four lie in four groups of banks.
   SPLICE_BOTH static int place(int row, int chunk) { return row * chunks + (chunk ^ (row & 7) * 2); }
 
-  SPLICE_DEVICE static void start_chunk(const BlockArgs& args, int64_t row, int64_t slice, int chunk, Chunk* to) {
-    const int64_t depth = slice * SLICE_DEPTH + chunk * (CHUNK_BYTES / 2);
-    const bool valid = row < args.m && depth < args.k;
-    start_copy(to, static_cast<const uint16_t*>(args.x) + (valid ? row * args.x_stride + depth : 0), valid);
+  SPLICE_DEVICE static const Chunk* row_of(const BlockArgs& args, int64_t row) {
+    return reinterpret_cast<const Chunk*>(static_cast<const uint16_t*>(args.x) + row * args.x_stride);
   }
-  SPLICE_DEVICE static void start_scales(const BlockArgs&, int, int64_t, int64_t, Chunk*) {}
+  SPLICE_DEVICE static void start_scales(const BlockArgs&, int, int64_t, int, Chunk*) {}
 
   template <int fragments>
   SPLICE_DEVICE static void load(const Chunk* rows, int b, uint32_t (&x)[fragments][words]) {

@@ -6,11 +6,16 @@
 //   4 bits    `[2][32 lanes]` chunks: words (low column, high column) of an even block, then of the odd block after it. A word's
 //             byte i is depth 4·q + i in its low nibble and 16 + 4·q + i in its high one: so are bytes 4·q to 4·q + 3 of ggml's
 //             blocks, and packing moves words and no nibbles. Where quants have no minimum they are signed.
+//   6 bits    the same, then `[32 lanes]` chunks, a word a block: bits 2·i of its bytes and the next are the highest two of the
+//             fragment's word i (below). Signed.
 //   8 bits    `[4][32 lanes]` chunks, one a block: the words of mma.m16n8k32's fragment of weights, signed.
 //   Scales    `[8 g]` chunks: a word a block, the fp16 of the low column, then that of the high one. Minima are the same again.
+//   Super     `[8 g]` chunks: a word a block, bytes scale and scale, minimum and minimum of the low and the high column; then `[8 g]`
+//             words: the fp16 that multiply the columns' scales, and `[8 g]` those of their minima, which are negated.
+//   Halves    the same without minima: bytes are the signed scales of a block's two halves, of the low column, then of the high one.
 //   Groups    one scale and one zero point for all of a slice, `[8 g]` words each: the minimum is −scale · zero.
 // A warp reads 16 bytes a lane side by side, and a mask and a shift make a fragment of a word: no lane needs another's.
-// Bits a weight: 4.5 (Q4_0), 5 (Q4_1), 4.25 (groups), 8.5 (Q8_0, Q5_0).
+// Bits a weight: 4.5 (Q4_0), 5 (Q4_1), 4.75 (Q4_K), 6.625 (Q6_K), 8.5 (Q8_0, Q5_0), 4.25 (groups).
 #pragma once
 
 #include "platform.h"
@@ -30,7 +35,9 @@ SPLICE_DEVICE ColumnPair halves_of(uint32_t word) {
 }
 
 // What scales quants: `scales` and, where there is one, `minima` of block b and columns g, from the chunks behind the quants.
+// `paired`: the halves of a block also have integer scales of their own.
 struct Scales {
+  static constexpr bool paired = false;
   static constexpr int chunks = 8;
   static constexpr bool minimum = false;
   SPLICE_DEVICE static ColumnPair scales(const Chunk* at, int b, int g) { return halves_of(at[g].word[b]); }
@@ -38,13 +45,45 @@ struct Scales {
 };
 
 struct ScalesAndMinima {
+  static constexpr bool paired = false;
   static constexpr int chunks = 16;
   static constexpr bool minimum = true;
   SPLICE_DEVICE static ColumnPair scales(const Chunk* at, int b, int g) { return halves_of(at[g].word[b]); }
   SPLICE_DEVICE static ColumnPair minima(const Chunk* at, int b, int g) { return halves_of(at[8 + g].word[b]); }
 };
 
+// Byte i of a word, without the conversion, which runs at a quarter of the rate: 2^23 + byte is a float32 with the byte's bits below.
+SPLICE_DEVICE float byte_of(uint32_t word, int i) { return sum(float_of_bits(0x4b000000u | (word >> (8 * i) & 255u)), -8388608.0f); }
+
+// Both products are exact: 11 bits times 6.
+struct SuperScales {
+  static constexpr int chunks = 12;
+  static constexpr bool minimum = true, paired = false;
+  SPLICE_DEVICE static ColumnPair scales(const Chunk* at, int b, int g) {
+    const ColumnPair super = halves_of((at + 8)->word[g]);
+    return {product(super.low, byte_of(at[g].word[b], 0)), product(super.high, byte_of(at[g].word[b], 1))};
+  }
+  SPLICE_DEVICE static ColumnPair minima(const Chunk* at, int b, int g) {
+    const ColumnPair super = halves_of((at + 10)->word[g]);
+    return {sum(0.0f, -product(super.low, byte_of(at[g].word[b], 2))), sum(0.0f, -product(super.high, byte_of(at[g].word[b], 3)))};
+  }
+  // As values have them: a zero keeps its sign.
+  SPLICE_DEVICE static ColumnPair signed_minima(const Chunk* at, int b, int g) {
+    const ColumnPair super = halves_of((at + 10)->word[g]);
+    return {-product(super.low, byte_of(at[g].word[b], 2)), -product(super.high, byte_of(at[g].word[b], 3))};
+  }
+};
+
+struct HalfScales {
+  static constexpr int chunks = 10;
+  static constexpr bool minimum = false, paired = true;
+  SPLICE_DEVICE static ColumnPair scales(const Chunk* at, int, int g) { return halves_of((at + 8)->word[g]); }
+  SPLICE_DEVICE static ColumnPair minima(const Chunk*, int, int) { return {}; }
+  SPLICE_DEVICE static uint32_t halves(const Chunk* at, int b, int g) { return at[g].word[b]; }
+};
+
 struct Groups {
+  static constexpr bool paired = false;
   static constexpr int chunks = 4;
   static constexpr bool minimum = true;
   SPLICE_DEVICE static ColumnPair scales(const Chunk* at, int, int g) { return halves_of(at->word[g]); }
@@ -64,16 +103,18 @@ template <int bits_, class Scheme_>
 struct BlockForm {
   using Scheme = Scheme_;
   static constexpr int bits = bits_;
-  static constexpr bool minimum = Scheme::minimum;
+  static constexpr bool minimum = Scheme::minimum, paired = Scheme::paired;
   static constexpr bool signed_nibbles = bits == 4 && !minimum;
+  // A fragment's bytes are so many times the quant, which is at their top.
+  static constexpr int lift = bits == 6 ? 4 : signed_nibbles ? 16 : 1;
   static constexpr int quant_chunks = bits * PANEL_COLUMNS, slice_chunks = quant_chunks + Scheme::chunks;
 
   SPLICE_DEVICE static WordPair nibbles(const Chunk* slice, int b, int lane) {
-    static_assert(bits == 4);
+    static_assert(bits < 8);
     return reinterpret_cast<const WordPair*>(slice + b / 2 * WARP + lane)[b % 2];
   }
 
-  // Block b as mma.m16n8k32 takes it. Signed nibbles come out times 16, at the top of their bytes.
+  // Block b as mma.m16n8k32 takes it: words of the low and the high column, of depths 4·q on, then of 16 + 4·q on.
   SPLICE_DEVICE static void fragment(const Chunk* slice, int b, int lane, uint32_t (&a)[4]) {
     if constexpr (bits == 8) {
       const Chunk words = slice[b * WARP + lane];
@@ -83,33 +124,59 @@ struct BlockForm {
       const WordPair words = nibbles(slice, b, lane);
       SPLICE_UNROLL
       for (int i = 0; i < 2; ++i) {
-        a[i] = signed_nibbles ? words.word[i] << 4 & 0xf0f0f0f0u : words.word[i] & 0x0f0f0f0fu;
-        a[i + 2] = signed_nibbles ? words.word[i] & 0xf0f0f0f0u : words.word[i] >> 4 & 0x0f0f0f0fu;
+        if constexpr (bits == 6) {
+          a[i] = words.word[i] << 2 & 0x3c3c3c3cu;
+          a[i + 2] = words.word[i] >> 2 & 0x3c3c3c3cu;
+        } else {
+          a[i] = signed_nibbles ? words.word[i] << 4 & 0xf0f0f0f0u : words.word[i] & 0x0f0f0f0fu;
+          a[i + 2] = signed_nibbles ? words.word[i] & 0xf0f0f0f0u : words.word[i] >> 4 & 0x0f0f0f0fu;
+        }
+      }
+      if constexpr (bits == 6) {
+        const uint32_t tops = slice[2 * WARP + lane].word[b];
+        SPLICE_UNROLL
+        for (int i = 0; i < 4; ++i) a[i] |= tops << (6 - 2 * i) & 0xc0c0c0c0u;
       }
     }
   }
 
+  // The signed scales of the halves of block b, of columns g and g + 8.
+  SPLICE_DEVICE static uint32_t half_scales(const Chunk* slice, int b, int g) { return Scheme::halves(slice + quant_chunks, b, g); }
   SPLICE_DEVICE static ColumnPair scales(const Chunk* slice, int b, int g) { return Scheme::scales(slice + quant_chunks, b, g); }
   SPLICE_DEVICE static ColumnPair minima(const Chunk* slice, int b, int g) { return Scheme::minima(slice + quant_chunks, b, g); }
+  // What values add, where it differs from what products do.
+  SPLICE_DEVICE static ColumnPair value_minima(const Chunk* slice, int b, int g) {
+    if constexpr (bits == 4 && Scheme::chunks == SuperScales::chunks)
+      return Scheme::signed_minima(slice + quant_chunks, b, g);
+    else
+      return minima(slice, b, g);
+  }
 };
 
 SPLICE_BOTH int64_t panels_of(int64_t n) { return (n + PANEL_COLUMNS - 1) / PANEL_COLUMNS; }
 SPLICE_BOTH int64_t slices_of(int64_t k) { return (k + SLICE_DEPTH - 1) / SLICE_DEPTH; }
 
-// Calls body(BlockForm) for a form known only at run time; SPLICE_CUDA_UNSUPPORTED if there is none such.
+// Calls body(BlockForm) for a form known only at run time; SPLICE_CUDA_UNSUPPORTED if it is not among those of four bits, or of files.
 template <class Body>
 int with_nibbles(int form, Body&& body) {
   switch (form) {
     case SPLICE_CUDA_BLOCK_4: return body(BlockForm<4, Scales>{});
     case SPLICE_CUDA_BLOCK_4_MINIMUM: return body(BlockForm<4, ScalesAndMinima>{});
+    case SPLICE_CUDA_BLOCK_4_SUPER: return body(BlockForm<4, SuperScales>{});
     case SPLICE_CUDA_BLOCK_4_GROUPS: return body(BlockForm<4, Groups>{});
     default: return SPLICE_CUDA_UNSUPPORTED;
   }
 }
 template <class Body>
-int with_form(int form, Body&& body) {
-  if (form == SPLICE_CUDA_BLOCK_8) return body(BlockForm<8, Scales>{});
-  return with_nibbles(form, static_cast<Body&&>(body));
+int with_file_form(int form, Body&& body) {
+  switch (form) {
+    case SPLICE_CUDA_BLOCK_4: return body(BlockForm<4, Scales>{});
+    case SPLICE_CUDA_BLOCK_4_MINIMUM: return body(BlockForm<4, ScalesAndMinima>{});
+    case SPLICE_CUDA_BLOCK_4_SUPER: return body(BlockForm<4, SuperScales>{});
+    case SPLICE_CUDA_BLOCK_6_HALVES: return body(BlockForm<6, HalfScales>{});
+    case SPLICE_CUDA_BLOCK_8: return body(BlockForm<8, Scales>{});
+    default: return SPLICE_CUDA_UNSUPPORTED;
+  }
 }
 
 }  // namespace splice::cuda

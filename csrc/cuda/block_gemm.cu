@@ -4,7 +4,8 @@
 // The arithmetic of an output: from acc = 0, for the blocks b of 32 depths in ascending order
 //   acc = fma(W_b · s_b, D_b, acc), then, in forms with a minimum, acc = fma(M_b, S_b, acc),
 // where W_b and M_b are the weight's scale and minimum, s_b the activations' scale and S_b that times the sum of their quants
-// (quantise_rows.cu), W_b · s_b is rounded to fp32, and D_b is the exact integer Σ quant · activation (Q4_0: of quant − 8). Then,
+// (quantise_rows.cu), W_b · s_b is rounded to fp32, and D_b is the exact integer Σ quant · activation, of signed quants where
+// there is no minimum (Q6_K: the integer sum of its halves' dots times their scales, W_b being what both are multiplied with). Then,
 // once, + bias, and the rounding to bf16. Only a NaN that infinite scales make may differ: there the CPU's has a sign.
 //
 // Moves n·k weights once a tile of rows (4.5 to 8.5 bits each), m·k·1.25 bytes once a tile of columns, and y; 2·m·n·k operations on
@@ -18,7 +19,7 @@ extern "C" int splice_cuda_block_gemm(const splice_cuda_block_gemm_args* args, v
   int code = check_block_gemm("block_gemm", *args, CHUNK_BYTES);
   if (code != SPLICE_CUDA_OK || args->m == 0) return code;
   if (!args->scales) return fail(SPLICE_CUDA_INVALID, "block_gemm: the activations' scales are missing");
-  code = with_form(args->form, [&](auto form) { return multiply<decltype(form), Int8Rows<decltype(form)>>("block_gemm", *args, stream); });
-  if (code == SPLICE_CUDA_UNSUPPORTED) return fail(code, "block_gemm: form %d, which is none", args->form);
+  code = with_file_form(args->form, [&](auto form) { return multiply<decltype(form), Int8Rows<decltype(form)>>("block_gemm", *args, stream); });
+  if (code == SPLICE_CUDA_UNSUPPORTED) return fail(code, "block_gemm: form %d, expected one of files", args->form);
   return code;
 }

@@ -1,7 +1,7 @@
 // Rows of quantised weights as float32: the lookup of an embedding whose matrix is also a product's. Compiled for sm_80 and sm_90;
 // not yet run on a GPU.
 //
-// A value is scale · quant (+ minimum), the product exact, so rounded once, as csrc/cpu/quant_packing.cpp has it. Of a packed panel
+// A value is scale · quant (+ minimum), the product exact but in Q6_K, so rounded once, as csrc/cpu/quant_packing.cpp has it. Of a packed panel
 // (block_form.h) a row is every second word of four neighbouring lanes: reads twice its bytes, writes 4 an element: bound by memory.
 // A thread takes one block's depths 4·q to 4·q + 3 and the four 16 after. A row that is none comes out as NaN.
 #include "block_form.h"
@@ -12,11 +12,16 @@ namespace {
 
 constexpr int THREADS = 256, WORDS = 4;
 
-// Byte i of a fragment's word as a number.
+// Byte i of a fragment's word as the quant it stands for.
 template <class Form>
-SPLICE_DEVICE int quant_of(uint32_t word, int i) {
-  const int byte = static_cast<int8_t>(word >> (8 * i) & 255u);
-  return Form::signed_nibbles ? byte / 16 : byte;
+SPLICE_DEVICE float quant_of(uint32_t word, int i) {
+  return static_cast<float>(static_cast<int8_t>(word >> (8 * i) & 255u) / Form::lift);
+}
+
+template <class Form>
+SPLICE_DEVICE float value_of(float scale, float quant, float minimum) {
+  const float value = product(scale, quant);
+  return Form::minimum ? sum(value, minimum) : value;
 }
 
 template <class Form>
@@ -36,18 +41,18 @@ SPLICE_KERNEL __launch_bounds__(THREADS) widen(splice_cuda_block_row_lookup args
                          (id / PANEL_COLUMNS * slices_of(args.k) + block / SLICE_BLOCKS) * static_cast<int64_t>(Form::slice_chunks);
     uint32_t a[4];
     Form::fragment(slice, b, lane, a);
-    const ColumnPair scales = Form::scales(slice, b, column % 8), minima = Form::minima(slice, b, column % 8);
+    const ColumnPair scales = Form::scales(slice, b, column % 8), minima = Form::value_minima(slice, b, column % 8);
     const float scale = above ? scales.high : scales.low, minimum = above ? minima.high : minima.low;
+    float halves[2] = {scale, scale};
+    if constexpr (Form::paired) {
+      const uint32_t own = Form::half_scales(slice, b, column % 8) >> (above * 16);
+      SPLICE_UNROLL
+      for (int i = 0; i < 2; ++i) halves[i] = product(scale, static_cast<float>(static_cast<int8_t>(own >> (8 * i) & 255u)));
+    }
     SPLICE_UNROLL
     for (int i = 0; i < 4; ++i) {
-      float one = product(scale, static_cast<float>(quant_of<Form>(above ? a[1] : a[0], i)));
-      float other = product(scale, static_cast<float>(quant_of<Form>(above ? a[3] : a[2], i)));
-      if constexpr (Form::minimum) {
-        one = sum(one, minimum);
-        other = sum(other, minimum);
-      }
-      low.word[i] = bits_of_float(one);
-      high.word[i] = bits_of_float(other);
+      low.word[i] = bits_of_float(value_of<Form>(halves[0], quant_of<Form>(above ? a[1] : a[0], i), minimum));
+      high.word[i] = bits_of_float(value_of<Form>(halves[1], quant_of<Form>(above ? a[3] : a[2], i), minimum));
     }
   }
   to[0] = low;
@@ -64,9 +69,10 @@ extern "C" int splice_cuda_block_rows(const splice_cuda_block_row_lookup* args, 
                 static_cast<long long>(args->n), static_cast<long long>(args->k));
   if (!aligned(args->w) || !aligned(args->y)) return fail(SPLICE_CUDA_INVALID, "block_rows: w and y must be aligned to 16 bytes");
   const int64_t threads = args->rows * (args->k / BLOCK_DEPTH) * WORDS;
-  const int code = with_form(args->form, [&](auto form) {
+  const auto run = [&](auto form) {
     return launch("block_rows", widen<decltype(form)>, {(threads + THREADS - 1) / THREADS}, THREADS, 0, stream, *args);
-  });
+  };
+  const int code = args->form == SPLICE_CUDA_BLOCK_4_GROUPS ? run(BlockForm<4, Groups>{}) : with_file_form(args->form, run);
   if (code == SPLICE_CUDA_UNSUPPORTED) return fail(code, "block_rows: form %d, which is none", args->form);
   return code;
 }

@@ -17,12 +17,29 @@
 
 namespace splice::cuda {
 
-// Starts the copy of one chunk of a panel's slice of weights.
+// Starts the copy of a panel's slice of weights by the lanes of a warp; what is beyond the last panel or slice is zeros.
 template <class Form>
-SPLICE_DEVICE void start_weights(const BlockArgs& args, int64_t panel, int64_t slice, int chunk, Chunk* to) {
+SPLICE_DEVICE void start_weights(const BlockArgs& args, int64_t panel, int slice, Chunk* to) {
   const int64_t slices = slices_of(args.k);
+  const int lane = thread_index() % WARP;
   const bool valid = panel < panels_of(args.n) && slice < slices;
-  start_copy(to, static_cast<const Chunk*>(args.w) + (valid ? (panel * slices + slice) * Form::slice_chunks + chunk : 0), valid);
+  const Chunk* from = static_cast<const Chunk*>(args.w) + (panel * slices + slice) * Form::slice_chunks + lane;
+  SPLICE_UNROLL
+  for (int i = 0; i < Form::slice_chunks; i += WARP)
+    if (i + WARP <= Form::slice_chunks || i + lane < Form::slice_chunks) start_copy(to + i + lane, from + i, valid);
+}
+
+// Starts the copy of a slice of `rows` rows by `threads` threads, this one being `thread` of them; rows past the last and depths past
+// k are zeros.
+template <class Rows, int rows, int threads>
+SPLICE_DEVICE void start_rows(const BlockArgs& args, int64_t first_row, int slice, int thread, Chunk* to) {
+  constexpr int step = threads / Rows::chunks;
+  static_assert(threads % Rows::chunks == 0 && rows % step == 0);
+  const int row = thread / Rows::chunks, chunk = thread % Rows::chunks, at = slice * Rows::chunks + chunk;
+  const bool within = at * Rows::depths < args.k;
+  SPLICE_UNROLL
+  for (int i = 0; i < rows; i += step)
+    start_copy(to + Rows::place(row + i, chunk), Rows::row_of(args, first_row + row + i) + at, within && first_row + row + i < args.m);
 }
 
 // Bias, rounding and the write. NaN has the bits that csrc/cpu's products give it.
@@ -61,22 +78,20 @@ struct FewShared {
 };
 
 template <class Form, class Rows, int fragments>
-SPLICE_DEVICE void start_round(const BlockArgs& args, int64_t first_row, int64_t first_panel, int64_t round,
-                               FewShared<Form, Rows, fragments>& shared) {
+SPLICE_DEVICE void start_round(const BlockArgs& args, int64_t first_row, int64_t first_panel, int round,
+                               typename FewShared<Form, Rows, fragments>::Stage& stage) {
   using Shared = FewShared<Form, Rows, fragments>;
-  auto& stage = shared.stage[round % Shared::stages];
-  const int warp = thread_index() / WARP, panel = warp / ROUND_SLICES, own = warp % ROUND_SLICES;
-  const int64_t first = round * ROUND_SLICES;
+  constexpr int slice_threads = FEW_THREADS / ROUND_SLICES;
+  const int warp = thread_index() / WARP, panel = warp / ROUND_SLICES, own = warp % ROUND_SLICES, first = round * ROUND_SLICES;
   if (first < slices_of(args.k)) {
-    for (int i = thread_index() % WARP; i < Form::slice_chunks; i += WARP)
-      start_weights<Form>(args, first_panel + panel, first + own, i, &stage.weights[panel][own][i]);
-    for (int i = thread_index(); i < Shared::row_slices * Rows::chunks; i += FEW_THREADS) {
-      const int row = i / (ROUND_SLICES * Rows::chunks), slice = i / Rows::chunks % ROUND_SLICES, chunk = i % Rows::chunks;
-      Rows::start_chunk(args, first_row + row, first + slice, chunk, &stage.x[slice][Rows::place(row, chunk)]);
-    }
-    for (int i = thread_index(); i < Rows::planes * Shared::row_slices; i += FEW_THREADS) {
-      const int plane = i / Shared::row_slices, row = i / ROUND_SLICES % Shared::rows, slice = i % ROUND_SLICES;
-      Rows::start_scales(args, plane, first_row + row, first + slice, &stage.values[plane][slice][row]);
+    start_weights<Form>(args, first_panel + panel, first + own, stage.weights[panel][own]);
+    const int slice = thread_index() / slice_threads;
+    start_rows<Rows, Shared::rows, slice_threads>(args, first_row, first + slice, thread_index() % slice_threads, stage.x[slice]);
+    if (thread_index() < Shared::row_slices) {
+      const int row = thread_index() / ROUND_SLICES, of = thread_index() % ROUND_SLICES;
+      SPLICE_UNROLL
+      for (int plane = 0; plane < Rows::planes; ++plane)
+        Rows::start_scales(args, plane, first_row + row, first + of, &stage.values[plane][of][row]);
     }
   }
   close_copies();
@@ -122,18 +137,17 @@ SPLICE_KERNEL __launch_bounds__(FEW_THREADS) multiply_few(BlockArgs args) {
   auto& shared = *reinterpret_cast<Shared*>(shared_memory());
   const int lane = thread_index() % WARP, warp = thread_index() / WARP, panel = warp / ROUND_SLICES, own = warp % ROUND_SLICES;
   const int64_t first_panel = block_x() * FEW_PANELS, first_row = block_y() * Shared::rows;
-  const int64_t blocks = args.k / BLOCK_DEPTH, rounds = (blocks + ROUND_BLOCKS - 1) / ROUND_BLOCKS;
+  const int blocks = static_cast<int>(args.k / BLOCK_DEPTH), rounds = (blocks + ROUND_BLOCKS - 1) / ROUND_BLOCKS;
   // In the chains, thread `own` of the four warps of a panel has element `own` of each lane's fragments.
   const int row = lane % 4 * 2 + own % 2;
   float acc[fragments] = {};
-  for (int i = 0; i + 1 < Shared::stages; ++i) start_round<Form, Rows, fragments>(args, first_row, first_panel, i, shared);
-  for (int64_t round = 0; round < rounds; ++round) {
-    auto& stage = shared.stage[round % Shared::stages];
-    const int64_t left = blocks - round * ROUND_BLOCKS;
-    const int here = static_cast<int>(left < ROUND_BLOCKS ? left : ROUND_BLOCKS);
+  for (int i = 0; i + 1 < Shared::stages; ++i) start_round<Form, Rows, fragments>(args, first_row, first_panel, i, shared.stage[i]);
+  for (int round = 0, at = 0; round < rounds; ++round, at = at + 1 < Shared::stages ? at + 1 : 0) {
+    auto& stage = shared.stage[at];
+    const int left = blocks - round * ROUND_BLOCKS, here = left < ROUND_BLOCKS ? left : ROUND_BLOCKS;
     wait_copies<Shared::stages - 2>();
     barrier();  // this round is there, and everybody is done with the one before
-    start_round<Form, Rows, fragments>(args, first_row, first_panel, round + Shared::stages - 1, shared);
+    start_round<Form, Rows, fragments>(args, first_row, first_panel, round + Shared::stages - 1, shared.stage[at > 0 ? at - 1 : Shared::stages - 1]);
     Chunk* sums = sums_rows && panel == 0 ? stage.values[0][own] : nullptr;
     multiply_slice<Form, Rows, fragments>(stage.weights[panel][own], stage.x[own], here - own * SLICE_BLOCKS,
                                           shared.dots[panel] + own * SLICE_BLOCKS, sums);
@@ -177,20 +191,18 @@ struct ManyShared {
 };
 
 template <class Form, class Rows, int panels>
-SPLICE_DEVICE void start_slice(const BlockArgs& args, int64_t first_row, int64_t first_panel, int64_t slice,
-                               ManyShared<Form, Rows, panels>& shared) {
-  auto& stage = shared.stage[slice % MANY_STAGES];
+SPLICE_DEVICE void start_slice(const BlockArgs& args, int64_t first_row, int64_t first_panel, int slice,
+                               typename ManyShared<Form, Rows, panels>::Stage& stage) {
+  constexpr int warps = MANY_THREADS / WARP;
   if (slice < slices_of(args.k)) {
-    for (int i = thread_index(); i < ManyShared<Form, Rows, panels>::all_panels * Form::slice_chunks; i += MANY_THREADS) {
-      const int panel = i / Form::slice_chunks, chunk = i % Form::slice_chunks;
-      start_weights<Form>(args, first_panel + panel, slice, chunk, &stage.weights[panel][chunk]);
+    SPLICE_UNROLL
+    for (int i = 0; i < ManyShared<Form, Rows, panels>::all_panels; i += warps) {
+      const int panel = i + thread_index() / WARP;
+      start_weights<Form>(args, first_panel + panel, slice, stage.weights[panel]);
     }
-    for (int i = thread_index(); i < MANY_ROWS * Rows::chunks; i += MANY_THREADS) {
-      const int row = i / Rows::chunks, chunk = i % Rows::chunks;
-      Rows::start_chunk(args, first_row + row, slice, chunk, &stage.x[Rows::place(row, chunk)]);
-    }
-    for (int i = thread_index(); i < Rows::planes * MANY_ROWS; i += MANY_THREADS)
-      Rows::start_scales(args, i / MANY_ROWS, first_row + i % MANY_ROWS, slice, &stage.values[i / MANY_ROWS][i % MANY_ROWS]);
+    start_rows<Rows, MANY_ROWS, MANY_THREADS>(args, first_row, slice, thread_index(), stage.x);
+    const int plane = thread_index() / MANY_ROWS, row = thread_index() % MANY_ROWS;
+    if (plane < Rows::planes) Rows::start_scales(args, plane, first_row + row, slice, &stage.values[plane][row]);
   }
   close_copies();
 }
@@ -228,18 +240,19 @@ SPLICE_KERNEL __launch_bounds__(MANY_THREADS) multiply_many(BlockArgs args) {
   auto& shared = *reinterpret_cast<Shared*>(shared_memory());
   const int lane = thread_index() % WARP, warp = thread_index() / WARP, own_panel = warp % 2 * panels, own_row = warp / 2 * WARP_ROWS;
   const int64_t first_row = block_x() * MANY_ROWS, first_panel = block_y() * Shared::all_panels;
-  const int64_t blocks = args.k / BLOCK_DEPTH, slices = slices_of(args.k);
+  const int blocks = static_cast<int>(args.k / BLOCK_DEPTH), slices = static_cast<int>(slices_of(args.k));
   float acc[panels][WARP_FRAGMENTS][4] = {};
-  for (int i = 0; i + 1 < MANY_STAGES; ++i) start_slice<Form, Rows, panels>(args, first_row, first_panel, i, shared);
-  for (int64_t slice = 0; slice < slices; ++slice) {
-    const auto& stage = shared.stage[slice % MANY_STAGES];
+  for (int i = 0; i + 1 < MANY_STAGES; ++i) start_slice<Form, Rows, panels>(args, first_row, first_panel, i, shared.stage[i]);
+  for (int slice = 0, at = 0; slice < slices; ++slice, at = at + 1 < MANY_STAGES ? at + 1 : 0) {
+    const auto& stage = shared.stage[at];
+    const int here = blocks - slice * SLICE_BLOCKS;
     wait_copies<MANY_STAGES - 2>();
     barrier();  // this slice is there, and everybody is done with the one before
-    start_slice<Form, Rows, panels>(args, first_row, first_panel, slice + MANY_STAGES - 1, shared);
+    start_slice<Form, Rows, panels>(args, first_row, first_panel, slice + MANY_STAGES - 1, shared.stage[at > 0 ? at - 1 : MANY_STAGES - 1]);
     const Chunk* values[2] = {stage.values[0] + own_row, stage.values[1] + own_row};
     SPLICE_UNROLL
     for (int b = 0; b < SLICE_BLOCKS; ++b)
-      if (slice * SLICE_BLOCKS + b < blocks)
+      if (b < here)
         multiply_block<Form, Rows, panels>(stage.weights + own_panel, stage.x + own_row * Rows::chunks, values, b, acc);
   }
   wait_copies<0>();
@@ -282,9 +295,11 @@ int multiply(const char* name, const BlockArgs& args, void* stream) {
   }
 }
 
+constexpr int64_t MAX_DEPTH = int64_t{1} << 30;
+
 inline int check_block_gemm(const char* name, const BlockArgs& args, int chunk_elements) {
-  if (args.m < 0 || args.n <= 0 || args.k <= 0 || args.k % BLOCK_DEPTH || args.x_stride % chunk_elements)
-    return fail(SPLICE_CUDA_INVALID, "%s: n %lld, k %lld and x_stride %lld, expected at least 1 and multiples of 32 and %d", name,
+  if (args.m < 0 || args.n <= 0 || args.k <= 0 || args.k > MAX_DEPTH || args.k % BLOCK_DEPTH || args.x_stride % chunk_elements)
+    return fail(SPLICE_CUDA_INVALID, "%s: n %lld, k %lld and x_stride %lld, expected at least 1, a multiple of 32 up to 2^30, and one of %d", name,
                 static_cast<long long>(args.n), static_cast<long long>(args.k), static_cast<long long>(args.x_stride), chunk_elements);
   if (!aligned(args.x) || !aligned(args.scales) || !aligned(args.w))
     return fail(SPLICE_CUDA_INVALID, "%s: x, scales and w must be aligned to 16 bytes", name);

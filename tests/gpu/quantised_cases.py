@@ -15,8 +15,15 @@ import torch
 from engine.ops.cuda.block_products import block_gemm, block_rows, pack_weight, quantise_rows
 from engine.ops.weight_matrix import QuantizedMatrix
 
-_SIZES = {"q4_0": (18, 1), "q4_1": (20, 2), "q5_0": (22, 1), "q8_0": (34, 1)}
-"""Bytes of a block of 32, and how many fp16 numbers it begins with."""
+_BLOCKS = {
+    "q4_0": (32, 18, 0, 1),
+    "q4_1": (32, 20, 0, 2),
+    "q5_0": (32, 22, 0, 1),
+    "q8_0": (32, 34, 0, 1),
+    "q4_k": (256, 144, 0, 2),
+    "q6_k": (256, 210, 208, 1),
+}
+"""Elements and bytes of a block, where its fp16 numbers are and how many it has."""
 CPU = torch.device("cpu")
 
 
@@ -24,15 +31,20 @@ def has_cpu_kernels() -> bool:
     return importlib.util.find_spec("engine._native") is not None
 
 
+def depth_of(kind: str, k: int) -> int:
+    """A depth a matrix of this kind can have, near `k`."""
+    return max(256, k // 256 * 256) if kind.endswith("_k") else k
+
+
 def matrix_of(n: int, k: int, kind: str) -> QuantizedMatrix:
     """Every bit of a quant is drawn. Scales have either sign; one is zero, and some are denormal in fp16."""
-    size, halves = _SIZES[kind]
+    elements, size, first, halves = _BLOCKS[kind]
     generator = np.random.default_rng(n * 1000 + k)
-    blocks = generator.integers(0, 256, (n, k // 32, size), dtype=np.uint8)
-    scales = generator.uniform(-0.01, 0.01, (n, k // 32, halves)).astype(np.float16)
+    blocks = generator.integers(0, 256, (n, k // elements, size), dtype=np.uint8)
+    scales = generator.uniform(-0.01, 0.01, (n, k // elements, halves)).astype(np.float16)
     scales[0, 0] = 0.0
     scales[-1, -1] *= np.float16(1e-3)
-    blocks[:, :, : 2 * halves] = scales.view(np.uint8)
+    blocks[:, :, first : first + 2 * halves] = scales.view(np.uint8)
     return QuantizedMatrix(kind, (n, k), blocks.reshape(n, -1))
 
 

@@ -9,51 +9,67 @@ from functools import partial
 import torch
 
 from benchmarks.gpu.cases.case import HIDDEN, WIDE, Call, Case, drawn, sets
-from engine.ops.cuda.block_pack import NIBBLE_KINDS, PANEL_COLUMNS, SLICE_DEPTH, slice_bytes
-from engine.ops.cuda.block_products import BlockWeight, block_gemm, quantise_rows, w4a16_gemm
+from engine.ops.cuda.block_pack import PANEL_COLUMNS, SLICE_BYTES, SLICE_DEPTH
+from engine.ops.cuda.block_products import TILE_ROWS, BlockWeight, block_gemm, quantise_rows, w4a16_gemm
 from engine.ops.cuda.library import Library
 
 _WEIGHTS = {"qkv": (6144, HIDDEN), "gate and up": (2 * WIDE, HIDDEN), "down": (HIDDEN, WIDE)}
 """(outputs, inputs)"""
+_ALL_KINDS = "gate and up"
+"""The one that is measured with every kind; the others with the most common."""
+_COMMON = "q4_k"
+_INT8, _BFLOAT16 = ("q4_0", "q4_1", "q4_k", "q6_k", "q8_0"), ("q4_0", "q4_k", "groups")
 _ROWS = (1, 64, 1024)
-_KINDS = ("q4_0", "q4_1", "q8_0", "groups")
+_TILED_ROWS = 64
+"""Where it is least clear which tile is fastest."""
 
 
 def cases() -> Iterator[Case]:
-    for (name, (n, k)), m in itertools.product(_WEIGHTS.items(), _ROWS):
-        for kind in _KINDS:
-            weights = n * k * slice_bytes(kind) // (PANEL_COLUMNS * SLICE_DEPTH)
-            moved, rival = weights + m * (k * 5 // 4 + 2 * n), partial(_torch_products, m, n, k)
-            title, operations = f"{name} product, {m} rows, {kind}", 2 * m * n * k
-            make = partial(_int8, m, n, k, kind, moved)
-            yield Case(f"{title}, int8 activations", "block_gemm", moved, operations, make, rival, "torch in bf16")
-            if kind in NIBBLE_KINDS:
-                moved = weights + 2 * m * (k + n)
-                make = partial(_bfloat16, m, n, k, kind, moved)
-                yield Case(f"{title}, bf16 activations", "w4a16_gemm", moved, operations, make, rival, "torch in bf16")
+    for name, m in itertools.product(_WEIGHTS, _ROWS):
+        n, k = _WEIGHTS[name]
+        for kind in _INT8 if name == _ALL_KINDS else (_COMMON,):
+            yield _int8_case(name, m, kind, None)
+        for kind in _BFLOAT16 if name == _ALL_KINDS else ():
+            moved, make = _weight_bytes(n, k, kind) + 2 * m * (k + n), partial(_bfloat16, m, n, k, kind)
+            title, rival = f"{name} product, {m} rows, {kind}, bf16 activations", partial(_torch_products, m, n, k)
+            yield Case(title, "w4a16_gemm", moved, 2 * m * n * k, make, rival, "torch in bf16")
+    for tile in range(len(TILE_ROWS)):
+        yield _int8_case("down", _TILED_ROWS, _COMMON, tile)
     for m in _ROWS:
-        moved = m * HIDDEN * 13 // 4
-        yield Case(f"activations as int8, {m} rows", "quantise_rows", moved, 4 * m * HIDDEN, partial(_rows, m, moved))
+        make = partial(_rows, m)
+        yield Case(f"activations as int8, {m} rows", "quantise_rows", m * HIDDEN * 13 // 4, 4 * m * HIDDEN, make)
+
+
+def _int8_case(name: str, m: int, kind: str, tile: int | None) -> Case:
+    n, k = _WEIGHTS[name]
+    moved, make = _weight_bytes(n, k, kind) + m * (k * 5 // 4 + 2 * n), partial(_int8, m, n, k, kind, tile)
+    title = f"{name} product, {m} rows, {kind}, int8 activations" + ("" if tile is None else f", tile {tile}")
+    return Case(title, "block_gemm", moved, 2 * m * n * k, make, partial(_torch_products, m, n, k), "torch in bf16")
+
+
+def _weight_bytes(n: int, k: int, kind: str) -> int:
+    return n * k * SLICE_BYTES[kind] // (PANEL_COLUMNS * SLICE_DEPTH)
 
 
 def _weight(n: int, k: int, kind: str) -> BlockWeight:
     """Of random bits: scales are whatever fp16 they make, which costs the same time."""
-    shape = (-(-n // PANEL_COLUMNS), -(-k // SLICE_DEPTH), slice_bytes(kind))
+    shape = (-(-n // PANEL_COLUMNS), -(-k // SLICE_DEPTH), SLICE_BYTES[kind])
     return BlockWeight(torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda"), kind, n, k)
 
 
-def _int8(m: int, n: int, k: int, kind: str, moved: int, library: Library) -> list[Call]:
-    operands = [(quantise_rows(library, drawn(m, k)), _weight(n, k, kind)) for _ in sets(moved)]
-    return [partial(block_gemm, library, x, weight) for x, weight in operands]
+def _int8(m: int, n: int, k: int, kind: str, tile: int | None, library: Library) -> list[Call]:
+    turns = sets(_weight_bytes(n, k, kind))
+    operands = [(quantise_rows(library, drawn(m, k)), _weight(n, k, kind)) for _ in turns]
+    return [partial(block_gemm, library, x, weight, tile=tile) for x, weight in operands]
 
 
-def _bfloat16(m: int, n: int, k: int, kind: str, moved: int, library: Library) -> list[Call]:
-    operands = [(drawn(m, k), _weight(n, k, kind)) for _ in sets(moved)]
+def _bfloat16(m: int, n: int, k: int, kind: str, library: Library) -> list[Call]:
+    operands = [(drawn(m, k), _weight(n, k, kind)) for _ in sets(_weight_bytes(n, k, kind))]
     return [partial(w4a16_gemm, library, x, weight) for x, weight in operands]
 
 
-def _rows(m: int, moved: int, library: Library) -> list[Call]:
-    return [partial(quantise_rows, library, drawn(m, HIDDEN)) for _ in sets(moved)]
+def _rows(m: int, library: Library) -> list[Call]:
+    return [partial(quantise_rows, library, drawn(m, HIDDEN)) for _ in sets(m * HIDDEN * 13 // 4)]
 
 
 def _torch_products(m: int, n: int, k: int) -> list[Call]:

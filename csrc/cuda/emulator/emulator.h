@@ -180,7 +180,7 @@ inline void multiply_fragments(float (&c)[4], const uint32_t (&a)[4], uint32_t b
   emulator::wait_for_warp();
 }
 
-inline void multiply_fragments_int8(uint32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+inline void multiply_fragments_int8(uint32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, uint32_t start) {
   struct Operands {
     int8_t a[16], b[8];
   } own;
@@ -200,7 +200,7 @@ inline void multiply_fragments_int8(uint32_t (&c)[4], const uint32_t (&a)[4], ui
       const int right = shown(column * 4 + k % 16 / 4)->b[k / 16 * 4 + k % 4];
       total += left * right;
     }
-    c[i] += static_cast<uint32_t>(total);
+    d[i] = start + static_cast<uint32_t>(total);
   }
   emulator::wait_for_warp();
 }

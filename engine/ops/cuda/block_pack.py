@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,44 +9,48 @@ import numpy.typing as npt
 
 from engine.ops.cuda.tensors import refuse
 
-FORMS: dict[str, int] = {"q4_0": 0, "q4_1": 1, "q5_0": 2, "q8_0": 2, "groups": 3}
+FORMS: dict[str, int] = {"q4_0": 0, "q4_1": 1, "q5_0": 2, "q8_0": 2, "groups": 3, "q4_k": 4, "q6_k": 5}
 """`SPLICE_CUDA_BLOCK_*` of each kind: ggml's, and four bits with a scale and a zero point for every 128 columns."""
-FILE_KINDS = frozenset({"q4_0", "q4_1", "q5_0", "q8_0"})
+FILE_KINDS = frozenset({"q4_0", "q4_1", "q5_0", "q8_0", "q4_k", "q6_k"})
 """ggml's types that are multiplied as files have them."""
-NIBBLE_KINDS = frozenset({"q4_0", "q4_1", "groups"})
+NIBBLE_KINDS = frozenset({"q4_0", "q4_1", "q4_k", "groups"})
 """Those of four bits, which also go with activations in bfloat16."""
 BLOCK_DEPTH, SLICE_BLOCKS, PANEL_COLUMNS = 32, 4, 16
 SLICE_DEPTH = BLOCK_DEPTH * SLICE_BLOCKS
-_SCALE_BYTES = {"q4_0": 128, "q4_1": 256, "q5_0": 128, "q8_0": 128, "groups": 64}
-"""Of a slice."""
-_BLOCK_BYTES = {"q4_0": 18, "q4_1": 20, "q5_0": 22, "q8_0": 34}
-_HEADER_BYTES = {"q4_0": 2, "q4_1": 4, "q5_0": 6, "q8_0": 2}
+SLICE_BYTES: dict[str, int] = {
+    "q4_0": 1152, "q4_1": 1280, "q5_0": 2176, "q8_0": 2176, "groups": 1088, "q4_k": 1216, "q6_k": 1696,
+}  # fmt: skip
+"""Of 16 columns and 128 depths."""
+_FILE_BLOCKS = {
+    "q4_0": (32, 18),
+    "q4_1": (32, 20),
+    "q5_0": (32, 22),
+    "q8_0": (32, 34),
+    "q4_k": (256, 144),
+    "q6_k": (256, 210),
+}
+"""Elements and bytes of a block in a file."""
 _SIGN_OF_NIBBLES = 0x8888_8888
 """Turns quants 0 to 15 into quants − 8 as signed numbers of four bits."""
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Matrix:
-    words: Array
-    """Quants of `[n, k / 32]` blocks, uint32: `[…, 4]`, depths 4·q on in the low nibbles of word q, 16 + 4·q on in the
-    high ones; or `[…, 8]`, a byte each, in order."""
-    scales: Sequence[Array]
-    """Scales, then minima or zero points, as the bits of fp16: `[n, k / 32]`, or `[n, k / 128]` each."""
-
-
 def pack_blocks(blocks: Array, kind: str, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """`blocks` `[n, bytes of a row]` uint8 of a matrix of `shape` `(n, k)`, k a multiple of 32, as its file has them:
-    `[ceil(n / 16), ceil(k / 128), bytes of a slice]`. Raises SpliceError where kind or sizes are others."""
+    """`blocks` `[n, bytes of a row]` uint8 of a matrix of `shape` `(n, k)` as its file has them: `[ceil(n / 16),
+    ceil(k / 128), bytes of a slice]`. Raises SpliceError where kind or sizes are others; k is a multiple of 32, of 256
+    in K-quants."""
     if kind not in FILE_KINDS:
         raise refuse("kind", repr(kind), f"one of {', '.join(sorted(FILE_KINDS))}")
     n, k = shape
-    if k <= 0 or k % BLOCK_DEPTH or n <= 0:
-        raise refuse("shape", shape, f"at least one row, and columns a multiple of {BLOCK_DEPTH}")
-    expected = (n, k // BLOCK_DEPTH * _BLOCK_BYTES[kind])
+    elements, size = _FILE_BLOCKS[kind]
+    if k <= 0 or k % elements or n <= 0:
+        raise refuse("shape", shape, f"at least one row, and columns a multiple of {elements}")
+    expected = (n, k // elements * size)
     if blocks.shape != expected or blocks.dtype != np.uint8:
         raise refuse("blocks", f"{blocks.dtype} {blocks.shape}", f"uint8 {expected}: {kind} of {shape}")
-    return _laid_out(_read(np.ascontiguousarray(blocks).reshape(n, k // BLOCK_DEPTH, -1), kind), n, k)
+    read = {"q4_k": _q4_k, "q6_k": _q6_k}.get(kind)
+    own = np.ascontiguousarray(blocks).reshape(n, k // elements, size)
+    return _slices(read(own) if read else _simple(own, kind))
 
 
 def pack_groups(quants: Array, scales: Array, zeros: Array) -> npt.NDArray[np.uint8]:
@@ -63,56 +65,94 @@ def pack_groups(quants: Array, scales: Array, zeros: Array) -> npt.NDArray[np.ui
         raise refuse("scales", f"{scales.dtype} {scales.shape}", f"float16 {groups}")
     if zeros.shape != groups or zeros.dtype != np.uint8 or zeros.max() > 15:
         raise refuse("zeros", f"{zeros.dtype} {zeros.shape}", f"uint8 {groups} up to 15")
-    halves = quants.reshape(n, k // BLOCK_DEPTH, 2, BLOCK_DEPTH // 2)
-    words = np.ascontiguousarray(halves[:, :, 0] | halves[:, :, 1] << 4).view(np.uint32)
-    return _laid_out(_Matrix(words, (scales.view(np.uint16), zeros.astype(np.float16).view(np.uint16))), n, k)
+    return _slices(
+        [_nibbles(_joined(quants.reshape(n, -1, BLOCK_DEPTH))), _groups(scales), _groups(zeros.astype(np.float16))]
+    )
 
 
-def slice_bytes(kind: str) -> int:
-    """Of 16 columns and 128 depths."""
-    return PANEL_COLUMNS * SLICE_DEPTH // (2 if kind in NIBBLE_KINDS else 1) + _SCALE_BYTES[kind]
+# What files have, as pieces of slices.
 
 
-def _read(blocks: Array, kind: str) -> _Matrix:
-    header = _HEADER_BYTES[kind]
-    halves = np.ascontiguousarray(blocks[:, :, : 4 if kind == "q4_1" else 2]).view(np.uint16)
+def _simple(blocks: Array, kind: str) -> list[Array]:
+    header = {"q4_1": 4, "q5_0": 6}.get(kind, 2)
+    halves = np.ascontiguousarray(blocks[:, :, : 4 if kind == "q4_1" else 2]).view(np.float16)
+    scales = [_scales(halves[:, :, i]) for i in range(halves.shape[2])]
     quants = np.ascontiguousarray(blocks[:, :, header:])
-    words = quants.view(np.uint32)
-    if kind == "q4_0":
-        words = words ^ np.uint32(_SIGN_OF_NIBBLES)
+    if kind == "q8_0":
+        return [_bytes(quants), *scales]
     if kind == "q5_0":
         fifth = np.unpackbits(np.ascontiguousarray(blocks[:, :, 2:header]), axis=2, bitorder="little")
         wide = np.concatenate((quants & 15, quants >> 4), axis=2) | fifth << 4
-        words = (wide.astype(np.int8) - np.int8(16)).view(np.uint32)
-    return _Matrix(words, [halves[:, :, i] for i in range(halves.shape[2])])
+        return [_bytes((wide.astype(np.int8) - np.int8(16)).view(np.uint8)), *scales]
+    words = quants.view(np.uint32)
+    return [_nibbles(words ^ np.uint32(_SIGN_OF_NIBBLES) if kind == "q4_0" else words), *scales]
 
 
-def _laid_out(matrix: _Matrix, n: int, k: int) -> npt.NDArray[np.uint8]:
-    panels, slices = -(-n // PANEL_COLUMNS), -(-k // SLICE_DEPTH)
-    pieces = [_quants(_padded(matrix.words, panels, slices * SLICE_BLOCKS))]
-    for scales in matrix.scales:
-        count = slices if scales.shape[1] * SLICE_DEPTH == k else slices * SLICE_BLOCKS
-        pieces.append(_scales(_padded(scales, panels, count), slices))
-    return np.concatenate([piece.view(np.uint8).reshape(panels, slices, -1) for piece in pieces], axis=2)
+def _q4_k(blocks: Array) -> list[Array]:
+    n, supers = blocks.shape[:2]
+    pairs = blocks[:, :, 16:].reshape(n, supers, 4, 1, BLOCK_DEPTH)
+    quants = np.concatenate((pairs & 15, pairs >> 4), axis=3).reshape(n, supers * 8, BLOCK_DEPTH)
+    six = blocks[:, :, 4:16].reshape(n, supers, 3, 4)
+    low = six[:, :, :2] & 63
+    tops = (six[:, :, :2] >> 6) << 4
+    high = np.stack((six[:, :, 2] & 15, six[:, :, 2] >> 4), axis=2) | tops
+    numbers = np.concatenate((low, high), axis=3).transpose(0, 1, 3, 2).reshape(n, supers * 8, 2)
+    halves = np.ascontiguousarray(blocks[:, :, :4]).view(np.float16).repeat(2, axis=1)
+    sub_scales = _padded(numbers).transpose(0, 3, 2, 4, 5, 1)  # g | block, scale or minimum, high
+    return [_nibbles(_joined(quants)), sub_scales, _groups(halves[:, :, 0]), _groups(halves[:, :, 1])]
 
 
-def _padded(array: Array, panels: int, count: int) -> Array:
-    """`[panels, 2, 8, count, …]`: columns 8·high + g of a panel; zeros fill up."""
-    out = np.zeros((panels * PANEL_COLUMNS, count, *array.shape[2:]), array.dtype)
-    out[: array.shape[0], : array.shape[1]] = array
-    return out.reshape(panels, 2, 8, count, *array.shape[2:])
+def _q6_k(blocks: Array) -> list[Array]:
+    n, supers = blocks.shape[:2]
+    nibbles = blocks[:, :, :128].reshape(n, supers, 2, 1, 2, BLOCK_DEPTH)
+    low = np.concatenate((nibbles & 15, nibbles >> 4), axis=3).reshape(n, supers * 8, BLOCK_DEPTH)
+    shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+    tops = blocks[:, :, 128:192].reshape(n, supers, 2, 1, BLOCK_DEPTH) >> shifts & 3
+    signed = tops.reshape(n, supers * 8, 2, 4, 4) ^ 2  # halves of 16 depths, q, byte; quant − 32 in two's complement
+    fields = _padded(signed).transpose(0, 3, 2, 6, 4, 7, 5, 1)  # g, q | block, byte | half, high
+    packed = np.bitwise_or.reduce(fields << np.array([[0, 2], [4, 6]], np.uint8), axis=(6, 7))
+    sub_scales = _padded(blocks[:, :, 192:208].reshape(n, supers * 8, 2)).transpose(
+        0, 3, 2, 4, 1, 5
+    )  # g | block, high, half
+    halves = np.ascontiguousarray(blocks[:, :, 208:]).view(np.float16).repeat(2, axis=1)
+    return [_nibbles(_joined(low)), packed, sub_scales, _groups(halves[:, :, 0])]
 
 
-def _quants(words: Array) -> Array:
-    panels, high, g, blocks, count = words.shape
-    slices = blocks // SLICE_BLOCKS
-    if count == 4:  # half of a slice, g, q | which of two blocks, high
-        split = words.reshape(panels, high, g, slices, 2, 2, 4)
-    else:  # block, g, q | half of the depths, high
-        split = words.reshape(panels, high, g, slices, SLICE_BLOCKS, 2, 4)
-    return np.ascontiguousarray(split.transpose(0, 3, 4, 2, 6, 5, 1))
+# Pieces of slices: `[panels, slices, …]`, the rest in the order of their bytes.
 
 
-def _scales(halves: Array, slices: int) -> Array:
-    panels, high, g, count = halves.shape  # g | block, high
-    return np.ascontiguousarray(halves.reshape(panels, high, g, slices, count // slices).transpose(0, 3, 2, 4, 1))
+def _joined(quants: Array) -> Array:
+    """Blocks of 32 quants below 16 as four words: 4·q on in the low nibbles of word q, 16 + 4·q on in the high ones."""
+    return np.ascontiguousarray(quants[:, :, :16] | quants[:, :, 16:] << 4).view(np.uint32)
+
+
+def _nibbles(words: Array) -> Array:
+    split = _padded(words)  # half of a slice, g, q | which of two blocks, high
+    return split.reshape(*split.shape[:4], 2, 2, 4).transpose(0, 3, 4, 2, 6, 5, 1)
+
+
+def _bytes(quants: Array) -> Array:
+    split = _padded(quants.view(np.uint32))  # block, g, q | half of the depths, high
+    return split.reshape(*split.shape[:5], 2, 4).transpose(0, 3, 4, 2, 6, 5, 1)
+
+
+def _scales(halves: Array) -> Array:
+    return _padded(halves).transpose(0, 3, 2, 4, 1)  # g | block, high
+
+
+def _groups(halves: Array) -> Array:
+    return _padded(halves, 1).transpose(0, 3, 2, 4, 1)  # g | high
+
+
+def _padded(array: Array, in_slice: int = SLICE_BLOCKS) -> Array:
+    """`[n, blocks, …]` as `[panels, 2, 8, slices, in_slice, …]`: columns 8·high + g of a panel; zeros fill up."""
+    n, blocks = array.shape[:2]
+    panels, slices = -(-n // PANEL_COLUMNS), -(-blocks // in_slice)
+    out = np.zeros((panels * PANEL_COLUMNS, slices * in_slice, *array.shape[2:]), array.dtype)
+    out[:n, :blocks] = array
+    return out.reshape(panels, 2, 8, slices, in_slice, *array.shape[2:])
+
+
+def _slices(pieces: list[Array]) -> npt.NDArray[np.uint8]:
+    flat = [np.ascontiguousarray(piece).view(np.uint8) for piece in pieces]
+    return np.concatenate([piece.reshape(*piece.shape[:2], -1) for piece in flat], axis=2)

@@ -23,10 +23,10 @@ from engine.ops.cuda.block_pack import (
     NIBBLE_KINDS,
     PANEL_COLUMNS,
     SLICE_BLOCKS,
+    SLICE_BYTES,
     SLICE_DEPTH,
     pack_blocks,
     pack_groups,
-    slice_bytes,
 )
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.tensors import refuse, require, require_rows
@@ -251,7 +251,7 @@ def _stacked(parts: Sequence[WeightMatrix]) -> QuantizedMatrix:
 def _weight_address(weight: BlockWeight, device: str) -> int:
     if weight.kind not in FORMS:
         raise refuse("weight.kind", repr(weight.kind), f"one of {', '.join(FORMS)}")
-    shape = (-(-weight.n // PANEL_COLUMNS), -(-weight.k // SLICE_DEPTH), slice_bytes(weight.kind))
+    shape = (-(-weight.n // PANEL_COLUMNS), -(-weight.k // SLICE_DEPTH), SLICE_BYTES[weight.kind])
     return require("weight", weight.data, torch.uint8, shape, device, _ALIGN)
 
 
