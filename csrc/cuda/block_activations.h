@@ -12,7 +12,7 @@ using BlockArgs = splice_cuda_block_gemm_args;
 constexpr int FRAGMENT_ROWS = 8;
 
 // Sums of integers begin as the bits of 1.5·2^23: they end as those of 1.5·2^23 + sum, a float32 with no rounding while |sum| < 2^22.
-// Here it is at most 32·128·127 = 16·32·8·127, and a conversion that runs at a quarter of the rate is saved.
+// Here it is at most 32·128·127 = 16·32·8·127 = 8·32·16·127, and a conversion that runs at a quarter of the rate is saved.
 constexpr uint32_t SUM_START = 0x4b400000u;
 constexpr float SUM_BIAS = 12582912.0f;
 
@@ -134,7 +134,7 @@ struct Bf16Rows {
   }
   // Under the exponent of 128 a nibble is 128 + quant; what is subtracted leaves the quant, exactly.
   SPLICE_DEVICE static uint32_t pair_of(uint32_t word) {
-    constexpr uint32_t exponent = 0x43004300u, sign = Form::signed_nibbles ? 0x00080008u : 0u;
+    constexpr uint32_t exponent = 0x43004300u, sign = Form::is_signed ? 0x00080008u : 0u;
     return bf16_pair_difference((word & 0x000f000fu) ^ (exponent | sign), exponent | sign);
   }
   SPLICE_DEVICE static void weights(const Chunk* slice, int b, uint32_t (&a)[weight_words]) {

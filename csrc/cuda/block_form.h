@@ -6,16 +6,19 @@
 //   4 bits    `[2][32 lanes]` chunks: words (low column, high column) of an even block, then of the odd block after it. A word's
 //             byte i is depth 4·q + i in its low nibble and 16 + 4·q + i in its high one: so are bytes 4·q to 4·q + 3 of ggml's
 //             blocks, and packing moves words and no nibbles. Where quants have no minimum they are signed.
-//   6 bits    the same, then `[32 lanes]` chunks, a word a block: bits 2·i of its bytes and the next are the highest two of the
+//   5 bits    the same, then `[32 lanes]` pairs of words, one for two blocks: bits i of its bytes, and 4 + i for the odd block, are the
+//             fifth of the fragment's word i (below). Signed where there is no minimum.
+//   6 bits    4 bits' chunks, then `[32 lanes]` chunks, a word a block: bits 2·i of its bytes and the next are the highest two of the
 //             fragment's word i (below). Signed.
 //   8 bits    `[4][32 lanes]` chunks, one a block: the words of mma.m16n8k32's fragment of weights, signed.
 //   Scales    `[8 g]` chunks: a word a block, the fp16 of the low column, then that of the high one. Minima are the same again.
+//   Powers    the same in bfloat16: half the power of two that multiplies a block of MXFP4, whose quants are in halves.
 //   Super     `[8 g]` chunks: a word a block, bytes scale and scale, minimum and minimum of the low and the high column; then `[8 g]`
 //             words: the fp16 that multiply the columns' scales, and `[8 g]` those of their minima, which are negated.
 //   Halves    the same without minima: bytes are the signed scales of a block's two halves, of the low column, then of the high one.
 //   Groups    one scale and one zero point for all of a slice, `[8 g]` words each: the minimum is −scale · zero.
 // A warp reads 16 bytes a lane side by side, and a mask and a shift make a fragment of a word: no lane needs another's.
-// Bits a weight: 4.5 (Q4_0), 5 (Q4_1), 4.75 (Q4_K), 6.625 (Q6_K), 8.5 (Q8_0, Q5_0), 4.25 (groups).
+// Bits a weight: 4.5 (Q4_0), 5 (Q4_1), 4.75 (Q4_K), 4.25 (groups), 5.5 (Q5_0, MXFP4), 6 (Q5_1), 5.75 (Q5_K), 6.625 (Q6_K), 8.5 (Q8_0).
 #pragma once
 
 #include "platform.h"
@@ -41,6 +44,16 @@ struct Scales {
   static constexpr int chunks = 8;
   static constexpr bool minimum = false;
   SPLICE_DEVICE static ColumnPair scales(const Chunk* at, int b, int g) { return halves_of(at[g].word[b]); }
+  SPLICE_DEVICE static ColumnPair minima(const Chunk*, int, int) { return {}; }
+};
+
+struct Powers {
+  static constexpr int chunks = 8;
+  static constexpr bool minimum = false, paired = false;
+  SPLICE_DEVICE static ColumnPair scales(const Chunk* at, int b, int g) {
+    const uint32_t both = at[g].word[b];
+    return {from_bf16(static_cast<uint16_t>(both & 0xffff)), from_bf16(static_cast<uint16_t>(both >> 16))};
+  }
   SPLICE_DEVICE static ColumnPair minima(const Chunk*, int, int) { return {}; }
 };
 
@@ -104,9 +117,9 @@ struct BlockForm {
   using Scheme = Scheme_;
   static constexpr int bits = bits_;
   static constexpr bool minimum = Scheme::minimum, paired = Scheme::paired;
-  static constexpr bool signed_nibbles = bits == 4 && !minimum;
+  static constexpr bool is_signed = !minimum;
   // A fragment's bytes are so many times the quant, which is at their top.
-  static constexpr int lift = bits == 6 ? 4 : signed_nibbles ? 16 : 1;
+  static constexpr int lift = is_signed && bits < 8 ? 1 << (8 - bits) : 1;
   static constexpr int quant_chunks = bits * PANEL_COLUMNS, slice_chunks = quant_chunks + Scheme::chunks;
 
   SPLICE_DEVICE static WordPair nibbles(const Chunk* slice, int b, int lane) {
@@ -124,12 +137,17 @@ struct BlockForm {
       const WordPair words = nibbles(slice, b, lane);
       SPLICE_UNROLL
       for (int i = 0; i < 2; ++i) {
-        if constexpr (bits == 6) {
-          a[i] = words.word[i] << 2 & 0x3c3c3c3cu;
-          a[i + 2] = words.word[i] >> 2 & 0x3c3c3c3cu;
-        } else {
-          a[i] = signed_nibbles ? words.word[i] << 4 & 0xf0f0f0f0u : words.word[i] & 0x0f0f0f0fu;
-          a[i + 2] = signed_nibbles ? words.word[i] & 0xf0f0f0f0u : words.word[i] >> 4 & 0x0f0f0f0fu;
+        constexpr uint32_t mask = 0x0f0f0f0fu * lift;
+        a[i] = words.word[i] * lift & mask;
+        a[i + 2] = (lift == 16 ? words.word[i] : words.word[i] / (16 / lift)) & mask;
+      }
+      if constexpr (bits == 5) {
+        const uint32_t tops = reinterpret_cast<const WordPair*>(slice + 2 * WARP)[lane].word[b / 2];
+        SPLICE_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          constexpr int to = is_signed ? 7 : 4;
+          const int from = b % 2 * 4 + i;
+          a[i] |= (from > to ? tops >> (from - to) : tops << (to - from)) & 0x01010101u << to;
         }
       }
       if constexpr (bits == 6) {
@@ -146,7 +164,7 @@ struct BlockForm {
   SPLICE_DEVICE static ColumnPair minima(const Chunk* slice, int b, int g) { return Scheme::minima(slice + quant_chunks, b, g); }
   // What values add, where it differs from what products do.
   SPLICE_DEVICE static ColumnPair value_minima(const Chunk* slice, int b, int g) {
-    if constexpr (bits == 4 && Scheme::chunks == SuperScales::chunks)
+    if constexpr (Scheme::chunks == SuperScales::chunks)
       return Scheme::signed_minima(slice + quant_chunks, b, g);
     else
       return minima(slice, b, g);
@@ -156,7 +174,8 @@ struct BlockForm {
 SPLICE_BOTH int64_t panels_of(int64_t n) { return (n + PANEL_COLUMNS - 1) / PANEL_COLUMNS; }
 SPLICE_BOTH int64_t slices_of(int64_t k) { return (k + SLICE_DEPTH - 1) / SLICE_DEPTH; }
 
-// Calls body(BlockForm) for a form known only at run time; SPLICE_CUDA_UNSUPPORTED if it is not among those of four bits, or of files.
+// Calls body(BlockForm) for a form known only at run time; SPLICE_CUDA_UNSUPPORTED if it is not among those of four bits, of five and
+// six, or of the other types of files.
 template <class Body>
 int with_nibbles(int form, Body&& body) {
   switch (form) {
@@ -168,12 +187,22 @@ int with_nibbles(int form, Body&& body) {
   }
 }
 template <class Body>
-int with_file_form(int form, Body&& body) {
+int with_wide_form(int form, Body&& body) {
+  switch (form) {
+    case SPLICE_CUDA_BLOCK_5: return body(BlockForm<5, Scales>{});
+    case SPLICE_CUDA_BLOCK_5_POWERS: return body(BlockForm<5, Powers>{});
+    case SPLICE_CUDA_BLOCK_5_MINIMUM: return body(BlockForm<5, ScalesAndMinima>{});
+    case SPLICE_CUDA_BLOCK_5_SUPER: return body(BlockForm<5, SuperScales>{});
+    case SPLICE_CUDA_BLOCK_6_HALVES: return body(BlockForm<6, HalfScales>{});
+    default: return SPLICE_CUDA_UNSUPPORTED;
+  }
+}
+template <class Body>
+int with_common_form(int form, Body&& body) {
   switch (form) {
     case SPLICE_CUDA_BLOCK_4: return body(BlockForm<4, Scales>{});
     case SPLICE_CUDA_BLOCK_4_MINIMUM: return body(BlockForm<4, ScalesAndMinima>{});
     case SPLICE_CUDA_BLOCK_4_SUPER: return body(BlockForm<4, SuperScales>{});
-    case SPLICE_CUDA_BLOCK_6_HALVES: return body(BlockForm<6, HalfScales>{});
     case SPLICE_CUDA_BLOCK_8: return body(BlockForm<8, Scales>{});
     default: return SPLICE_CUDA_UNSUPPORTED;
   }

@@ -12,14 +12,16 @@
 // mma.m16n8k32. A fragment of 16 columns, 8 rows and 32 depths also takes 12 fp32 operations a thread, 16 with a minimum, which no
 // order of work avoids. Up to some 64 rows it is bound by the weights' bytes, above by those fp32 operations: counting issue slots,
 // 2·4096 operations in 14 cycles of a quarter of a multiprocessor, 0.5 Pop/s on a Hopper. How work is divided: block_tile.h.
-#include "block_tile.h"
+// Forms of five and six bits are compiled apart, in block_gemm_wide.cu.
+#include "block_gemm.h"
 
 extern "C" int splice_cuda_block_gemm(const splice_cuda_block_gemm_args* args, void* stream) {
   using namespace splice::cuda;
   int code = check_block_gemm("block_gemm", *args, CHUNK_BYTES);
   if (code != SPLICE_CUDA_OK || args->m == 0) return code;
   if (!args->scales) return fail(SPLICE_CUDA_INVALID, "block_gemm: the activations' scales are missing");
-  code = with_file_form(args->form, [&](auto form) { return multiply<decltype(form), Int8Rows<decltype(form)>>("block_gemm", *args, stream); });
+  code = with_common_form(args->form, [&](auto form) { return multiply_int8<decltype(form)>(*args, stream); });
+  if (code == SPLICE_CUDA_UNSUPPORTED) code = multiply_wide_int8(*args, stream);
   if (code == SPLICE_CUDA_UNSUPPORTED) return fail(code, "block_gemm: form %d, expected one of files", args->form);
   return code;
 }

@@ -72,7 +72,9 @@ extern "C" int splice_cuda_block_rows(const splice_cuda_block_row_lookup* args, 
   const auto run = [&](auto form) {
     return launch("block_rows", widen<decltype(form)>, {(threads + THREADS - 1) / THREADS}, THREADS, 0, stream, *args);
   };
-  const int code = args->form == SPLICE_CUDA_BLOCK_4_GROUPS ? run(BlockForm<4, Groups>{}) : with_file_form(args->form, run);
+  int code = with_common_form(args->form, run);
+  if (code == SPLICE_CUDA_UNSUPPORTED) code = with_wide_form(args->form, run);
+  if (code == SPLICE_CUDA_UNSUPPORTED && args->form == SPLICE_CUDA_BLOCK_4_GROUPS) code = run(BlockForm<4, Groups>{});
   if (code == SPLICE_CUDA_UNSUPPORTED) return fail(code, "block_rows: form %d, which is none", args->form);
   return code;
 }

@@ -6,10 +6,9 @@
 // runs through the blocks in ascending order in one thread. That is all that tiles have in common, and all that bits depend on.
 //
 // Few rows: a block of eight warps takes two panels and, at a time, a round of four slices. A warp multiplies one slice of one panel
-// and leaves its dots in shared memory; then each thread walks all sixteen blocks for its output. So even n = 4096 keeps 128
+// and leaves its dots in shared memory; then each thread that has an output walks all sixteen blocks for it. So even n = 4096 keeps 128
 // multiprocessors reading though k is not split. Rounds arrive by asynchronous copies, one to three ahead.
-// Many rows: a block of four warps takes 64 rows, a warp 32 of them and 2 or 4 panels, with the chains in registers; slices arrive
-// two ahead.
+// Many rows: a block of four warps takes 64 rows, a warp 32 of them and 4 panels, with the chains in registers; slices arrive two ahead.
 #pragma once
 
 #include "block_activations.h"
@@ -61,6 +60,17 @@ SPLICE_DEVICE void finish(const BlockArgs& args, int64_t row, int64_t column, fl
 constexpr int FEW_PANELS = 2, ROUND_SLICES = 4, ROUND_BLOCKS = ROUND_SLICES * SLICE_BLOCKS;
 constexpr int FEW_THREADS = FEW_PANELS * ROUND_SLICES * WARP;
 
+// Dots of 16 columns and 8 rows. Element i of a lane of a fragment stands at lane xor i of row i, so that neither lanes with one i nor
+// columns of one row meet in a bank.
+struct FragmentDots {
+  float value[4][WARP];
+  SPLICE_DEVICE float& of_lane(int i, int lane) { return value[i][lane ^ i]; }
+  SPLICE_DEVICE float of(int row, int column) const {
+    const int i = column / 8 * 2 + row % 2;
+    return value[i][(column % 8 * 4 + row / 2) ^ i];
+  }
+};
+
 template <class Form, class Rows, int fragments>
 struct FewShared {
   static constexpr int rows = fragments * FRAGMENT_ROWS, row_slices = rows * ROUND_SLICES;
@@ -69,7 +79,7 @@ struct FewShared {
     Chunk x[ROUND_SLICES][rows * Rows::chunks];
     Chunk values[Rows::planes > 0 ? Rows::planes : 1][ROUND_SLICES][rows];  // scales and sums of four blocks
   };
-  float dots[FEW_PANELS][ROUND_BLOCKS][fragments][4][WARP];  // as a fragment's threads hold them
+  FragmentDots dots[FEW_PANELS][ROUND_BLOCKS][fragments];
   // So many fit beside the dots into 99 KiB, which is all that some GPUs have.
   static constexpr int room = (99 << 10) - static_cast<int>(sizeof(dots)), fitting = room / static_cast<int>(sizeof(Stage));
   static constexpr int stages = fitting > 4 ? 4 : fitting;
@@ -97,14 +107,12 @@ SPLICE_DEVICE void start_round(const BlockArgs& args, int64_t first_row, int64_t
   close_copies();
 }
 
-// The dots of one panel and slice, `count` blocks of it, into to[block][fragment][i][lane]; where the tile sums its rows itself, `sums`
-// is where to.
+// The dots of one panel and slice; where the tile sums its rows itself, `sums` is where to. Blocks beyond k are zeros.
 template <class Form, class Rows, int fragments>
-SPLICE_DEVICE void multiply_slice(const Chunk* weights, const Chunk* rows, int count, float (*to)[fragments][4][WARP], Chunk* sums) {
+SPLICE_DEVICE void multiply_slice(const Chunk* weights, const Chunk* rows, FragmentDots (*to)[fragments], Chunk* sums) {
   const int lane = thread_index() % WARP;
   SPLICE_UNROLL
   for (int b = 0; b < SLICE_BLOCKS; ++b) {
-    if (b >= count) continue;
     uint32_t x[fragments][Rows::words], a[Rows::weight_words];
     Rows::load(rows, b, x);
     Rows::weights(weights, b, a);
@@ -113,7 +121,7 @@ SPLICE_DEVICE void multiply_slice(const Chunk* weights, const Chunk* rows, int c
       float dots[4];
       Rows::dots(a, x[f], dots);
       SPLICE_UNROLL
-      for (int i = 0; i < 4; ++i) to[b][f][i][lane] = dots[i];
+      for (int i = 0; i < 4; ++i) to[b][f].of_lane(i, lane) = dots[i];
     }
     if (sums) {
       const Chunk* none[2] = {};
@@ -129,6 +137,27 @@ SPLICE_DEVICE void multiply_slice(const Chunk* weights, const Chunk* rows, int c
   }
 }
 
+// `count` blocks of a slice of the chain of one column and a row of each fragment.
+template <class Form, class Rows, int fragments>
+SPLICE_DEVICE void walk_slice(const Chunk* weights, const FragmentDots (*dots)[fragments], const Chunk* scales, const Chunk* sums, int row,
+                              int column, int count, float (&acc)[fragments]) {
+  const bool high = column >= 8;
+  SPLICE_UNROLL
+  for (int f = 0; f < fragments; ++f) {
+    const int at = f * FRAGMENT_ROWS + row;
+    Chunk scale = {}, total = {};
+    if constexpr (Rows::planes > 0) scale = scales[at];
+    if constexpr (Form::minimum) total = sums[at];
+    SPLICE_UNROLL
+    for (int b = 0; b < SLICE_BLOCKS; ++b) {
+      const ColumnPair factors = Form::scales(weights, b, column % 8), minima = Form::minima(weights, b, column % 8);
+      const float next = Rows::next(acc[f], dots[b][f].of(row, column), high ? factors.high : factors.low, float_of_bits(scale.word[b]),
+                                    high ? minima.high : minima.low, float_of_bits(total.word[b]));
+      acc[f] = b < count ? next : acc[f];
+    }
+  }
+}
+
 // Block (x, y): panels 2·x and the next, row tile y.
 template <class Form, class Rows, int fragments>
 SPLICE_KERNEL __launch_bounds__(FEW_THREADS) multiply_few(BlockArgs args) {
@@ -138,65 +167,55 @@ SPLICE_KERNEL __launch_bounds__(FEW_THREADS) multiply_few(BlockArgs args) {
   const int lane = thread_index() % WARP, warp = thread_index() / WARP, panel = warp / ROUND_SLICES, own = warp % ROUND_SLICES;
   const int64_t first_panel = block_x() * FEW_PANELS, first_row = block_y() * Shared::rows;
   const int blocks = static_cast<int>(args.k / BLOCK_DEPTH), rounds = (blocks + ROUND_BLOCKS - 1) / ROUND_BLOCKS;
-  // In the chains, thread `own` of the four warps of a panel has element `own` of each lane's fragments.
-  const int row = lane % 4 * 2 + own % 2;
+  // A warp's chains are those of two rows of a fragment, so that warps whose rows are none have nothing to do; with one or two rows
+  // the warps of both panels that do are on different quarters of the multiprocessor.
+  const int column = lane % PANEL_COLUMNS, row = (own + 2 * panel) % ROUND_SLICES * 2 + lane / PANEL_COLUMNS;
+  const bool idle = first_row + (row & ~1) >= args.m;
   float acc[fragments] = {};
   for (int i = 0; i + 1 < Shared::stages; ++i) start_round<Form, Rows, fragments>(args, first_row, first_panel, i, shared.stage[i]);
   for (int round = 0, at = 0; round < rounds; ++round, at = at + 1 < Shared::stages ? at + 1 : 0) {
     auto& stage = shared.stage[at];
-    const int left = blocks - round * ROUND_BLOCKS, here = left < ROUND_BLOCKS ? left : ROUND_BLOCKS;
     wait_copies<Shared::stages - 2>();
     barrier();  // this round is there, and everybody is done with the one before
-    start_round<Form, Rows, fragments>(args, first_row, first_panel, round + Shared::stages - 1, shared.stage[at > 0 ? at - 1 : Shared::stages - 1]);
-    Chunk* sums = sums_rows && panel == 0 ? stage.values[0][own] : nullptr;
-    multiply_slice<Form, Rows, fragments>(stage.weights[panel][own], stage.x[own], here - own * SLICE_BLOCKS,
-                                          shared.dots[panel] + own * SLICE_BLOCKS, sums);
+    start_round<Form, Rows, fragments>(args, first_row, first_panel, round + Shared::stages - 1,
+                                       shared.stage[at > 0 ? at - 1 : Shared::stages - 1]);
+    multiply_slice<Form, Rows, fragments>(stage.weights[panel][own], stage.x[own], shared.dots[panel] + own * SLICE_BLOCKS,
+                                          sums_rows && panel == 0 ? stage.values[0][own] : nullptr);
     barrier();  // the dots are there
-    for (int slice = 0; slice * SLICE_BLOCKS < here; ++slice) {
-      const Chunk* weights = stage.weights[panel][slice];
-      SPLICE_UNROLL
-      for (int b = 0; b < SLICE_BLOCKS; ++b) {
-        if (slice * SLICE_BLOCKS + b >= here) continue;
-        const ColumnPair scales = Form::scales(weights, b, lane / 4), minima = Form::minima(weights, b, lane / 4);
-        SPLICE_UNROLL
-        for (int f = 0; f < fragments; ++f) {
-          const int at = f * FRAGMENT_ROWS + row;
-          const float scale = Rows::planes > 0 ? float_of_bits(stage.values[0][slice][at].word[b]) : 0.0f;
-          const float total = Form::minimum ? float_of_bits(stage.values[Rows::planes - 1][slice][at].word[b]) : 0.0f;
-          acc[f] = Rows::next(acc[f], shared.dots[panel][slice * SLICE_BLOCKS + b][f][own][lane], own < 2 ? scales.low : scales.high, scale,
-                              own < 2 ? minima.low : minima.high, total);
-        }
-      }
-    }
+    if (idle) continue;
+    const int here = blocks - round * ROUND_BLOCKS;
+    for (int slice = 0; slice < ROUND_SLICES && slice * SLICE_BLOCKS < here; ++slice)
+      walk_slice<Form, Rows, fragments>(stage.weights[panel][slice], shared.dots[panel] + slice * SLICE_BLOCKS, stage.values[0][slice],
+                                        stage.values[Rows::planes > 0 ? Rows::planes - 1 : 0][slice], row, column,
+                                        here - slice * SLICE_BLOCKS, acc);
   }
   wait_copies<0>();
   SPLICE_UNROLL
   for (int f = 0; f < fragments; ++f)
-    finish(args, first_row + f * FRAGMENT_ROWS + row, (first_panel + panel) * PANEL_COLUMNS + lane / 4 + own / 2 * 8, acc[f]);
+    finish(args, first_row + f * FRAGMENT_ROWS + row, (first_panel + panel) * PANEL_COLUMNS + column, acc[f]);
 }
 
 constexpr int MANY_ROWS = 64, MANY_THREADS = 4 * WARP, MANY_STAGES = 3;
-constexpr int WARP_ROWS = MANY_ROWS / 2, WARP_FRAGMENTS = WARP_ROWS / FRAGMENT_ROWS;
+// Two warps side by side, two one above the other.
+constexpr int WARP_PANELS = 4, MANY_PANELS = 2 * WARP_PANELS, WARP_ROWS = MANY_ROWS / 2, WARP_FRAGMENTS = WARP_ROWS / FRAGMENT_ROWS;
 
-// Two warps side by side, `panels` panels each.
-template <class Form, class Rows, int panels>
+template <class Form, class Rows>
 struct ManyShared {
-  static constexpr int all_panels = 2 * panels;
   struct Stage {
-    Chunk weights[all_panels][Form::slice_chunks];
+    Chunk weights[MANY_PANELS][Form::slice_chunks];
     Chunk x[MANY_ROWS * Rows::chunks];
     Chunk values[2][MANY_ROWS];
   };
   Stage stage[MANY_STAGES];
 };
 
-template <class Form, class Rows, int panels>
+template <class Form, class Rows>
 SPLICE_DEVICE void start_slice(const BlockArgs& args, int64_t first_row, int64_t first_panel, int slice,
-                               typename ManyShared<Form, Rows, panels>::Stage& stage) {
+                               typename ManyShared<Form, Rows>::Stage& stage) {
   constexpr int warps = MANY_THREADS / WARP;
   if (slice < slices_of(args.k)) {
     SPLICE_UNROLL
-    for (int i = 0; i < ManyShared<Form, Rows, panels>::all_panels; i += warps) {
+    for (int i = 0; i < MANY_PANELS; i += warps) {
       const int panel = i + thread_index() / WARP;
       start_weights<Form>(args, first_panel + panel, slice, stage.weights[panel]);
     }
@@ -207,17 +226,17 @@ SPLICE_DEVICE void start_slice(const BlockArgs& args, int64_t first_row, int64_t
   close_copies();
 }
 
-// One block of 32 depths: 32 rows times `panels` panels.
-template <class Form, class Rows, int panels>
+// One block of 32 depths: 32 rows times four panels.
+template <class Form, class Rows>
 SPLICE_DEVICE void multiply_block(const Chunk (*weights)[Form::slice_chunks], const Chunk* rows, const Chunk* (&values)[2], int b,
-                                  float (&acc)[panels][WARP_FRAGMENTS][4]) {
+                                  float (&acc)[WARP_PANELS][WARP_FRAGMENTS][4]) {
   const int g = thread_index() % WARP / 4;
   uint32_t x[WARP_FRAGMENTS][Rows::words];
   float row_scales[WARP_FRAGMENTS][2], row_sums[WARP_FRAGMENTS][2];
   Rows::load(rows, b, x);
   Rows::row_values(values, b, x, row_scales, row_sums);
   SPLICE_UNROLL
-  for (int p = 0; p < panels; ++p) {
+  for (int p = 0; p < WARP_PANELS; ++p) {
     uint32_t a[Rows::weight_words];
     Rows::weights(weights[p], b, a);
     const ColumnPair scales = Form::scales(weights[p], b, g), minima = Form::minima(weights[p], b, g);
@@ -234,30 +253,30 @@ SPLICE_DEVICE void multiply_block(const Chunk (*weights)[Form::slice_chunks], co
 }
 
 // Block (x, y): row tile x, columns y.
-template <class Form, class Rows, int panels>
+template <class Form, class Rows>
 SPLICE_KERNEL __launch_bounds__(MANY_THREADS) multiply_many(BlockArgs args) {
-  using Shared = ManyShared<Form, Rows, panels>;
+  using Shared = ManyShared<Form, Rows>;
   auto& shared = *reinterpret_cast<Shared*>(shared_memory());
-  const int lane = thread_index() % WARP, warp = thread_index() / WARP, own_panel = warp % 2 * panels, own_row = warp / 2 * WARP_ROWS;
-  const int64_t first_row = block_x() * MANY_ROWS, first_panel = block_y() * Shared::all_panels;
+  const int lane = thread_index() % WARP, warp = thread_index() / WARP, own_panel = warp % 2 * WARP_PANELS, own_row = warp / 2 * WARP_ROWS;
+  const int64_t first_row = block_x() * MANY_ROWS, first_panel = block_y() * MANY_PANELS;
   const int blocks = static_cast<int>(args.k / BLOCK_DEPTH), slices = static_cast<int>(slices_of(args.k));
-  float acc[panels][WARP_FRAGMENTS][4] = {};
-  for (int i = 0; i + 1 < MANY_STAGES; ++i) start_slice<Form, Rows, panels>(args, first_row, first_panel, i, shared.stage[i]);
+  float acc[WARP_PANELS][WARP_FRAGMENTS][4] = {};
+  for (int i = 0; i + 1 < MANY_STAGES; ++i) start_slice<Form, Rows>(args, first_row, first_panel, i, shared.stage[i]);
   for (int slice = 0, at = 0; slice < slices; ++slice, at = at + 1 < MANY_STAGES ? at + 1 : 0) {
     const auto& stage = shared.stage[at];
     const int here = blocks - slice * SLICE_BLOCKS;
     wait_copies<MANY_STAGES - 2>();
     barrier();  // this slice is there, and everybody is done with the one before
-    start_slice<Form, Rows, panels>(args, first_row, first_panel, slice + MANY_STAGES - 1, shared.stage[at > 0 ? at - 1 : MANY_STAGES - 1]);
+    start_slice<Form, Rows>(args, first_row, first_panel, slice + MANY_STAGES - 1, shared.stage[at > 0 ? at - 1 : MANY_STAGES - 1]);
     const Chunk* values[2] = {stage.values[0] + own_row, stage.values[1] + own_row};
     SPLICE_UNROLL
     for (int b = 0; b < SLICE_BLOCKS; ++b)
       if (b < here)
-        multiply_block<Form, Rows, panels>(stage.weights + own_panel, stage.x + own_row * Rows::chunks, values, b, acc);
+        multiply_block<Form, Rows>(stage.weights + own_panel, stage.x + own_row * Rows::chunks, values, b, acc);
   }
   wait_copies<0>();
   SPLICE_UNROLL
-  for (int p = 0; p < panels; ++p) {
+  for (int p = 0; p < WARP_PANELS; ++p) {
     SPLICE_UNROLL
     for (int f = 0; f < WARP_FRAGMENTS; ++f) {
       SPLICE_UNROLL
@@ -277,11 +296,11 @@ int few(const char* name, const BlockArgs& args, void* stream) {
   return launch(name, multiply_few<Form, Rows, fragments>, grid, FEW_THREADS, sizeof(Shared), stream, args);
 }
 
-template <class Form, class Rows, int panels>
+template <class Form, class Rows>
 int many(const char* name, const BlockArgs& args, void* stream) {
-  using Shared = ManyShared<Form, Rows, panels>;
-  const GridSize grid{tiles_of(args.m, MANY_ROWS), tiles_of(panels_of(args.n), Shared::all_panels)};
-  return launch(name, multiply_many<Form, Rows, panels>, grid, MANY_THREADS, sizeof(Shared), stream, args);
+  using Shared = ManyShared<Form, Rows>;
+  const GridSize grid{tiles_of(args.m, MANY_ROWS), tiles_of(panels_of(args.n), MANY_PANELS)};
+  return launch(name, multiply_many<Form, Rows>, grid, MANY_THREADS, sizeof(Shared), stream, args);
 }
 
 template <class Form, class Rows>
@@ -289,9 +308,8 @@ int multiply(const char* name, const BlockArgs& args, void* stream) {
   switch (args.tile) {
     case 0: return few<Form, Rows, 1>(name, args, stream);
     case 1: return few<Form, Rows, 2>(name, args, stream);
-    case 2: return many<Form, Rows, 2>(name, args, stream);
-    case 3: return many<Form, Rows, 4>(name, args, stream);
-    default: return fail(SPLICE_CUDA_INVALID, "%s: tile %d, expected 0 to 3", name, args.tile);
+    case 2: return many<Form, Rows>(name, args, stream);
+    default: return fail(SPLICE_CUDA_INVALID, "%s: tile %d, expected 0 to 2", name, args.tile);
   }
 }
 

@@ -130,16 +130,20 @@ typedef struct {
 int splice_cuda_gemm_sm80(const splice_cuda_gemm* args, void* stream);
 int splice_cuda_gemm_sm90(const splice_cuda_gemm* args, void* stream);
 
-// Quantised weights. See block_form.h for how a matrix lies in each form; engine/ops/cuda/block_pack.py makes them. Four bits with
-// fp16 scales, the same with minima, eight bits with scales; four with a scale and a zero point for every 128 depths; four and six
-// bits with scales that are products, as ggml's Q4_K and Q6_K have them.
+// Quantised weights. See block_form.h for how a matrix lies in each form; engine/ops/cuda/block_pack.py makes them. Four, five and
+// eight bits with fp16 scales, and minima; four and five with both as products, as ggml's K-quants have them; six with a scale for
+// every 16 depths; five with powers of two; four with a scale and a zero point for every 128 depths.
 enum {
   SPLICE_CUDA_BLOCK_4 = 0,
   SPLICE_CUDA_BLOCK_4_MINIMUM = 1,
-  SPLICE_CUDA_BLOCK_8 = 2,
+  SPLICE_CUDA_BLOCK_4_SUPER = 2,
   SPLICE_CUDA_BLOCK_4_GROUPS = 3,
-  SPLICE_CUDA_BLOCK_4_SUPER = 4,
-  SPLICE_CUDA_BLOCK_6_HALVES = 5
+  SPLICE_CUDA_BLOCK_5 = 4,
+  SPLICE_CUDA_BLOCK_5_MINIMUM = 5,
+  SPLICE_CUDA_BLOCK_5_SUPER = 6,
+  SPLICE_CUDA_BLOCK_5_POWERS = 7,
+  SPLICE_CUDA_BLOCK_6_HALVES = 8,
+  SPLICE_CUDA_BLOCK_8 = 9
 };
 
 // Rows x [rows, k], bfloat16 or float32, k a multiple of 32, as int8 with one scale per block of 32: quants [rows, k], and
@@ -155,7 +159,7 @@ int splice_cuda_quantise_rows(const splice_cuda_quantise* args, void* stream);
 
 // y[m, n] = x·Wᵀ (+ bias[n]). block_gemm: x as splice_cuda_quantise_rows left it, and the bits of csrc/cpu's products; all forms but
 // groups. w4a16_gemm: x in bfloat16, rows aligned to 16 bytes, `scales` NULL; forms of four bits. Tiles give the same bits: 0 is of 8 rows, 1 of 16, 2
-// of 64 and 64 columns, 3 of 64 and 128.
+// of 64.
 typedef struct {
   void* y;
   const void* x;

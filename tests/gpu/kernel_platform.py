@@ -28,6 +28,7 @@ EMULATED_UNITS = (
     "sampling",
     "quantise_rows",
     "block_gemm",
+    "block_gemm_wide",
     "w4a16_gemm",
     "block_rows",
 )

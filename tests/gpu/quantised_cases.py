@@ -19,8 +19,11 @@ _BLOCKS = {
     "q4_0": (32, 18, 0, 1),
     "q4_1": (32, 20, 0, 2),
     "q5_0": (32, 22, 0, 1),
+    "q5_1": (32, 24, 0, 2),
     "q8_0": (32, 34, 0, 1),
+    "mxfp4": (32, 17, 0, 0),
     "q4_k": (256, 144, 0, 2),
+    "q5_k": (256, 176, 0, 2),
     "q6_k": (256, 210, 208, 1),
 }
 """Elements and bytes of a block, where its fp16 numbers are and how many it has."""
@@ -41,6 +44,9 @@ def matrix_of(n: int, k: int, kind: str) -> QuantizedMatrix:
     elements, size, first, halves = _BLOCKS[kind]
     generator = np.random.default_rng(n * 1000 + k)
     blocks = generator.integers(0, 256, (n, k // elements, size), dtype=np.uint8)
+    if halves == 0:
+        blocks[:, :, 0] = generator.integers(110, 125, blocks.shape[:2])  # exponents
+        return QuantizedMatrix(kind, (n, k), blocks.reshape(n, -1))
     scales = generator.uniform(-0.01, 0.01, (n, k // elements, halves)).astype(np.float16)
     scales[0, 0] = 0.0
     scales[-1, -1] *= np.float16(1e-3)

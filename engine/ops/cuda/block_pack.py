@@ -9,29 +9,30 @@ import numpy.typing as npt
 
 from engine.ops.cuda.tensors import refuse
 
-FORMS: dict[str, int] = {"q4_0": 0, "q4_1": 1, "q5_0": 2, "q8_0": 2, "groups": 3, "q4_k": 4, "q6_k": 5}
+FORMS: dict[str, int] = {
+    "q4_0": 0, "q4_1": 1, "q4_k": 2, "groups": 3, "q5_0": 4, "q5_1": 5, "q5_k": 6, "mxfp4": 7, "q6_k": 8, "q8_0": 9,
+}  # fmt: skip
 """`SPLICE_CUDA_BLOCK_*` of each kind: ggml's, and four bits with a scale and a zero point for every 128 columns."""
-FILE_KINDS = frozenset({"q4_0", "q4_1", "q5_0", "q8_0", "q4_k", "q6_k"})
-"""ggml's types that are multiplied as files have them."""
+FILE_KINDS = frozenset(FORMS) - {"groups"}
+"""ggml's types, which are multiplied as files have them."""
 NIBBLE_KINDS = frozenset({"q4_0", "q4_1", "q4_k", "groups"})
-"""Those of four bits, which also go with activations in bfloat16."""
+"""Those that also go with activations in bfloat16."""
 BLOCK_DEPTH, SLICE_BLOCKS, PANEL_COLUMNS = 32, 4, 16
 SLICE_DEPTH = BLOCK_DEPTH * SLICE_BLOCKS
 SLICE_BYTES: dict[str, int] = {
-    "q4_0": 1152, "q4_1": 1280, "q5_0": 2176, "q8_0": 2176, "groups": 1088, "q4_k": 1216, "q6_k": 1696,
+    "q4_0": 1152, "q4_1": 1280, "q4_k": 1216, "groups": 1088, "q5_0": 1408, "q5_1": 1536, "q5_k": 1472, "mxfp4": 1408,
+    "q6_k": 1696, "q8_0": 2176,
 }  # fmt: skip
 """Of 16 columns and 128 depths."""
 _FILE_BLOCKS = {
-    "q4_0": (32, 18),
-    "q4_1": (32, 20),
-    "q5_0": (32, 22),
-    "q8_0": (32, 34),
-    "q4_k": (256, 144),
-    "q6_k": (256, 210),
-}
+    "q4_0": (32, 18), "q4_1": (32, 20), "q5_0": (32, 22), "q5_1": (32, 24), "q8_0": (32, 34), "mxfp4": (32, 17),
+    "q4_k": (256, 144), "q5_k": (256, 176), "q6_k": (256, 210),
+}  # fmt: skip
 """Elements and bytes of a block in a file."""
 _SIGN_OF_NIBBLES = 0x8888_8888
 """Turns quants 0 to 15 into quants − 8 as signed numbers of four bits."""
+_HALVES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
+"""What the codes of MXFP4 stand for (OCP Microscaling Formats, version 1.0)."""
 Array = npt.NDArray[Any]
 
 
@@ -48,9 +49,12 @@ def pack_blocks(blocks: Array, kind: str, shape: tuple[int, int]) -> npt.NDArray
     expected = (n, k // elements * size)
     if blocks.shape != expected or blocks.dtype != np.uint8:
         raise refuse("blocks", f"{blocks.dtype} {blocks.shape}", f"uint8 {expected}: {kind} of {shape}")
-    read = {"q4_k": _q4_k, "q6_k": _q6_k}.get(kind)
     own = np.ascontiguousarray(blocks).reshape(n, k // elements, size)
-    return _slices(read(own) if read else _simple(own, kind))
+    if kind == "q6_k":
+        return _slices(_q6_k(own))
+    if kind == "mxfp4":
+        return _slices(_mxfp4(own))
+    return _slices(_k_quant(own, kind) if kind.endswith("_k") else _simple(own, kind))
 
 
 def pack_groups(quants: Array, scales: Array, zeros: Array) -> npt.NDArray[np.uint8]:
@@ -74,32 +78,47 @@ def pack_groups(quants: Array, scales: Array, zeros: Array) -> npt.NDArray[np.ui
 
 
 def _simple(blocks: Array, kind: str) -> list[Array]:
-    header = {"q4_1": 4, "q5_0": 6}.get(kind, 2)
-    halves = np.ascontiguousarray(blocks[:, :, : 4 if kind == "q4_1" else 2]).view(np.float16)
-    scales = [_scales(halves[:, :, i]) for i in range(halves.shape[2])]
-    quants = np.ascontiguousarray(blocks[:, :, header:])
+    halves = 2 if kind.endswith("_1") else 1
+    numbers = np.ascontiguousarray(blocks[:, :, : 2 * halves]).view(np.float16)
+    scales = [_scales(numbers[:, :, i]) for i in range(halves)]
     if kind == "q8_0":
-        return [_bytes(quants), *scales]
+        return [_bytes(np.ascontiguousarray(blocks[:, :, 2:])), *scales]
+    nibbles = np.ascontiguousarray(blocks[:, :, -16:])
+    if kind in ("q4_0", "q4_1"):
+        words = nibbles.view(np.uint32)
+        return [_nibbles(words ^ np.uint32(_SIGN_OF_NIBBLES) if kind == "q4_0" else words), *scales]
+    fifth = np.unpackbits(np.ascontiguousarray(blocks[:, :, -20:-16]), axis=2, bitorder="little")
     if kind == "q5_0":
-        fifth = np.unpackbits(np.ascontiguousarray(blocks[:, :, 2:header]), axis=2, bitorder="little")
-        wide = np.concatenate((quants & 15, quants >> 4), axis=2) | fifth << 4
-        return [_bytes((wide.astype(np.int8) - np.int8(16)).view(np.uint8)), *scales]
-    words = quants.view(np.uint32)
-    return [_nibbles(words ^ np.uint32(_SIGN_OF_NIBBLES) if kind == "q4_0" else words), *scales]
+        fifth ^= 1  # quant − 16 in two's complement
+    return [_nibbles(nibbles.view(np.uint32)), _fifths(fifth), *scales]
 
 
-def _q4_k(blocks: Array) -> list[Array]:
+def _mxfp4(blocks: Array) -> list[Array]:
+    """Half of the power of two as bfloat16, denormal for the two smallest, and quants in halves in two's complement."""
+    exponents = blocks[:, :, 0].astype(np.uint16)
+    scales = np.where(exponents > 1, (exponents - 1) << 7, np.uint16(32) << exponents.clip(max=1)).astype(np.uint16)
+    scales[exponents == 255] = 0x7FC0  # not a number
+    codes = np.concatenate((blocks[:, :, 1:] & 15, blocks[:, :, 1:] >> 4), axis=2)
+    quants = (_HALVES[codes] & 31).astype(np.uint8)
+    return [_nibbles(_joined(quants & 15)), _fifths(quants >> 4), _scales(scales)]
+
+
+def _k_quant(blocks: Array, kind: str) -> list[Array]:
+    """Q4_K and Q5_K."""
     n, supers = blocks.shape[:2]
-    pairs = blocks[:, :, 16:].reshape(n, supers, 4, 1, BLOCK_DEPTH)
+    pairs = blocks[:, :, -128:].reshape(n, supers, 4, 1, BLOCK_DEPTH)
     quants = np.concatenate((pairs & 15, pairs >> 4), axis=3).reshape(n, supers * 8, BLOCK_DEPTH)
     six = blocks[:, :, 4:16].reshape(n, supers, 3, 4)
     low = six[:, :, :2] & 63
-    tops = (six[:, :, :2] >> 6) << 4
-    high = np.stack((six[:, :, 2] & 15, six[:, :, 2] >> 4), axis=2) | tops
+    high = np.stack((six[:, :, 2] & 15, six[:, :, 2] >> 4), axis=2) | six[:, :, :2] >> 6 << 4
     numbers = np.concatenate((low, high), axis=3).transpose(0, 1, 3, 2).reshape(n, supers * 8, 2)
-    halves = np.ascontiguousarray(blocks[:, :, :4]).view(np.float16).repeat(2, axis=1)
     sub_scales = _padded(numbers).transpose(0, 3, 2, 4, 5, 1)  # g | block, scale or minimum, high
-    return [_nibbles(_joined(quants)), sub_scales, _groups(halves[:, :, 0]), _groups(halves[:, :, 1])]
+    halves = np.ascontiguousarray(blocks[:, :, :4]).view(np.float16).repeat(2, axis=1)
+    pieces = [_nibbles(_joined(quants))]
+    if kind == "q5_k":
+        fifth = blocks[:, :, 16:48].reshape(n, supers, 1, BLOCK_DEPTH) >> np.arange(8, dtype=np.uint8)[:, None] & 1
+        pieces.append(_fifths(fifth.reshape(n, supers * 8, BLOCK_DEPTH)))
+    return [*pieces, sub_scales, _groups(halves[:, :, 0]), _groups(halves[:, :, 1])]
 
 
 def _q6_k(blocks: Array) -> list[Array]:
@@ -129,6 +148,13 @@ def _joined(quants: Array) -> Array:
 def _nibbles(words: Array) -> Array:
     split = _padded(words)  # half of a slice, g, q | which of two blocks, high
     return split.reshape(*split.shape[:4], 2, 2, 4).transpose(0, 3, 4, 2, 6, 5, 1)
+
+
+def _fifths(bits: Array) -> Array:
+    split = _padded(bits.reshape(*bits.shape[:2], 2, 4, 4))  # g, q | two blocks, byte | block of two, half, high
+    split = split.reshape(*split.shape[:4], 2, 2, *split.shape[5:]).transpose(0, 3, 2, 7, 4, 8, 5, 6, 1)
+    shifts = np.arange(8, dtype=np.uint8).reshape(2, 2, 2)
+    return np.asarray(np.bitwise_or.reduce(split << shifts, axis=(6, 7, 8)))
 
 
 def _bytes(quants: Array) -> Array:

@@ -33,12 +33,13 @@ from engine.ops.cuda.tensors import refuse, require, require_rows
 from engine.ops.weight_matrix import QuantizedMatrix, WeightMatrix
 
 BF16, FLOAT32 = torch.bfloat16, torch.float32
-TILE_ROWS = (8, 16, 64, 64)
+TILE_ROWS = (8, 16, 64)
 """Rows of each tile. All give the same bits."""
-TILE_COLUMNS = (32, 32, 64, 128)
 _ALIGN = 16
-_WANTED_BLOCKS = 256
-"""Blocks of a grid from which on wider tiles, which read activations less often, pay: about two a multiprocessor."""
+_MANY_COLUMNS = 128
+"""Of the tile of 64 rows."""
+_WANTED_BLOCKS = 128
+"""Blocks of a grid under which a wide tile leaves much of a GPU without work: about one a multiprocessor."""
 
 
 class Quantise(Structure):
@@ -177,10 +178,8 @@ def tile_for(rows: int, n: int) -> int:
     """The tile that a product is likely fastest with. No result depends on it."""
     if rows <= TILE_ROWS[0]:
         return 0
-    if rows <= TILE_ROWS[1]:
-        return 1
-    wide = -(-rows // TILE_ROWS[3]) * -(-n // TILE_COLUMNS[3])
-    return 3 if wide >= _WANTED_BLOCKS else 2
+    blocks = -(-rows // TILE_ROWS[2]) * -(-n // _MANY_COLUMNS)
+    return 1 if rows <= TILE_ROWS[1] or (rows <= TILE_ROWS[2] and blocks < _WANTED_BLOCKS) else 2
 
 
 def scale_stride(k: int) -> int:
