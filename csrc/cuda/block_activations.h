@@ -135,7 +135,7 @@ struct Bf16Rows {
   // Under the exponent of 128 a nibble is 128 + quant; what is subtracted leaves the quant, exactly.
   SPLICE_DEVICE static uint32_t pair_of(uint32_t word) {
     constexpr uint32_t exponent = 0x43004300u, sign = Form::is_signed ? 0x00080008u : 0u;
-    return bf16_pair_difference((word & 0x000f000fu) ^ (exponent | sign), exponent | sign);
+    return bf16_pair_difference(masked_xor(word, 0x000f000fu, exponent | sign), exponent | sign);
   }
   SPLICE_DEVICE static void weights(const Chunk* slice, int b, uint32_t (&a)[weight_words]) {
     const WordPair pair = Form::nibbles(slice, b, thread_index() % WARP);

@@ -62,6 +62,12 @@ SPLICE_DEVICE uint32_t bf16_pair_difference(uint32_t a, uint32_t b) {
 SPLICE_DEVICE float from_half(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 SPLICE_DEVICE float float_of_bits(uint32_t bits) { return __uint_as_float(bits); }
 SPLICE_DEVICE uint32_t bits_of_float(float x) { return __float_as_uint(x); }
+// (a & mask) ^ bits in one instruction, which two constants are too many for unless they are in registers.
+SPLICE_DEVICE uint32_t masked_xor(uint32_t a, uint32_t mask, uint32_t bits) {
+  uint32_t out;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(out) : "r"(a), "r"(mask), "r"(bits));
+  return out;
+}
 // To the nearest integer, ties to even.
 SPLICE_DEVICE int nearest_integer(float x) { return __float2int_rn(x); }
 

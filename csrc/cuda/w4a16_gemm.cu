@@ -9,8 +9,8 @@
 // Moves n·k weights once a tile of rows (4.25 to 5 bits each), 2·m·k bytes once a tile of columns, and y; 2·m·n·k operations. Up to
 // some 64 rows bound by the weights' bytes. Above, a thread's work for a fragment of 16 columns, 8 rows and 32 depths is two matrix
 // instructions and 4 fp32 operations, 8 with a minimum, and 22 more to unpack a panel's block for all four fragments of a warp's rows:
-// 12 to 16 issue slots, about those of block_gemm.cu. How work is divided: block_tile.h.
-#include "block_tile.h"
+// 12 to 16 issue slots, about those of block_gemm.cu. How work is divided: block_few.h, block_many.h.
+#include "block_gemm.h"
 
 extern "C" int splice_cuda_w4a16_gemm(const splice_cuda_block_gemm_args* args, void* stream) {
   using namespace splice::cuda;

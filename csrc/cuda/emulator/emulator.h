@@ -123,6 +123,7 @@ inline float from_half(uint16_t bits) {
   // The exponent is off by 112, of denormal numbers too: a product by a power of two is exact.
   return float_of_bits(sign | bits_of_float(float_of_bits(magnitude << 13) * 0x1p112f));
 }
+inline uint32_t masked_xor(uint32_t a, uint32_t mask, uint32_t bits) { return (a & mask) ^ bits; }
 inline int nearest_integer(float x) { return static_cast<int>(nearbyintf(x)); }
 
 inline void start_copy(void* shared, const void* global, bool valid) { emulator::queue_copy(shared, global, valid); }
