@@ -93,7 +93,7 @@ SPLICE_DEVICE void multiply_slice(const Chunk* weights, const Chunk* rows, Fragm
 template <class Form, class Rows, int fragments>
 SPLICE_DEVICE void walk_slice(const Chunk* weights, const FragmentDots (*dots)[fragments], const Chunk* scales, const Chunk* sums, int row,
                               int column, int count, float (&acc)[fragments]) {
-  const bool high = column >= 8;
+  const int g = column % 8, high = column / 8;
   SPLICE_UNROLL
   for (int f = 0; f < fragments; ++f) {
     const int at = f * FRAGMENT_ROWS + row;
@@ -102,9 +102,8 @@ SPLICE_DEVICE void walk_slice(const Chunk* weights, const FragmentDots (*dots)[f
     if constexpr (Form::minimum) total = sums[at];
     SPLICE_UNROLL
     for (int b = 0; b < SLICE_BLOCKS; ++b) {
-      const ColumnPair factors = Form::scales(weights, b, column % 8), minima = Form::minima(weights, b, column % 8);
-      const float next = Rows::next(acc[f], dots[b][f].of(row, column), high ? factors.high : factors.low, float_of_bits(scale.word[b]),
-                                    high ? minima.high : minima.low, float_of_bits(total.word[b]));
+      const float next = Rows::next(acc[f], dots[b][f].of(row, column), Form::scale(weights, b, g, high), float_of_bits(scale.word[b]),
+                                    Form::lowest(weights, b, g, high), float_of_bits(total.word[b]));
       acc[f] = b < count ? next : acc[f];
     }
   }
@@ -112,7 +111,7 @@ SPLICE_DEVICE void walk_slice(const Chunk* weights, const FragmentDots (*dots)[f
 
 // Block (x, y): panels 2·x and the next, row tile y.
 template <class Form, class Rows, int fragments>
-SPLICE_KERNEL __launch_bounds__(FEW_THREADS) multiply_few(BlockArgs args) {
+SPLICE_KERNEL __launch_bounds__(FEW_THREADS, 2) multiply_few(BlockArgs args) {
   using Shared = FewShared<Form, Rows, fragments>;
   constexpr bool sums_rows = Form::minimum && Rows::planes == 1;
   auto& shared = *reinterpret_cast<Shared*>(shared_memory());

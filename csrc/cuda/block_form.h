@@ -28,82 +28,60 @@ namespace splice::cuda {
 
 constexpr int PANEL_COLUMNS = 16, BLOCK_DEPTH = 32, SLICE_BLOCKS = 4, SLICE_DEPTH = BLOCK_DEPTH * SLICE_BLOCKS;
 
-// Of columns g and g + 8 of a panel.
-struct ColumnPair {
-  float low, high;
-};
-
-SPLICE_DEVICE ColumnPair halves_of(uint32_t word) {
-  return {from_half(static_cast<uint16_t>(word & 0xffff)), from_half(static_cast<uint16_t>(word >> 16))};
-}
-
-// What scales quants: `scales` and, where there is one, `minima` of block b and columns g, from the chunks behind the quants.
-// `paired`: the halves of a block also have integer scales of their own.
-struct Scales {
-  static constexpr bool paired = false;
-  static constexpr int chunks = 8;
-  static constexpr bool minimum = false;
-  SPLICE_DEVICE static ColumnPair scales(const Chunk* at, int b, int g) { return halves_of(at[g].word[b]); }
-  SPLICE_DEVICE static ColumnPair minima(const Chunk*, int, int) { return {}; }
-};
-
-struct Powers {
-  static constexpr int chunks = 8;
-  static constexpr bool minimum = false, paired = false;
-  SPLICE_DEVICE static ColumnPair scales(const Chunk* at, int b, int g) {
-    const uint32_t both = at[g].word[b];
-    return {from_bf16(static_cast<uint16_t>(both & 0xffff)), from_bf16(static_cast<uint16_t>(both >> 16))};
-  }
-  SPLICE_DEVICE static ColumnPair minima(const Chunk*, int, int) { return {}; }
-};
-
-struct ScalesAndMinima {
-  static constexpr bool paired = false;
-  static constexpr int chunks = 16;
-  static constexpr bool minimum = true;
-  SPLICE_DEVICE static ColumnPair scales(const Chunk* at, int b, int g) { return halves_of(at[g].word[b]); }
-  SPLICE_DEVICE static ColumnPair minima(const Chunk* at, int b, int g) { return halves_of(at[8 + g].word[b]); }
-};
-
+// A number for each of a word's columns: the low one, then the high one.
+SPLICE_DEVICE uint16_t half_word(uint32_t word, int high) { return static_cast<uint16_t>(word >> (16 * high) & 0xffffu); }
+SPLICE_DEVICE float half_of(uint32_t word, int high) { return from_half(half_word(word, high)); }
 // Byte i of a word, without the conversion, which runs at a quarter of the rate: 2^23 + byte is a float32 with the byte's bits below.
 SPLICE_DEVICE float byte_of(uint32_t word, int i) { return sum(float_of_bits(0x4b000000u | (word >> (8 * i) & 255u)), -8388608.0f); }
+
+// What scales the quants of block b and column g + 8·high, from the chunks behind the quants: `scale` and, in schemes that have one,
+// `lowest`, the minimum that products add. `paired`: the halves of a block have integer scales of their own, too.
+struct Scales {
+  static constexpr int chunks = 8;
+  static constexpr bool minimum = false, paired = false;
+  SPLICE_DEVICE static float scale(const Chunk* at, int b, int g, int high) { return half_of(at[g].word[b], high); }
+  SPLICE_DEVICE static float lowest(const Chunk*, int, int, int) { return 0.0f; }
+};
+
+struct Powers : Scales {
+  SPLICE_DEVICE static float scale(const Chunk* at, int b, int g, int high) { return from_bf16(half_word(at[g].word[b], high)); }
+};
+
+struct ScalesAndMinima : Scales {
+  static constexpr int chunks = 16;
+  static constexpr bool minimum = true;
+  SPLICE_DEVICE static float lowest(const Chunk* at, int b, int g, int high) { return half_of(at[8 + g].word[b], high); }
+};
 
 // Both products are exact: 11 bits times 6.
 struct SuperScales {
   static constexpr int chunks = 12;
   static constexpr bool minimum = true, paired = false;
-  SPLICE_DEVICE static ColumnPair scales(const Chunk* at, int b, int g) {
-    const ColumnPair super = halves_of((at + 8)->word[g]);
-    return {product(super.low, byte_of(at[g].word[b], 0)), product(super.high, byte_of(at[g].word[b], 1))};
+  SPLICE_DEVICE static float scale(const Chunk* at, int b, int g, int high) {
+    return product(half_of((at + 8)->word[g], high), byte_of(at[g].word[b], high));
   }
-  SPLICE_DEVICE static ColumnPair minima(const Chunk* at, int b, int g) {
-    const ColumnPair super = halves_of((at + 10)->word[g]);
-    return {sum(0.0f, -product(super.low, byte_of(at[g].word[b], 2))), sum(0.0f, -product(super.high, byte_of(at[g].word[b], 3)))};
-  }
-  // As values have them: a zero keeps its sign.
-  SPLICE_DEVICE static ColumnPair signed_minima(const Chunk* at, int b, int g) {
-    const ColumnPair super = halves_of((at + 10)->word[g]);
-    return {-product(super.low, byte_of(at[g].word[b], 2)), -product(super.high, byte_of(at[g].word[b], 3))};
+  SPLICE_DEVICE static float lowest(const Chunk* at, int b, int g, int high) { return sum(0.0f, signed_lowest(at, b, g, high)); }
+  // As values have it: a zero may be negative.
+  SPLICE_DEVICE static float signed_lowest(const Chunk* at, int b, int g, int high) {
+    return -product(half_of((at + 10)->word[g], high), byte_of(at[g].word[b], 2 + high));
   }
 };
 
 struct HalfScales {
   static constexpr int chunks = 10;
   static constexpr bool minimum = false, paired = true;
-  SPLICE_DEVICE static ColumnPair scales(const Chunk* at, int, int g) { return halves_of((at + 8)->word[g]); }
-  SPLICE_DEVICE static ColumnPair minima(const Chunk*, int, int) { return {}; }
+  SPLICE_DEVICE static float scale(const Chunk* at, int, int g, int high) { return half_of((at + 8)->word[g], high); }
+  SPLICE_DEVICE static float lowest(const Chunk*, int, int, int) { return 0.0f; }
   SPLICE_DEVICE static uint32_t halves(const Chunk* at, int b, int g) { return at[g].word[b]; }
 };
 
 struct Groups {
-  static constexpr bool paired = false;
   static constexpr int chunks = 4;
-  static constexpr bool minimum = true;
-  SPLICE_DEVICE static ColumnPair scales(const Chunk* at, int, int g) { return halves_of(at->word[g]); }
+  static constexpr bool minimum = true, paired = false;
+  SPLICE_DEVICE static float scale(const Chunk* at, int, int g, int high) { return half_of(at->word[g], high); }
   // Exact: 11 bits times 4.
-  SPLICE_DEVICE static ColumnPair minima(const Chunk* at, int b, int g) {
-    const ColumnPair scale = scales(at, b, g), zero = halves_of((at + 2)->word[g]);
-    return {-product(scale.low, zero.low), -product(scale.high, zero.high)};
+  SPLICE_DEVICE static float lowest(const Chunk* at, int b, int g, int high) {
+    return -product(scale(at, b, g, high), half_of((at + 2)->word[g], high));
   }
 };
 
@@ -160,14 +138,14 @@ struct BlockForm {
 
   // The signed scales of the halves of block b, of columns g and g + 8.
   SPLICE_DEVICE static uint32_t half_scales(const Chunk* slice, int b, int g) { return Scheme::halves(slice + quant_chunks, b, g); }
-  SPLICE_DEVICE static ColumnPair scales(const Chunk* slice, int b, int g) { return Scheme::scales(slice + quant_chunks, b, g); }
-  SPLICE_DEVICE static ColumnPair minima(const Chunk* slice, int b, int g) { return Scheme::minima(slice + quant_chunks, b, g); }
-  // What values add, where it differs from what products do.
-  SPLICE_DEVICE static ColumnPair value_minima(const Chunk* slice, int b, int g) {
+  SPLICE_DEVICE static float scale(const Chunk* slice, int b, int g, int high) { return Scheme::scale(slice + quant_chunks, b, g, high); }
+  SPLICE_DEVICE static float lowest(const Chunk* slice, int b, int g, int high) { return Scheme::lowest(slice + quant_chunks, b, g, high); }
+  // What values add.
+  SPLICE_DEVICE static float value_lowest(const Chunk* slice, int b, int g, int high) {
     if constexpr (Scheme::chunks == SuperScales::chunks)
-      return Scheme::signed_minima(slice + quant_chunks, b, g);
+      return Scheme::signed_lowest(slice + quant_chunks, b, g, high);
     else
-      return minima(slice, b, g);
+      return lowest(slice, b, g, high);
   }
 };
 

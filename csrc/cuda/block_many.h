@@ -52,15 +52,15 @@ SPLICE_DEVICE void multiply_block(const Chunk (*weights)[Form::slice_chunks], co
   for (int p = 0; p < WARP_PANELS; ++p) {
     uint32_t a[Rows::weight_words];
     Rows::weights(weights[p], b, a);
-    const ColumnPair scales = Form::scales(weights[p], b, g), minima = Form::minima(weights[p], b, g);
+    const float scales[2] = {Form::scale(weights[p], b, g, 0), Form::scale(weights[p], b, g, 1)};
+    const float lowest[2] = {Form::lowest(weights[p], b, g, 0), Form::lowest(weights[p], b, g, 1)};
     SPLICE_UNROLL
     for (int f = 0; f < WARP_FRAGMENTS; ++f) {
       float dots[4];
       Rows::dots(a, x[f], dots);
       SPLICE_UNROLL
       for (int i = 0; i < 4; ++i)
-        acc[p][f][i] = Rows::next(acc[p][f][i], dots[i], i < 2 ? scales.low : scales.high, row_scales[f][i % 2],
-                                  i < 2 ? minima.low : minima.high, row_sums[f][i % 2]);
+        acc[p][f][i] = Rows::next(acc[p][f][i], dots[i], scales[i / 2], row_scales[f][i % 2], lowest[i / 2], row_sums[f][i % 2]);
     }
   }
 }

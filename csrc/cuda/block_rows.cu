@@ -1,9 +1,9 @@
 // Rows of quantised weights as float32: the lookup of an embedding whose matrix is also a product's. Compiled for sm_80 and sm_90;
 // not yet run on a GPU.
 //
-// A value is scale · quant (+ minimum), the product exact but in Q6_K, so rounded once, as csrc/cpu/quant_packing.cpp has it. Of a packed panel
-// (block_form.h) a row is every second word of four neighbouring lanes: reads twice its bytes, writes 4 an element: bound by memory.
-// A thread takes one block's depths 4·q to 4·q + 3 and the four 16 after. A row that is none comes out as NaN.
+// A value is scale · quant (+ minimum), the product exact but in Q6_K, so rounded once, as csrc/cpu/quant_packing.cpp has it. Of a
+// packed panel (block_form.h) a row is every second word of four neighbouring lanes: reads twice its bytes, writes 4 an element: bound
+// by memory. A thread takes one block's depths 4·q to 4·q + 3 and the four 16 after. A row that is none comes out as NaN.
 #include "block_form.h"
 #include "launch.h"
 
@@ -41,8 +41,7 @@ SPLICE_KERNEL __launch_bounds__(THREADS) widen(splice_cuda_block_row_lookup args
                          (id / PANEL_COLUMNS * slices_of(args.k) + block / SLICE_BLOCKS) * static_cast<int64_t>(Form::slice_chunks);
     uint32_t a[4];
     Form::fragment(slice, b, lane, a);
-    const ColumnPair scales = Form::scales(slice, b, column % 8), minima = Form::value_minima(slice, b, column % 8);
-    const float scale = above ? scales.high : scales.low, minimum = above ? minima.high : minima.low;
+    const float scale = Form::scale(slice, b, column % 8, above), minimum = Form::value_lowest(slice, b, column % 8, above);
     float halves[2] = {scale, scale};
     if constexpr (Form::paired) {
       const uint32_t own = Form::half_scales(slice, b, column % 8) >> (above * 16);

@@ -2,7 +2,8 @@
 // and sm_90; not yet run on a GPU.
 //
 // Of a block, m the largest magnitude: scale = m / 127, quants x · (127 / m) to the nearest integer, ties to even, both quotients
-// rounded to fp32 first; S = scale · sum of the quants, rounded once. m under 2^-100: all zeros. Infinity or NaN: quants 0, scale and S NaN.
+// rounded to fp32 first; S = scale · sum of the quants, rounded once. With m under 2^-100 all are zeros. With infinity or NaN in the
+// block quants are 0, scale and S NaN.
 // Reads 2 or 4 bytes an element and writes 1.25; about 4 operations each: bound by memory. A lane takes 4 elements, eight lanes a
 // block; maximum and sum are exact in any order.
 #include "launch.h"

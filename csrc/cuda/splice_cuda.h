@@ -158,8 +158,8 @@ typedef struct {
 int splice_cuda_quantise_rows(const splice_cuda_quantise* args, void* stream);
 
 // y[m, n] = x·Wᵀ (+ bias[n]). block_gemm: x as splice_cuda_quantise_rows left it, and the bits of csrc/cpu's products; all forms but
-// groups. w4a16_gemm: x in bfloat16, rows aligned to 16 bytes, `scales` NULL; forms of four bits. Tiles give the same bits: 0 is of 8 rows, 1 of 16, 2
-// of 64.
+// groups. w4a16_gemm: x in bfloat16, rows aligned to 16 bytes, `scales` NULL; forms of four bits. Tiles give the same bits: 0 is of
+// 8 rows, 1 of 16, 2 of 64.
 typedef struct {
   void* y;
   const void* x;

@@ -17,7 +17,10 @@ extern "C" int splice_cuda_w4a16_gemm(const splice_cuda_block_gemm_args* args, v
   int code = check_block_gemm("w4a16_gemm", *args, CHUNK_BYTES / 2);
   if (code != SPLICE_CUDA_OK || args->m == 0) return code;
   if (args->scales) return fail(SPLICE_CUDA_INVALID, "w4a16_gemm: activations in bfloat16 have no scales");
-  code = with_nibbles(args->form, [&](auto form) { return multiply<decltype(form), Bf16Rows<decltype(form)>>("w4a16_gemm", *args, stream); });
+  code = with_nibbles(args->form, [&](auto form) {
+    using Form = decltype(form);
+    return multiply<Form, Bf16Rows<Form>>("w4a16_gemm", *args, stream);
+  });
   if (code == SPLICE_CUDA_UNSUPPORTED) return fail(code, "w4a16_gemm: form %d, expected one of four bits", args->form);
   return code;
 }

@@ -93,6 +93,15 @@ def test_a_row_has_the_same_bits_alone_and_in_any_company(platform, reseeded):
         assert same_bits(part, together[first : first + count]), (first, count)
 
 
+def test_what_fills_up_is_never_used(platform):
+    matrix, x = matrix_of(20, 160, "q4_1"), activations(18, 160)
+    weight, rows = pack_weight(matrix, platform.device), quantise_rows(platform.library, x.to(platform.device))
+    rows.scales[:, :, 5:] = torch.nan
+    for tile in TILES:
+        found = block_gemm(platform.library, rows, weight, tile=tile, out_dtype=torch.float32)
+        assert same_bits(found.cpu(), product_of(x, matrix)), tile
+
+
 def test_infinity_zero_and_the_smallest_rows_come_out_as_on_the_cpu(platform):
     x = activations(6, 96)
     x[0, 40], x[1, 3] = torch.inf, torch.nan
@@ -178,8 +187,10 @@ def test_products_in_bfloat16_round_no_weight(platform, kind, tile):
 
 def test_depths_that_no_slice_is_full_of_are_multiplied_in_bfloat16(platform):
     weight, values = nibbles(platform, "q4_1", 19, 160)
-    x = activations(7, 160, torch.bfloat16)
-    found = w4a16_gemm(platform.library, x.to(platform.device), weight, out_dtype=torch.float32)
+    x = activations(7, 192, torch.bfloat16)[:, 32:]
+    wide = torch.full((7, 200), torch.nan, dtype=torch.bfloat16)
+    wide[:, 8:168] = x
+    found = w4a16_gemm(platform.library, wide.to(platform.device)[:, 8:168], weight, out_dtype=torch.float32)
     assert distance(found, x.double() @ values.t()) < 1e-6
 
 

@@ -191,7 +191,8 @@ inline void multiply_fragments_int8(uint32_t (&d)[4], const uint32_t (&a)[4], ui
   memcpy(own.b + 4, &b1, 4);
   memcpy(emulator::slot_of_lane(lane), &own, sizeof own);
   emulator::wait_for_warp();
-  // a: fours (row group, k 4q), (row group + 8, same k), (row group, k 4q + 16), (row group + 8, k 4q + 16); b: k 4q, 4q + 16 of column group.
+  // a: fours (row group, k 4q), (row group + 8, same k), (row group, k 4q + 16), (row group + 8, k 4q + 16); b: k 4q, 4q + 16 of
+  // column group.
   const auto shown = [](int who) { return static_cast<const Operands*>(emulator::slot_of_lane(who)); };
   for (int i = 0; i < 4; ++i) {
     const int row = group + i / 2 * 8, column = quad * 2 + i % 2;
