@@ -3,21 +3,21 @@
 // `[ceil(n/16)]` panels of 16 columns (rows of the weight), each `[ceil(k/128)]` slices of four blocks of 32 depths; what only fills
 // up is zero. A slice is quants, then what scales them, all in chunks of 16 bytes. Column c of a panel is c mod 8 = g, low or high;
 // lane = 4·g + q.
-//   4 bits    `[2][32 lanes]` chunks: words (low column, high column) of an even block, then of the odd block after it. A word's
-//             byte i is depth 4·q + i in its low nibble and 16 + 4·q + i in its high one: so are bytes 4·q to 4·q + 3 of ggml's
-//             blocks, and packing moves words and no nibbles. Where quants have no minimum they are signed.
-//   5 bits    the same, then `[32 lanes]` pairs of words, one for two blocks: bits i of its bytes, and 4 + i for the odd block, are the
-//             fifth of the fragment's word i (below). Signed where there is no minimum.
-//   6 bits    4 bits' chunks, then `[32 lanes]` chunks, a word a block: bits 2·i of its bytes and the next are the highest two of the
-//             fragment's word i (below). Signed.
-//   8 bits    `[4][32 lanes]` chunks, one a block: the words of mma.m16n8k32's fragment of weights, signed.
+//   4 bits    `[4][32 lanes]` pairs of words, one a block: of the low column, then of the high one. A word's byte i is depth 4·q + i
+//             in its low nibble and 16 + 4·q + i in its high one: so are bytes 4·q to 4·q + 3 of ggml's blocks, and packing moves
+//             words and no nibbles. Where quants have no minimum they are signed, here and below.
+//   5 bits    the same, then `[2][32 lanes]` words, one for two blocks: bits i of its bytes, and 4 + i for the odd block, are the fifth
+//             of the fragment's word i (below).
+//   6 bits    4 bits' pairs, then `[4][32 lanes]` words, one a block: bits 2·i of its bytes and the next are the highest two of the
+//             fragment's word i.
+//   8 bits    `[4][32 lanes]` chunks, one a block: the words of mma.m16n8k32's fragment of weights.
 //   Scales    `[8 g]` chunks: a word a block, the fp16 of the low column, then that of the high one. Minima are the same again.
 //   Powers    the same in bfloat16: half the power of two that multiplies a block of MXFP4, whose quants are in halves.
 //   Super     `[8 g]` chunks: a word a block, bytes scale and scale, minimum and minimum of the low and the high column; then `[8 g]`
 //             words: the fp16 that multiply the columns' scales, and `[8 g]` those of their minima, which are negated.
 //   Halves    the same without minima: bytes are the signed scales of a block's two halves, of the low column, then of the high one.
 //   Groups    one scale and one zero point for all of a slice, `[8 g]` words each: the minimum is −scale · zero.
-// A warp reads 16 bytes a lane side by side, and a mask and a shift make a fragment of a word: no lane needs another's.
+// Lanes read side by side, and a mask and a shift make a fragment of a word: no lane needs another's.
 // Bits a weight: 4.5 (Q4_0), 5 (Q4_1), 4.75 (Q4_K), 4.25 (groups), 5.5 (Q5_0, MXFP4), 6 (Q5_1), 5.75 (Q5_K), 6.625 (Q6_K), 8.5 (Q8_0).
 #pragma once
 
@@ -28,6 +28,7 @@ namespace splice::cuda {
 
 constexpr int PANEL_COLUMNS = 16, BLOCK_DEPTH = 32, SLICE_BLOCKS = 4, SLICE_DEPTH = BLOCK_DEPTH * SLICE_BLOCKS;
 
+SPLICE_DEVICE const uint32_t* words_of(const Chunk* chunks) { return reinterpret_cast<const uint32_t*>(chunks); }
 // A number for each of a word's columns: the low one, then the high one.
 SPLICE_DEVICE uint16_t half_word(uint32_t word, int high) { return static_cast<uint16_t>(word >> (16 * high) & 0xffffu); }
 SPLICE_DEVICE float half_of(uint32_t word, int high) { return from_half(half_word(word, high)); }
@@ -58,19 +59,19 @@ struct SuperScales {
   static constexpr int chunks = 12;
   static constexpr bool minimum = true, paired = false;
   SPLICE_DEVICE static float scale(const Chunk* at, int b, int g, int high) {
-    return product(half_of((at + 8)->word[g], high), byte_of(at[g].word[b], high));
+    return product(half_of(words_of(at + 8)[g], high), byte_of(at[g].word[b], high));
   }
   SPLICE_DEVICE static float lowest(const Chunk* at, int b, int g, int high) { return sum(0.0f, signed_lowest(at, b, g, high)); }
   // As values have it: a zero may be negative.
   SPLICE_DEVICE static float signed_lowest(const Chunk* at, int b, int g, int high) {
-    return -product(half_of((at + 10)->word[g], high), byte_of(at[g].word[b], 2 + high));
+    return -product(half_of(words_of(at + 10)[g], high), byte_of(at[g].word[b], 2 + high));
   }
 };
 
 struct HalfScales {
   static constexpr int chunks = 10;
   static constexpr bool minimum = false, paired = true;
-  SPLICE_DEVICE static float scale(const Chunk* at, int, int g, int high) { return half_of((at + 8)->word[g], high); }
+  SPLICE_DEVICE static float scale(const Chunk* at, int, int g, int high) { return half_of(words_of(at + 8)[g], high); }
   SPLICE_DEVICE static float lowest(const Chunk*, int, int, int) { return 0.0f; }
   SPLICE_DEVICE static uint32_t halves(const Chunk* at, int b, int g) { return at[g].word[b]; }
 };
@@ -78,10 +79,10 @@ struct HalfScales {
 struct Groups {
   static constexpr int chunks = 4;
   static constexpr bool minimum = true, paired = false;
-  SPLICE_DEVICE static float scale(const Chunk* at, int, int g, int high) { return half_of(at->word[g], high); }
+  SPLICE_DEVICE static float scale(const Chunk* at, int, int g, int high) { return half_of(words_of(at)[g], high); }
   // Exact: 11 bits times 4.
   SPLICE_DEVICE static float lowest(const Chunk* at, int b, int g, int high) {
-    return -product(scale(at, b, g, high), half_of((at + 2)->word[g], high));
+    return -product(scale(at, b, g, high), half_of(words_of(at + 2)[g], high));
   }
 };
 
@@ -102,7 +103,7 @@ struct BlockForm {
 
   SPLICE_DEVICE static WordPair nibbles(const Chunk* slice, int b, int lane) {
     static_assert(bits < 8);
-    return reinterpret_cast<const WordPair*>(slice + b / 2 * WARP + lane)[b % 2];
+    return reinterpret_cast<const WordPair*>(slice)[b * WARP + lane];
   }
 
   // Block b as mma.m16n8k32 takes it: words of the low and the high column, of depths 4·q on, then of 16 + 4·q on.
@@ -120,7 +121,7 @@ struct BlockForm {
         a[i + 2] = (lift == 16 ? words.word[i] : words.word[i] / (16 / lift)) & mask;
       }
       if constexpr (bits == 5) {
-        const uint32_t tops = reinterpret_cast<const WordPair*>(slice + 2 * WARP)[lane].word[b / 2];
+        const uint32_t tops = words_of(slice + 2 * WARP)[b / 2 * WARP + lane];
         SPLICE_UNROLL
         for (int i = 0; i < 4; ++i) {
           constexpr int to = is_signed ? 7 : 4;
@@ -129,7 +130,7 @@ struct BlockForm {
         }
       }
       if constexpr (bits == 6) {
-        const uint32_t tops = slice[2 * WARP + lane].word[b];
+        const uint32_t tops = words_of(slice + 2 * WARP)[b * WARP + lane];
         SPLICE_UNROLL
         for (int i = 0; i < 4; ++i) a[i] |= tops << (6 - 2 * i) & 0xc0c0c0c0u;
       }

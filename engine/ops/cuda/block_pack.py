@@ -128,7 +128,7 @@ def _q6_k(blocks: Array) -> list[Array]:
     shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
     tops = blocks[:, :, 128:192].reshape(n, supers, 2, 1, BLOCK_DEPTH) >> shifts & 3
     signed = tops.reshape(n, supers * 8, 2, 4, 4) ^ 2  # halves of 16 depths, q, byte; quant − 32 in two's complement
-    fields = _padded(signed).transpose(0, 3, 2, 6, 4, 7, 5, 1)  # g, q | block, byte | half, high
+    fields = _padded(signed).transpose(0, 3, 4, 2, 6, 7, 5, 1)  # block, g, q | byte | half, high
     packed = np.bitwise_or.reduce(fields << np.array([[0, 2], [4, 6]], np.uint8), axis=(6, 7))
     sub_scales = _padded(blocks[:, :, 192:208].reshape(n, supers * 8, 2)).transpose(
         0, 3, 2, 4, 1, 5
@@ -146,13 +146,12 @@ def _joined(quants: Array) -> Array:
 
 
 def _nibbles(words: Array) -> Array:
-    split = _padded(words)  # half of a slice, g, q | which of two blocks, high
-    return split.reshape(*split.shape[:4], 2, 2, 4).transpose(0, 3, 4, 2, 6, 5, 1)
+    return _padded(words).transpose(0, 3, 4, 2, 5, 1)  # block, g, q | high
 
 
 def _fifths(bits: Array) -> Array:
-    split = _padded(bits.reshape(*bits.shape[:2], 2, 4, 4))  # g, q | two blocks, byte | block of two, half, high
-    split = split.reshape(*split.shape[:4], 2, 2, *split.shape[5:]).transpose(0, 3, 2, 7, 4, 8, 5, 6, 1)
+    split = _padded(bits.reshape(*bits.shape[:2], 2, 4, 4))  # two blocks, g, q | byte | block of two, half, high
+    split = split.reshape(*split.shape[:4], 2, 2, *split.shape[5:]).transpose(0, 3, 4, 2, 7, 8, 5, 6, 1)
     shifts = np.arange(8, dtype=np.uint8).reshape(2, 2, 2)
     return np.asarray(np.bitwise_or.reduce(split << shifts, axis=(6, 7, 8)))
 
