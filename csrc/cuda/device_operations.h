@@ -54,6 +54,22 @@ SPLICE_DEVICE uint32_t to_bf16_pair(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
+// Of both halves of a word of two bfloat16, rounded.
+SPLICE_DEVICE uint32_t bf16_pair_difference(uint32_t a, uint32_t b) {
+  const __nv_bfloat162 pair = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&a), *reinterpret_cast<const __nv_bfloat162*>(&b));
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+SPLICE_DEVICE float from_half(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+SPLICE_DEVICE float float_of_bits(uint32_t bits) { return __uint_as_float(bits); }
+SPLICE_DEVICE uint32_t bits_of_float(float x) { return __float_as_uint(x); }
+// (a & mask) ^ bits in one instruction, which two constants are too many for unless they are in registers.
+SPLICE_DEVICE uint32_t masked_xor(uint32_t a, uint32_t mask, uint32_t bits) {
+  uint32_t out;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(out) : "r"(a), "r"(mask), "r"(bits));
+  return out;
+}
+// To the nearest integer, ties to even.
+SPLICE_DEVICE int nearest_integer(float x) { return __float2int_rn(x); }
 
 SPLICE_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
@@ -90,6 +106,13 @@ SPLICE_DEVICE void multiply_fragments(float (&c)[4], const uint32_t (&a)[4], uin
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// d = start + a·b of 16×32 and 32×8 signed bytes, exact in int32; fragments as PTX ISA 9.7.14 lays out mma.m16n8k32.
+SPLICE_DEVICE void multiply_fragments_int8(uint32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, uint32_t start) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(start));
 }
 
 }  // namespace splice::cuda

@@ -195,6 +195,56 @@ int splice_cuda_gemm_fp8_sm90(const splice_cuda_gemm_fp8* args, void* stream);
 int splice_cuda_gemm_fp8_blocks_sm90(const splice_cuda_gemm_fp8* args, void* stream);
 // x in bfloat16 as it is (x_scales and x_scaling unused), any scaling of W. Tile 0 is for few rows, 1 for many: the same bits.
 int splice_cuda_gemm_fp8_weights(const splice_cuda_gemm_fp8* args, void* stream);
+// Quantised weights. See block_form.h for how a matrix lies in each form; engine/ops/cuda/block_pack.py makes them. Four, five and
+// eight bits with fp16 scales, and minima; four and five with both as products, as ggml's K-quants have them; six with a scale for
+// every 16 depths; five with powers of two; four with a scale and a zero point for every 128 depths.
+enum {
+  SPLICE_CUDA_BLOCK_4 = 0,
+  SPLICE_CUDA_BLOCK_4_MINIMUM = 1,
+  SPLICE_CUDA_BLOCK_4_SUPER = 2,
+  SPLICE_CUDA_BLOCK_4_GROUPS = 3,
+  SPLICE_CUDA_BLOCK_5 = 4,
+  SPLICE_CUDA_BLOCK_5_MINIMUM = 5,
+  SPLICE_CUDA_BLOCK_5_SUPER = 6,
+  SPLICE_CUDA_BLOCK_5_POWERS = 7,
+  SPLICE_CUDA_BLOCK_6_HALVES = 8,
+  SPLICE_CUDA_BLOCK_8 = 9
+};
+
+// Rows x [rows, k], bfloat16 or float32, k a multiple of 32, as int8 with one scale per block of 32: quants [rows, k], and
+// scales [2][rows][4·ceil(k/128)] float32: of blocks, then their scale times the sum of their quants; what fills up is not written.
+typedef struct {
+  int8_t* quants;
+  float* scales;
+  const void* x;
+  int64_t rows, k, x_stride;
+  int32_t x_is_float32;
+} splice_cuda_quantise;
+int splice_cuda_quantise_rows(const splice_cuda_quantise* args, void* stream);
+
+// y[m, n] = x·Wᵀ (+ bias[n]). block_gemm: x as splice_cuda_quantise_rows left it, and the bits of csrc/cpu's products; all forms but
+// groups. w4a16_gemm: x in bfloat16, rows aligned to 16 bytes, `scales` NULL; forms of four bits. Tiles give the same bits: 0 is of
+// 8 rows, 1 of 16, 2 of 64.
+typedef struct {
+  void* y;
+  const void* x;
+  const float* scales;
+  const void *w, *bias;
+  int64_t m, n, k, x_stride, y_stride;
+  int32_t form, y_is_float32, bias_is_float32, tile;
+} splice_cuda_block_gemm_args;
+int splice_cuda_block_gemm(const splice_cuda_block_gemm_args* args, void* stream);
+int splice_cuda_w4a16_gemm(const splice_cuda_block_gemm_args* args, void* stream);
+
+// Rows ids[i] of a matrix [n, k] as float32 y [rows, k]; NaN where ids[i] is not 0 to n - 1.
+typedef struct {
+  float* y;
+  const void* w;
+  const int64_t* ids;
+  int64_t rows, n, k;
+  int32_t form;
+} splice_cuda_block_row_lookup;
+int splice_cuda_block_rows(const splice_cuda_block_row_lookup* args, void* stream);
 
 #ifdef __cplusplus
 }

@@ -28,6 +28,11 @@ EMULATED_UNITS = (
     "sampling",
     "quantise_fp8",
     "gemm_fp8_weights",
+    "quantise_rows",
+    "block_gemm",
+    "block_gemm_wide",
+    "w4a16_gemm",
+    "block_rows",
 )
 _FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra", "-Werror")
 

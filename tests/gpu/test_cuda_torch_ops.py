@@ -6,8 +6,10 @@ import pytest
 import torch
 from closeness import same_bits
 from paged_cases import paged_case
+from quantised_cases import matrix_of
 
 from engine.ops.cuda import torch_ops
+from engine.ops.cuda.block_products import pack_weight
 from engine.ops.cuda.draw import DrawChoice, draw_columns
 from engine.ops.cuda.fp8_reference import quantise_weight
 from engine.ops.cuda.library import Library
@@ -35,6 +37,10 @@ def test_operators_keep_their_schemas_and_fakes(platform, operators, drawn):
     table = torch.rand(8, 64, generator=torch.Generator().manual_seed(3)).to(platform.device)
     logits = drawn(2, 100, dtype=torch.float32)
     columns = draw_columns([DrawChoice(1.0, 5, 1, top_k=3)] * 2).to(platform.device)
+    packed = pack_weight(matrix_of(24, 64, "q4_1"), platform.device)
+    weight = (packed.data, packed.kind, packed.n, packed.k)
+    # What fills up the scales of rows is never written, so their operator is compared by what products make of them.
+    quantised = [part.nan_to_num() for part in operators.quantise_rows(drawn(3, 64))]
     for operator, arguments in (
         (operators.rms_norm, (drawn(3, 64), drawn(64), 1e-6)),
         (operators.add_rms_norm, (drawn(3, 64), drawn(3, 64), drawn(64), 1e-6)),
@@ -43,6 +49,11 @@ def test_operators_keep_their_schemas_and_fakes(platform, operators, drawn):
         (operators.decode_attention, paged),
         (operators.prefill_attention, paged),
         (operators.draw, (logits, columns)),
+        (operators.quantise_rows, (drawn(3, 128),)),
+        (operators.block_gemm, (*quantised, *weight, drawn(24))),
+        (operators.block_gemm, (*quantised, *weight, None, 1, True)),
+        (operators.w4a16_gemm, (drawn(3, 64), *weight)),
+        (operators.block_rows, (*weight, at)),
     ):
         torch.library.opcheck(operator.default, arguments, test_utils=CHECKS)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.gpu.cases import attention, fp8, products, rows, sampling, transfer
+from benchmarks.gpu.cases import attention, fp8, products, quantised, rows, sampling, transfer
 from benchmarks.gpu.cases.case import Case
 
 
@@ -13,6 +13,7 @@ def cases() -> list[Case]:
         *rows.cases(),
         *products.cases(),
         *fp8.cases(),
+        *quantised.cases(),
         *attention.prefill(),
         *sampling.cases(),
         *transfer.cases(),

@@ -103,6 +103,29 @@ inline uint16_t to_bf16(float x) {
 }
 inline uint32_t to_bf16_pair(float low, float high) { return to_bf16(low) | static_cast<uint32_t>(to_bf16(high)) << 16; }
 
+inline uint32_t bf16_pair_difference(uint32_t a, uint32_t b) {
+  const auto part = [](uint32_t pair, int shift) { return from_bf16(static_cast<uint16_t>(pair >> shift & 0xffff)); };
+  return to_bf16_pair(part(a, 0) - part(b, 0), part(a, 16) - part(b, 16));
+}
+inline float float_of_bits(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+inline uint32_t bits_of_float(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+inline float from_half(uint16_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, magnitude = bits & 0x7fff;
+  if (magnitude >= 0x7c00) return float_of_bits(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
+  // The exponent is off by 112, of denormal numbers too: a product by a power of two is exact.
+  return float_of_bits(sign | bits_of_float(float_of_bits(magnitude << 13) * 0x1p112f));
+}
+inline uint32_t masked_xor(uint32_t a, uint32_t mask, uint32_t bits) { return (a & mask) ^ bits; }
+inline int nearest_integer(float x) { return static_cast<int>(nearbyintf(x)); }
+
 inline void start_copy(void* shared, const void* global, bool valid) { emulator::queue_copy(shared, global, valid); }
 inline void close_copies() { emulator::close_group(); }
 template <int pending>
@@ -154,6 +177,32 @@ inline void multiply_fragments(float (&c)[4], const uint32_t (&a)[4], uint32_t b
       total += from_bf16(static_cast<uint16_t>(left)) * from_bf16(static_cast<uint16_t>(right));
     }
     c[i] = total;
+  }
+  emulator::wait_for_warp();
+}
+
+inline void multiply_fragments_int8(uint32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, uint32_t start) {
+  struct Operands {
+    int8_t a[16], b[8];
+  } own;
+  const int lane = thread_index() % 32, group = lane / 4, quad = lane % 4;
+  memcpy(own.a, a, 16);
+  memcpy(own.b, &b0, 4);
+  memcpy(own.b + 4, &b1, 4);
+  memcpy(emulator::slot_of_lane(lane), &own, sizeof own);
+  emulator::wait_for_warp();
+  // a: fours (row group, k 4q), (row group + 8, same k), (row group, k 4q + 16), (row group + 8, k 4q + 16); b: k 4q, 4q + 16 of
+  // column group.
+  const auto shown = [](int who) { return static_cast<const Operands*>(emulator::slot_of_lane(who)); };
+  for (int i = 0; i < 4; ++i) {
+    const int row = group + i / 2 * 8, column = quad * 2 + i % 2;
+    int32_t total = 0;
+    for (int k = 0; k < 32; ++k) {
+      const int left = shown(row % 8 * 4 + k % 16 / 4)->a[(k / 16 * 2 + row / 8) * 4 + k % 4];
+      const int right = shown(column * 4 + k % 16 / 4)->b[k / 16 * 4 + k % 4];
+      total += left * right;
+    }
+    d[i] = start + static_cast<uint32_t>(total);
   }
   emulator::wait_for_warp();
 }

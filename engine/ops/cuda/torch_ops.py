@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from engine.ops.cuda import attention, cache, draw, gemm, rows, torch_fp8
+from engine.ops.cuda import attention, block_operators, cache, draw, gemm, rows, torch_fp8
 from engine.ops.cuda.library import Library
 from wire.errors import ErrorCode, SpliceError
 
@@ -28,7 +28,9 @@ _SCHEMAS = {
     "prefill_attention": f"({_PAGED}, {_BOUNDS}) -> Tensor",
     "gemm": "(Tensor x, Tensor weight, Tensor? bias, str kernel, int tile, bool float32=False) -> Tensor",
     "draw": "(Tensor logits, Tensor columns) -> Tensor",
-} | torch_fp8.SCHEMAS
+    **block_operators.SCHEMAS,
+    **torch_fp8.SCHEMAS,
+}
 _owner: list[tuple[Library, torch.library.Library]] = []
 """Of this process, one at most: torch's operators are the process's too."""
 
@@ -86,6 +88,7 @@ def _implementations(library: Library) -> dict[str, Callable[..., Any]]:
         "prefill_attention": attend(attention.prefill_attention),
         "gemm": product,
         "draw": bound(draw.draw_on_device),
+        **block_operators.implementations(library),
     }
 
 
@@ -108,4 +111,4 @@ def _fakes() -> dict[str, Callable[..., Any]]:
         return logits.new_empty(logits.shape[0], dtype=torch.int64)
 
     fakes: dict[str, Callable[..., Any]] = dict.fromkeys(_SCHEMAS, like)
-    return fakes | {"gated_mul": half, "gemm": product, "draw": tokens}
+    return fakes | {"gated_mul": half, "gemm": product, "draw": tokens} | block_operators.fakes()
