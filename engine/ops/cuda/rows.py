@@ -9,7 +9,8 @@ from engine.ops.cuda.structs import Gate, Norm
 from engine.ops.cuda.tensors import refuse, require, require_rows
 from engine.spec import Activation
 
-_ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1, "swiglu_oai": 2}
+ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1, "swiglu_oai": 2}
+"""Of `csrc/cuda/splice_cuda.h`."""
 _ALIGN = 16
 
 
@@ -28,13 +29,13 @@ def add_rms_norm(
 
 def gated_mul(library: Library, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
     """See `signatures.GatedMulOp`; bfloat16, I a multiple of 8."""
-    if activation not in _ACTIVATIONS:
-        raise refuse("activation", repr(activation), f"one of {', '.join(_ACTIVATIONS)}")
+    if activation not in ACTIVATIONS:
+        raise refuse("activation", repr(activation), f"one of {', '.join(ACTIVATIONS)}")
     device = library.device_type
     address, stride = require_rows("gate_up", gate_up, torch.bfloat16, (None, None), device, _ALIGN)
     rows, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(rows, size, dtype=torch.bfloat16, device=gate_up.device)
-    library.call("gated_mul", Gate(out.data_ptr(), address, rows, size, stride, _ACTIVATIONS[activation]))
+    library.call("gated_mul", Gate(out.data_ptr(), address, rows, size, stride, ACTIVATIONS[activation]))
     return out
 
 

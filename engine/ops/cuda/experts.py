@@ -1,0 +1,70 @@
+"""A mixture's experts on the device: every token through the gated MLPs it chose, in four launches.
+
+No launch is sized by what the device alone knows, and the host waits for nothing: a captured graph replays for any
+choice of experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from engine.ops.cuda.grouped_gemm import TILE_ROWS, grouped_gemm
+from engine.ops.cuda.library import Library
+from engine.ops.cuda.permutation import permute, unpermute
+from engine.ops.cuda.tensors import refuse
+from engine.ops.weight_matrix import ExpertMatrices, stacked
+from engine.spec import Activation
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertStacks:
+    """The experts of a layer, bfloat16, contiguous."""
+
+    gate_up: torch.Tensor
+    """`[num_experts, 2 * intermediate, hidden]`, an expert's gate first."""
+    down: torch.Tensor
+    """`[num_experts, hidden, intermediate]`."""
+    gate_up_bias: torch.Tensor | None = None
+    """`[num_experts, 2 * intermediate]`."""
+    down_bias: torch.Tensor | None = None
+    """`[num_experts, hidden]`."""
+
+
+def pack_experts(experts: Iterable[ExpertMatrices], device: torch.device) -> ExpertStacks:
+    """See `signatures.PackExpertsOp`; each goes to the device before the next is read."""
+    parts: list[list[torch.Tensor]] = [[], [], [], []]
+    for one in experts:
+        biases = [bias for bias in (one.gate_up_bias, one.down_bias) if bias is not None]
+        for own, part in zip(parts, (stacked(one.gate, one.up), stacked(one.down), *biases), strict=False):
+            own.append(part.to(device))
+    gate_up, down, gate_up_bias, down_bias = (torch.stack(own) if own else None for own in parts)
+    if gate_up is None or down is None:
+        raise refuse("experts", "empty", "one at least")
+    return ExpertStacks(gate_up, down, gate_up_bias, down_bias)
+
+
+def tile_rows_for(choices: int, num_experts: int) -> int:
+    """How many rows a tile has when experts share so many choices evenly: a matter of speed alone."""
+    few, some, many = TILE_ROWS
+    each = choices / num_experts
+    return few if each <= few else some if each <= some else many
+
+
+def experts(
+    library: Library,
+    x: torch.Tensor,
+    experts: torch.Tensor,
+    weights: torch.Tensor,
+    packed: ExpertStacks,
+    activation: Activation,
+    shared: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """See `signatures.ExpertsOp`; bfloat16, rows of `x` perhaps strided, hidden and intermediate multiples of 8. A
+    choice of an expert that is none of these adds nothing."""
+    num_experts = packed.gate_up.shape[0]
+    order = permute(library, experts, num_experts, tile_rows_for(experts.numel(), num_experts))
+    wide = grouped_gemm(library, x, packed.gate_up, order, packed.gate_up_bias, gather=True, activation=activation)
+    return unpermute(library, grouped_gemm(library, wide, packed.down, order, packed.down_bias), order, weights, shared)
