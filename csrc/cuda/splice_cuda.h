@@ -201,6 +201,20 @@ typedef struct {
 } splice_cuda_grouped;
 int splice_cuda_grouped_gemm(const splice_cuda_grouped* args, void* stream);
 
+// The same on Hopper, through CUTLASS: without bias and activation, x in the order of experts. Rows offsets[e] to offsets[e] +
+// counts[e] - 1 of y and x, both contiguous, are expert e's. tile 0 is for few rows an expert, 1 for many.
+typedef struct {
+  void* y;
+  const void *x, *w;
+  const int32_t *counts, *offsets;
+  void* workspace;  // splice_cuda_grouped_sm90_workspace bytes, aligned to 256
+  int64_t num_experts, n, k;
+  int32_t tile;
+} splice_cuda_grouped_sm90;
+int splice_cuda_grouped_sm90_gemm(const splice_cuda_grouped_sm90* args, void* stream);
+// -1 where no device can be asked.
+int64_t splice_cuda_grouped_sm90_workspace(int64_t num_experts);
+
 #ifdef __cplusplus
 }
 #endif

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import kernel_platform
 import pytest
 import torch
 from closeness import distance, same_bits
 
 from engine.ops import reference
 from engine.ops.cuda.experts import ExpertStacks, experts, pack_experts, tile_rows_for
+from engine.ops.cuda.route import route
 from engine.ops.weight_matrix import ExpertMatrices
+from engine.spec import RoutingSpec
 from wire.errors import SpliceError
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -77,6 +80,35 @@ def test_a_tokens_row_is_the_same_in_any_company(platform, drawn, reseeded):
         own = slice(row, row + 1)
         alone = experts(platform.library, x[own], ids[own], weights[own], packed, "silu", shared[own])
         assert same_bits(alone, together[own])
+
+
+@pytest.mark.gpu
+def test_gpu_a_captured_graph_replays_for_other_choices():
+    missing = kernel_platform.why_no_gpu()
+    if missing:
+        pytest.skip(missing)
+    platform = kernel_platform.gpu()
+
+    def drawn(*shape: int, dtype: torch.dtype = torch.bfloat16, scale: float = 1.0) -> torch.Tensor:
+        return (torch.randn(shape, device=platform.device) * scale).to(dtype)
+
+    packed, x = pack_experts(_matrices(drawn, biased=True), platform.device), drawn(48, HIDDEN)
+    routing = RoutingSpec(EXPERTS, 2, "softmax", normalise=True)
+    logits = drawn(48, EXPERTS, dtype=torch.float32)
+
+    def mixture() -> torch.Tensor:
+        ids, weights = route(platform.library, routing, logits, None)
+        return experts(platform.library, x, ids, weights, packed, "silu")
+
+    mixture()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = mixture()
+    for skew in (0.0, 30.0):
+        logits.copy_(drawn(48, EXPERTS, dtype=torch.float32))
+        logits[:, 0] += skew
+        graph.replay()
+        assert same_bits(out, mixture())
 
 
 def test_halves_of_the_experts_add_up_to_all(platform, drawn):

@@ -34,6 +34,7 @@ def test_operators_keep_their_schemas_and_fakes(platform, operators, drawn):
     table = torch.rand(8, 64, generator=torch.Generator().manual_seed(3)).to(platform.device)
     logits = drawn(2, 100, dtype=torch.float32)
     columns = draw_columns([DrawChoice(1.0, 5, 1, top_k=3)] * 2).to(platform.device)
+    ids, shares = torch.tensor([[0, 2], [1, 0], [2, 1]], device=platform.device), drawn(3, 2, dtype=torch.float32)
     for operator, arguments in (
         (operators.rms_norm, (drawn(3, 64), drawn(64), 1e-6)),
         (operators.add_rms_norm, (drawn(3, 64), drawn(3, 64), drawn(64), 1e-6)),
@@ -42,6 +43,8 @@ def test_operators_keep_their_schemas_and_fakes(platform, operators, drawn):
         (operators.decode_attention, paged),
         (operators.prefill_attention, paged),
         (operators.draw, (logits, columns)),
+        (operators.route, (logits, None, 4, "softmax", True)),
+        (operators.experts, (drawn(3, 64), ids, shares, drawn(3, 48, 64), drawn(3, 64, 24), "silu")),
     ):
         torch.library.opcheck(operator.default, arguments, test_utils=CHECKS)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.gpu.cases import attention, products, rows, sampling, transfer
+from benchmarks.gpu.cases import attention, experts, products, rows, sampling, transfer
 from benchmarks.gpu.cases.case import Case
 
 
@@ -12,6 +12,7 @@ def cases() -> list[Case]:
         *attention.decode(),
         *rows.cases(),
         *products.cases(),
+        *experts.cases(),
         *attention.prefill(),
         *sampling.cases(),
         *transfer.cases(),
