@@ -206,14 +206,18 @@ int splice_cuda_grouped_gemm(const splice_cuda_grouped* args, void* stream);
 typedef struct {
   void* y;
   const void *x, *w;
+  const float *x_scales, *w_scales;  // [rows], [experts, n]; of grouped_fp8 only
   const int32_t *counts, *offsets;
-  void* workspace;  // splice_cuda_grouped_sm90_workspace bytes, aligned to 256
+  void* workspace;  // of the bytes that the function's own _workspace says, -1 where no device can be asked; aligned to 256
   int64_t num_experts, n, k;
   int32_t tile;
 } splice_cuda_grouped_sm90;
 int splice_cuda_grouped_sm90_gemm(const splice_cuda_grouped_sm90* args, void* stream);
-// -1 where no device can be asked.
 int64_t splice_cuda_grouped_sm90_workspace(int64_t num_experts);
+// x and W in e4m3 codes (torch.float8_e4m3fn), one scale a row of either: y[r] = w_scales[e] · (x_scales[r] · (x[r]·W[e]ᵀ)). k is a
+// multiple of 16.
+int splice_cuda_grouped_fp8_gemm(const splice_cuda_grouped_sm90* args, void* stream);
+int64_t splice_cuda_grouped_fp8_workspace(int64_t num_experts);
 
 #ifdef __cplusplus
 }

@@ -9,7 +9,7 @@ import torch
 from closeness import distance, same_bits
 
 from engine.ops.cuda.experts import ExpertStacks, experts
-from engine.ops.cuda.grouped_sm90 import TILES, grouped_gemm_sm90
+from engine.ops.cuda.grouped_sm90 import TILES, Scales, grouped_gemm_sm90
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.permutation import gather_rows, permute
 from wire.errors import ErrorCode, SpliceError
@@ -63,6 +63,29 @@ def test_gpu_masked_rows_give_the_bits_of_contiguous_ones(library, tile):
         rows = gather_rows(library, x, order)
         found.append(grouped_gemm_sm90(library, rows, weight, order, tile=tile)[order.places.long()])
     assert same_bits(*found)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tile", range(TILES))
+def test_gpu_products_of_codes_are_scaled_by_rows(library, tile):
+    """Scales of x begin at any row, those of weights at a multiple of 8."""
+    if not library.has("grouped_fp8_gemm"):
+        pytest.skip("grouped_fp8_sm90 was not built for this GPU")
+    tokens, n, k = 61, 200, 400
+    ids, weight = _choices(tokens, 3), _drawn(EXPERTS, n, k, seed=2).to(torch.float8_e4m3fn)
+    order = permute(library, ids, EXPERTS, 16)
+    x = _drawn(order.rows, k, seed=1).to(torch.float8_e4m3fn)
+    scales = Scales(_drawn(order.rows, seed=3).float(), _drawn(EXPERTS, n, seed=4).float())
+    found = grouped_gemm_sm90(library, x, weight, order, scales, tile=tile).cpu()
+    owners = torch.repeat_interleave(torch.arange(EXPERTS), order.counts.cpu().long())
+    wide = [part.double().cpu() for part in (x, weight, scales.x, scales.weight)]
+    exact = torch.einsum("rk,rnk->rn", wide[0], wide[1][owners]) * wide[2].unsqueeze(1) * wide[3][owners]
+    assert distance(found, exact) < 4e-3
+    alone = permute(library, ids[:1], EXPERTS, 16)
+    rows = order.places[0].sort().values.long()
+    own = Scales(scales.x[rows].contiguous(), scales.weight)
+    part = grouped_gemm_sm90(library, x.view(torch.uint8)[rows].view(x.dtype), weight, alone, own, tile=tile)
+    assert same_bits(part.cpu(), found[rows.cpu()])
 
 
 @pytest.mark.gpu

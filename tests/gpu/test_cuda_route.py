@@ -83,11 +83,12 @@ def test_scores_that_are_all_zero_divide_by_nothing(platform):
     assert weights.tolist() == [[0.0] * 4]
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("kind", ["softmax", "gpt-oss", "deepseek-v2", "deepseek-v3", "all"])
-def test_a_logit_that_is_no_number_is_seen_in_the_weights(platform, drawn, kind):
+def test_a_logit_that_is_no_number_is_seen_in_the_weights(platform, drawn, kind, sign):
     routing = KINDS[kind]
     logits, bias = _inputs(platform, drawn, routing, 2)
-    logits[0, 5] = torch.nan
+    logits[0, 5] = torch.copysign(torch.tensor(torch.nan), torch.tensor(sign))
     experts, weights = route(platform.library, routing, logits, bias)
     wanted, _ = reference(routing, logits.cpu(), None if bias is None else bias.cpu())
     assert torch.equal(experts.cpu(), wanted)

@@ -13,7 +13,7 @@ import torch
 from benchmarks.gpu.cases.case import Call, Case, drawn, sets
 from engine.ops.cuda.experts import ExpertStacks, GroupedKernel, experts, tile_rows_for
 from engine.ops.cuda.grouped_gemm import grouped_gemm
-from engine.ops.cuda.grouped_sm90 import FEW_ROWS, grouped_gemm_sm90, workspace_bytes
+from engine.ops.cuda.grouped_sm90 import FEW_ROWS, Scales, grouped_gemm_sm90
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.permutation import gather_rows, permute
 from engine.ops.cuda.route import route
@@ -58,6 +58,12 @@ def cases() -> Iterator[Case]:
                 f"gate and up of {name}, {kernel}", function, gate_up, operations * 2 // 3, alone, dense,
                 "dense product of equal FLOP",
             )  # fmt: skip
+        rows_bytes, weight_bytes = rows * (one.hidden + 4 * one.wide), one.weight_bytes(tokens) // 3
+        codes, of_torch = partial(_codes, one, tokens), partial(_dense_codes, one, tokens)
+        yield Case(
+            f"gate and up of {name}, e4m3 codes", "grouped_fp8_gemm", weight_bytes + rows_bytes, operations * 2 // 3,
+            codes, of_torch, "torch._scaled_mm of equal FLOP",
+        )  # fmt: skip
     for tokens in (1, 8192):
         moved = tokens * (128 * 4 + 8 * 12)
         yield Case(f"route among 128 experts, {tokens} tokens", "route", moved, tokens * 128, partial(_routes, tokens))
@@ -94,15 +100,41 @@ def _products(one: _Mixture, tokens: int, kernel: GroupedKernel, library: Librar
             calls.append(partial(grouped_gemm, library, x, weight, order, gather=True))
             continue
         tile = 0 if rows <= FEW_ROWS * one.num_experts else 1
-        room = torch.empty(workspace_bytes(library, one.num_experts), dtype=torch.uint8, device="cuda")
-        gathered = gather_rows(library, x, order)
-        calls.append(partial(grouped_gemm_sm90, library, gathered, weight, order, tile=tile, workspace=room))
+        calls.append(partial(grouped_gemm_sm90, library, gather_rows(library, x, order), weight, order, tile=tile))
     return calls
 
 
 def _dense(one: _Mixture, tokens: int) -> list[Call]:
     rows, wide, turns = tokens * one.top_k, 2 * one.wide, sets(4 * one.hidden * one.wide)
     return [partial(torch.nn.functional.linear, drawn(rows, one.hidden), drawn(wide, one.hidden)) for _ in turns]
+
+
+def _codes(one: _Mixture, tokens: int, library: Library) -> list[Call]:
+    rows, wide = tokens * one.top_k, 2 * one.wide
+    calls: list[Call] = []
+    for _ in sets(one.weight_bytes(tokens) // 2):
+        order = permute(library, _choices(one, tokens), one.num_experts, tile_rows_for(rows, one.num_experts))
+        x, weight = _e4m3(rows, one.hidden), _e4m3(one.num_experts, wide, one.hidden)
+        scales = Scales(torch.rand(rows, device="cuda"), torch.rand(one.num_experts, wide, device="cuda"))
+        tile = 0 if rows <= FEW_ROWS * one.num_experts else 1
+        calls.append(partial(grouped_gemm_sm90, library, x, weight, order, scales, tile=tile))
+    return calls
+
+
+def _dense_codes(one: _Mixture, tokens: int) -> list[Call]:
+    rows, wide = tokens * one.top_k, 2 * one.wide
+    of_rows, of_columns = torch.rand(rows, 1, device="cuda"), torch.rand(1, wide, device="cuda")
+    return [
+        partial(
+            torch._scaled_mm, _e4m3(rows, one.hidden), _e4m3(wide, one.hidden).t(), of_rows, of_columns,
+            out_dtype=torch.bfloat16,
+        )
+        for _ in sets(2 * one.hidden * one.wide)
+    ]  # fmt: skip
+
+
+def _e4m3(*shape: int) -> torch.Tensor:
+    return drawn(*shape).to(torch.float8_e4m3fn)
 
 
 def _loops(one: _Mixture, tokens: int) -> list[Call]:

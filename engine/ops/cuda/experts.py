@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 
 from engine.ops.cuda.grouped_gemm import TILE_ROWS, grouped_gemm
-from engine.ops.cuda.grouped_sm90 import FEW_ROWS, grouped_gemm_sm90, workspace_bytes
+from engine.ops.cuda.grouped_sm90 import FEW_ROWS, grouped_gemm_sm90
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.permutation import Permutation, gather_rows, permute, unpermute
 from engine.ops.cuda.rows import gated_mul
@@ -94,8 +94,6 @@ def _through_cutlass(
         raise refuse("packed", "with biases", "none: grouped_sm90 adds none, grouped_gemm does")
     num_experts = packed.gate_up.shape[0]
     tile = 0 if order.places.numel() <= FEW_ROWS * num_experts else 1
-    room = torch.empty(workspace_bytes(library, num_experts), dtype=torch.uint8, device=x.device)
     rows = gather_rows(library, x, order)
-    wide = grouped_gemm_sm90(library, rows, packed.gate_up, order, tile=tile, workspace=room)
-    gated = gated_mul(library, wide, activation)
-    return grouped_gemm_sm90(library, gated, packed.down, order, tile=tile, workspace=room)
+    wide = grouped_gemm_sm90(library, rows, packed.gate_up, order, tile=tile)
+    return grouped_gemm_sm90(library, gated_mul(library, wide, activation), packed.down, order, tile=tile)
