@@ -38,13 +38,13 @@ class ExpertStacks:
     """`[num_experts, hidden]`."""
 
 
-def pack_experts(experts: Iterable[ExpertMatrices], device: torch.device) -> ExpertStacks:
-    """See `signatures.PackExpertsOp`; each goes to the device before the next is read."""
+def pack_experts(experts: Iterable[ExpertMatrices]) -> ExpertStacks:
+    """See `signatures.PackExpertsOp`: on the device that they are on."""
     parts: list[list[torch.Tensor]] = [[], [], [], []]
     for one in experts:
         biases = [bias for bias in (one.gate_up_bias, one.down_bias) if bias is not None]
         for own, part in zip(parts, (stacked(one.gate, one.up), stacked(one.down), *biases), strict=False):
-            own.append(part.to(device))
+            own.append(part)
     gate_up, down, gate_up_bias, down_bias = (torch.stack(own) if own else None for own in parts)
     if gate_up is None or down is None:
         raise refuse("experts", "empty", "one at least")

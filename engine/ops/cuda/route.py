@@ -10,6 +10,7 @@ from engine.ops.cuda.library import Library
 from engine.ops.cuda.tensors import require, require_rows
 from engine.spec import RoutingSpec
 
+MAX_EXPERTS, MAX_CHOICES, MAX_GROUPS = 512, 32, 32
 _SCORES = {"softmax": 0, "softmax_of_chosen": 1, "sigmoid": 2}
 
 
