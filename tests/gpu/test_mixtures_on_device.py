@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from device_models import SPEC, bound, device_decoder, reference_decoder, runtime_of
 from test_device_decoder import Run
 
 from engine.blocks.kv_cache import KVCache
 from engine.device.buckets import Buckets
 from engine.ops.cuda.candidates import obstacle
+from engine.ops.cuda.expert_kernels import MANY_ROWS, choice_of
+from engine.ops.cuda.experts import ExpertStacks
 from engine.spec import LayerSpec, MlpSpec, ModelSpec, MoeSpec, RoutingSpec
 
 _PLAIN = MoeSpec(RoutingSpec(8, 2, "softmax", normalise=True), MlpSpec(40))
@@ -81,3 +84,18 @@ def test_mixtures_that_no_kernel_computes_say_why():
         ("hidden_size is 60", replace(of(), hidden_size=60)),
     ):
         assert words in (obstacle(spec) or "")
+
+
+def test_one_arithmetic_is_chosen_for_all_steps_of_a_layer():
+    weights = torch.empty(8, 16, 8), torch.empty(8, 8, 8)
+    plain, biased = ExpertStacks(*weights), ExpertStacks(*weights, torch.empty(8, 16), torch.empty(8, 8))
+    rows = (1, 8 * MANY_ROWS, 8 * MANY_ROWS + 1)
+    for agreement, expected in (
+        ((True, True), ["grouped_gemm", "grouped_gemm", "grouped_sm90"]),
+        ((False, True), ["grouped_sm90"] * 3),
+        ((True, False), ["grouped_gemm"] * 3),
+        ((False, False), ["grouped_gemm"] * 3),
+    ):
+        choice = choice_of(kernels_agree=agreement[0], tiles_agree=agreement[1])
+        assert [choice.of(count, plain) for count in rows] == expected
+        assert {choice.of(count, biased) for count in rows} == {"grouped_gemm"}

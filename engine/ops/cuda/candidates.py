@@ -13,7 +13,8 @@ from engine.ops.cuda.attention import DECODE_HEAD_DIMS, PREFILL_HEAD_DIMS, Paged
 from engine.ops.cuda.attention import decode_attention as attend_few
 from engine.ops.cuda.attention import prefill_attention as attend_many
 from engine.ops.cuda.cache import rope_and_store
-from engine.ops.cuda.experts import experts, pack_experts
+from engine.ops.cuda.expert_kernels import CudaExperts
+from engine.ops.cuda.experts import pack_experts
 from engine.ops.cuda.gemm import GemmKernel, gemm
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.route import MAX_CHOICES, MAX_EXPERTS, MAX_GROUPS, route
@@ -121,7 +122,7 @@ class CudaOps:
 
 def candidates(library: Library, product: GemmKernel | None) -> tuple[Candidate, ...]:
     """On this library; products by `product`, or by torch where it is None."""
-    ops = CudaOps(library, product)
+    ops, experts = CudaOps(library, product), CudaExperts(library, is_hopper=product == "gemm_sm90")
     found = [
         Candidate("rms_norm", "cuda", partial(rows.rms_norm, library), _supports, _RANK),
         Candidate("add_rms_norm", "cuda", partial(rows.add_rms_norm, library), _supports, _RANK),
@@ -152,8 +153,8 @@ def candidates(library: Library, product: GemmKernel | None) -> tuple[Candidate,
         Candidate("route", "cuda", partial(route, library), _supports, _RANK),
         Candidate(
             "experts",
-            "cuda",
-            partial(experts, library),
+            experts.name,
+            experts,
             _supports,
             _RANK,
             frozenset({"gelu_tanh", "swiglu_oai"}),
