@@ -25,10 +25,11 @@ class MixtureOfExperts:
         correction = f"{name}.gate.e_score_correction_bias"
         self._score_bias = _per_expert(weights, correction, routing.num_experts, routing.score_bias)
         self._activation = spec.expert.activation
-        self._experts = ops.pack_experts(
+        one_by_one = (
             _expert(weights, f"{name}.experts.{expert}", spec.expert, hidden, ops.expert_kinds)
             for expert in range(routing.num_experts)
         )
+        self._experts = ops.pack_experts(one_by_one, routing.num_experts)
         shared = spec.shared
         self._shared = None if shared is None else GatedMlp(shared, hidden, f"{name}.shared_experts", ops, weights)
 

@@ -27,11 +27,11 @@ class GatheredExperts:
     def __init__(self, linear: LinearOp, pack_linear: PackOp, gated_mul: GatedMulOp) -> None:
         self._linear, self._pack_linear, self._gated_mul = linear, pack_linear, gated_mul
 
-    def pack(self, experts: Iterable[ExpertMatrices]) -> Sequence[_Expert]:
+    def pack(self, experts: Iterable[ExpertMatrices], count: int) -> Sequence[_Expert]:
         """See `signatures.PackExpertsOp`."""
         return [
             _Expert(self._pack_linear(one.gate, one.up), self._pack_linear(one.down), one.gate_up_bias, one.down_bias)
-            for one in experts
+            for one, _ in zip(experts, range(count), strict=True)
         ]
 
     def __call__(

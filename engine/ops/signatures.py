@@ -174,9 +174,9 @@ class RouteOp(Protocol):
 
 
 class PackExpertsOp(Protocol):
-    def __call__(self, experts: Iterable[ExpertMatrices]) -> PackedExperts:
-        """Re-lays the experts of a layer, in their order, at load time. They are taken one at a time: no more than one
-        need be in memory as its file has it."""
+    def __call__(self, experts: Iterable[ExpertMatrices], count: int) -> PackedExperts:
+        """Re-lays the `count` experts of a layer, in their order, at load time. They are taken one at a time: no more
+        than one need be in memory as its file has it."""
 
 
 class ExpertsOp(Protocol):

@@ -54,9 +54,9 @@ def _exact(x, ids, weights, matrices, activation) -> torch.Tensor:
 def test_experts_are_near_the_exact_ones(platform, drawn, tokens, top_k, biased, activation):
     matrices, x = _matrices(drawn, biased), drawn(tokens, HIDDEN)
     ids, weights = _choices(tokens, top_k, platform, drawn)
-    found = experts(platform.library, x, ids, weights, pack_experts(matrices), activation)
+    found = experts(platform.library, x, ids, weights, pack_experts(matrices, EXPERTS), activation)
     assert distance(found, _exact(x, ids, weights, matrices, activation)) < ROUNDING
-    packed = reference.EXPERTS.pack([_on_cpu(one) for one in matrices])
+    packed = reference.EXPERTS.pack([_on_cpu(one) for one in matrices], EXPERTS)
     other = reference.EXPERTS(x.cpu(), ids.cpu(), weights.cpu(), packed, activation)
     assert distance(found, other) < ROUNDING
 
@@ -69,7 +69,7 @@ def _on_cpu(one: ExpertMatrices) -> ExpertMatrices:
 def test_a_tokens_row_is_the_same_in_any_company(platform, drawn, reseeded):
     """Alone tiles have 16 rows, together 64: the choice of a tile shows nowhere."""
     tokens = 70
-    packed, x = pack_experts(_matrices(drawn, biased=True)), drawn(tokens, HIDDEN)
+    packed, x = pack_experts(_matrices(drawn, biased=True), EXPERTS), drawn(tokens, HIDDEN)
     ids, weights = _choices(tokens, 2, platform, drawn)
     shared = drawn(tokens, 2 * HIDDEN)[:, :HIDDEN]
     together = experts(platform.library, x, ids, weights, packed, "silu", shared)
@@ -92,7 +92,7 @@ def test_gpu_a_captured_graph_replays_for_other_choices():
     def drawn(*shape: int, dtype: torch.dtype = torch.bfloat16, scale: float = 1.0) -> torch.Tensor:
         return (torch.randn(shape, device=platform.device) * scale).to(dtype)
 
-    packed, x = pack_experts(_matrices(drawn, biased=True)), drawn(48, HIDDEN)
+    packed, x = pack_experts(_matrices(drawn, biased=True), EXPERTS), drawn(48, HIDDEN)
     routing = RoutingSpec(EXPERTS, 2, "softmax", normalise=True)
     logits = drawn(48, EXPERTS, dtype=torch.float32)
 
@@ -115,16 +115,16 @@ def test_halves_of_the_experts_add_up_to_all(platform, drawn):
     """As when experts live on two devices, each of which knows its own by ids from 0 on."""
     matrices, x = _matrices(drawn, biased=False), drawn(9, HIDDEN)
     ids, weights = _choices(9, 3, platform, drawn)
-    whole = experts(platform.library, x, ids, weights, pack_experts(matrices), "silu")
+    whole = experts(platform.library, x, ids, weights, pack_experts(matrices, EXPERTS), "silu")
     parts = [
-        experts(platform.library, x, ids - first, weights, pack_experts(matrices[first:last]), "silu")
+        experts(platform.library, x, ids - first, weights, pack_experts(matrices[first:last], last - first), "silu")
         for first, last in ((0, 2), (2, EXPERTS))
     ]
     assert distance(parts[0].double() + parts[1].double(), whole) < ROUNDING
 
 
 def test_no_tokens_are_no_rows(platform, drawn):
-    packed = pack_experts(_matrices(drawn, biased=False))
+    packed = pack_experts(_matrices(drawn, biased=False), EXPERTS)
     ids, weights = (torch.empty(0, 2, dtype=dtype, device=platform.device) for dtype in (torch.int64, torch.float32))
     assert experts(platform.library, drawn(0, HIDDEN), ids, weights, packed, "silu").shape == (0, HIDDEN)
 
@@ -134,7 +134,7 @@ def test_tiles_grow_with_the_rows_of_an_expert():
 
 
 def test_what_does_not_fit_together_is_named(platform, drawn):
-    packed = pack_experts(_matrices(drawn, biased=False))
+    packed = pack_experts(_matrices(drawn, biased=False), EXPERTS)
     ids, weights = _choices(4, 2, platform, drawn)
     x = drawn(4, HIDDEN)
     for words, call in (
@@ -142,7 +142,7 @@ def test_what_does_not_fit_together_is_named(platform, drawn):
         ("x is of torch.float32", lambda: experts(platform.library, x.float(), ids, weights, packed, "silu")),
         ("weights is of shape", lambda: experts(platform.library, x, ids, weights[:, :1].contiguous(), packed, "silu")),
         ("weight is of shape", lambda: experts(platform.library, x, ids, weights, _cut(packed), "silu")),
-        ("experts is empty", lambda: pack_experts([])),
+        ("experts is empty", lambda: pack_experts([], 0)),
     ):
         with pytest.raises(SpliceError, match=words):
             call()

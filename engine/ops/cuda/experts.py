@@ -38,17 +38,19 @@ class ExpertStacks:
     """`[num_experts, hidden]`."""
 
 
-def pack_experts(experts: Iterable[ExpertMatrices]) -> ExpertStacks:
-    """See `signatures.PackExpertsOp`: on the device that they are on."""
-    parts: list[list[torch.Tensor]] = [[], [], [], []]
-    for one in experts:
+def pack_experts(experts: Iterable[ExpertMatrices], count: int) -> ExpertStacks:
+    """See `signatures.PackExpertsOp`: on the device that they are on, each copied into its stack as it comes."""
+    stacks: list[torch.Tensor] = []
+    for index, (one, _) in enumerate(zip(experts, range(count), strict=True)):
         biases = [bias for bias in (one.gate_up_bias, one.down_bias) if bias is not None]
-        for own, part in zip(parts, (stacked(one.gate, one.up), stacked(one.down), *biases), strict=False):
-            own.append(part)
-    gate_up, down, gate_up_bias, down_bias = (torch.stack(own) if own else None for own in parts)
-    if gate_up is None or down is None:
+        parts = [stacked(one.gate, one.up), stacked(one.down), *biases]
+        if not stacks:
+            stacks = [part.new_empty(count, *part.shape) for part in parts]
+        for stack, part in zip(stacks, parts, strict=True):
+            stack[index] = part
+    if not stacks:
         raise refuse("experts", "empty", "one at least")
-    return ExpertStacks(gate_up, down, gate_up_bias, down_bias)
+    return ExpertStacks(*stacks)
 
 
 def tile_rows_for(choices: int, num_experts: int) -> int:

@@ -69,8 +69,10 @@ def grouped_gemm_sm90(
     if scales is not None:
         of_x = require("scales.x", scales.x, torch.float32, (permutation.rows,), device)
         of_weight = require("scales.weight", scales.weight, torch.float32, (experts, n), device, _ALIGN)
-    workspace = torch.empty(_workspace_bytes(library, kernel, experts), dtype=torch.uint8, device=x.device)
     y = torch.empty(permutation.rows, n, dtype=BF16, device=x.device)
+    if not permutation.rows:
+        return y
+    workspace = torch.empty(_workspace_bytes(library, kernel, experts), dtype=torch.uint8, device=x.device)
     arguments = GroupedSm90(
         y=y.data_ptr(), x=rows, w=matrices, x_scales=of_x, w_scales=of_weight, counts=permutation.counts.data_ptr(),
         offsets=permutation.offsets.data_ptr(), workspace=workspace.data_ptr(), num_experts=experts, n=n, k=k,

@@ -54,7 +54,7 @@ def test_tokens_go_through_the_experts_they_chose(ops: OpTable, biased: bool) ->
     experts, x = _experts(biased), _drawn(37, HIDDEN, seed=90)
     ids = torch.stack([torch.randperm(EXPERTS - 1, generator=torch.Generator().manual_seed(i))[:3] for i in range(37)])
     weights, shared = _drawn(37, 3, seed=91).abs(), _drawn(37, HIDDEN, seed=92)
-    packed = ops.pack_experts(iter(experts))
+    packed = ops.pack_experts(iter(experts), EXPERTS)
     found = ops.experts(x, ids, weights, packed, "silu")
     expected = _exact(x, ids, weights, experts)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
