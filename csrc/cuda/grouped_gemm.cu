@@ -6,8 +6,9 @@
 // which is all of decode, by the matrix units above. mma.sync reaches some 60 % of what wgmma does on Hopper, which is the ceiling of
 // this kernel there; grouped_sm90.cu is the one for many rows.
 //
-// As many blocks as the device holds take pairs of (tile of rows, tile of columns) in turn, columns first, until those that the device
-// counted are done: the launch knows no count. Copies run ahead over the ends of pairs, `stages` steps of 64 elements of k. Rows come
+// As many blocks as the device holds take pairs of (tile of rows, tile of columns) in turn, until those that the device counted are
+// done: the launch knows no count. Eight tiles of rows, mostly one expert's, take a tile of columns before the next, so that weights
+// which many rows share come from memory once. Copies run ahead over the ends of pairs, `stages` steps of 64 elements of k. Rows come
 // from where `sources` says, so that nobody gathers them first. Gate and up columns of the same outputs lie in the same thread, which
 // applies the activation to the rounded products, as if they had been stored.
 //
@@ -20,6 +21,7 @@ namespace splice::cuda {
 namespace {
 
 constexpr int STEP = 64, STEP_CHUNKS = STEP / CHUNK_ELEMENTS, MAX_SIZE = 1 << 24;
+constexpr int ABREAST = 8;  // tiles of rows that go through a tile of columns before the next one
 
 // Chunk c of row r of a step stands in place of chunk c xor (r mod 8), so that the eight rows a matrix load takes lie in eight groups
 // of banks.
@@ -62,8 +64,10 @@ struct Work {
   }
   SPLICE_DEVICE void open() {
     if (!is_there()) return;
-    tile = args.tiles[index / column_tiles];
-    first_output = index % column_tiles * outputs;
+    const int group = index / (ABREAST * column_tiles), within = index - group * ABREAST * column_tiles;
+    const int left = *args.tile_count - group * ABREAST, abreast = left < ABREAST ? left : ABREAST;
+    tile = args.tiles[group * ABREAST + within % abreast];
+    first_output = within / abreast * outputs;
   }
   // The row of W that column c of the tile is, or −1: a warp's columns are its gates and then the ups that go with them.
   SPLICE_DEVICE int weight_row(int column) const {
