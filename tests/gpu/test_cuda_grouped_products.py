@@ -75,6 +75,21 @@ def test_an_activation_has_the_bits_of_the_gate_by_itself(platform, drawn, tile_
         assert same_bits(fused, gated_mul(platform.library, wide, activation))
 
 
+def test_what_is_no_number_stays_in_its_own_row_and_column(platform, drawn):
+    """Steps of k go beyond the end of rows here: what lies behind them belongs to others."""
+    x, w, ids = _case(platform, drawn, 11, 24, 40)
+    clean = grouped_gemm(platform.library, x, w, permute(platform.library, ids, EXPERTS, 16), gather=True)
+    w[1, 6], w[2, 0], x[5] = torch.nan, torch.nan, torch.nan
+    order = permute(platform.library, ids, EXPERTS, 16)
+    found = grouped_gemm(platform.library, x, w, order, gather=True)
+    wanted = clean.clone()
+    wanted[: int(order.counts[1]), 6] = torch.nan
+    wanted[int(order.offsets[2]) :, 0] = torch.nan
+    wanted[order.places[5].long()] = torch.nan
+    assert torch.equal(found.isnan(), wanted.isnan())
+    assert torch.equal(found.nan_to_num(), wanted.nan_to_num())
+
+
 def test_rows_that_nobody_chose_are_neither_read_nor_written(platform, drawn):
     ids = torch.tensor([[1], [2]], device=platform.device)
     order = permute(platform.library, ids, EXPERTS, 16, max_rows=4)
