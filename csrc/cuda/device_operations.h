@@ -26,6 +26,7 @@ SPLICE_DEVICE T from_lane(T value, int lane) {
   return __shfl_sync(0xffffffffu, value, lane);
 }
 SPLICE_DEVICE uint32_t lanes_where(bool condition) { return __ballot_sync(0xffffffffu, condition); }
+SPLICE_DEVICE int lanes_in(uint32_t lanes) { return __popc(lanes); }
 
 SPLICE_DEVICE void add_shared(unsigned long long* sum, unsigned long long value) { atomicAdd(sum, value); }
 SPLICE_DEVICE void add_shared(unsigned int* sum, unsigned int value) { atomicAdd(sum, value); }

@@ -1,9 +1,10 @@
-// The gate of an MLP: SiLU (arXiv 2002.05202), GELU by its tanh formula, or GPT-OSS's clamped SwiGLU, times the up half.
+// The gate of an MLP (gate.h) times the up half.
 // In bfloat16 or on to e4m3 codes. Compiled for sm_80 and sm_90; not yet run on a GPU.
 //
 // Moves 6 bytes an output element, 5 where codes are all that is written, some 15 operations each, 10 more for codes: bound by memory.
 // Every element is computed in float32 by itself and rounded once. On the way to codes a block keeps a row in its registers (rows.h).
 #include "code_rows.h"
+#include "gate.h"
 #include "launch.h"
 #include "rows.h"
 
@@ -11,21 +12,6 @@ namespace splice::cuda {
 namespace {
 
 constexpr int THREADS = 256;
-
-template <int activation>
-SPLICE_DEVICE float gated(float x, float up) {
-  if constexpr (activation == SPLICE_CUDA_SILU) {
-    return product(quotient(x, sum(1.0f, natural_power(-x))), up);
-  } else if constexpr (activation == SPLICE_CUDA_GELU_TANH) {
-    const float cubic = fused(product(product(x, x), x), 0.044715f, x);
-    const float turned = sum(1.0f, hyperbolic_tangent(product(cubic, 0.7978845608f)));  // sqrt(2 / pi)
-    return product(product(product(x, 0.5f), turned), up);
-  } else {
-    const float gate = x > 7.0f ? 7.0f : x, within = up > 7.0f ? 7.0f : up < -7.0f ? -7.0f : up;
-    const float sigmoid = quotient(1.0f, sum(1.0f, natural_power(product(gate, -1.702f))));
-    return product(product(gate, sigmoid), sum(within, 1.0f));
-  }
-}
 
 template <int activation>
 SPLICE_DEVICE Chunk gated(const Chunk& gate, const Chunk& up) {

@@ -245,6 +245,94 @@ typedef struct {
   int32_t form;
 } splice_cuda_block_row_lookup;
 int splice_cuda_block_rows(const splice_cuda_block_row_lookup* args, void* stream);
+// Mixtures of experts. Nothing here is sized by what the device alone knows: a captured graph replays for any choice of experts.
+
+// From a router's logits to the experts every row goes through, as engine/ops/routing.py defines it: best first, the lower id of two
+// alike, NaN above all numbers. num_experts ≤ 512, top_k and num_groups ≤ 32.
+enum { SPLICE_CUDA_SOFTMAX = 0, SPLICE_CUDA_SOFTMAX_OF_CHOSEN = 1, SPLICE_CUDA_SIGMOID = 2 };
+typedef struct {
+  int64_t* experts;         // [rows, top_k]
+  float* weights;           // the same
+  const float* logits;      // [rows, num_experts]
+  const float* score_bias;  // [num_experts], or NULL
+  int64_t rows, num_experts, stride, top_k, num_groups, top_groups;
+  int32_t scores, normalise, group_score_is_top2;
+  float scale;
+} splice_cuda_routing;
+int splice_cuda_route(const splice_cuda_routing* args, void* stream);
+
+// A tile of rows of one expert: rows first to first + rows - 1 of an array in the order of experts.
+typedef struct {
+  int32_t expert, first, rows;
+} splice_cuda_tile;
+
+// Brings choices into the order of experts, those of one expert in the order of tokens: expert e has counts[e] rows from offsets[e]
+// on, one after another (max_rows 0) or each expert in `max_rows` rows of its own, of which the rest is left as it is; max_rows is not
+// below `tokens`, and a token does not choose an expert twice then. An id outside 0…num_experts - 1 is nobody's: its place is -1.
+// The tiles of all experts stand one after another in `tiles`, for which there is room for splice_cuda_permute_tiles.
+typedef struct {
+  const int64_t* experts;      // [tokens, top_k]
+  int32_t* places;             // [tokens, top_k]: the row of a choice
+  int32_t* sources;            // [tokens · top_k], or [num_experts · max_rows]: the token of a row
+  int32_t *counts, *offsets;   // [num_experts]
+  splice_cuda_tile* tiles;
+  int32_t* tile_count;         // one
+  int64_t tokens, top_k, num_experts, max_rows, tile_rows;  // num_experts ≤ 1024
+} splice_cuda_permutation;
+int splice_cuda_permute(const splice_cuda_permutation* args, void* stream);
+int64_t splice_cuda_permute_tiles(int64_t tokens, int64_t top_k, int64_t num_experts, int64_t tile_rows);
+
+// y[places[t, i]] = x[t], rows of `size`, a multiple of 8.
+typedef struct {
+  void* y;
+  const void* x;
+  const int32_t* places;
+  int64_t tokens, top_k, size, x_stride;
+} splice_cuda_gathering;
+int splice_cuda_gather_rows(const splice_cuda_gathering* args, void* stream);
+
+// out[t] = sum of weights[t, i] · y[places[t, i]] in float32 in ascending order of i, each product rounded before it is added, then
+// + shared[t] unless NULL; rounded once. Rows of `size`, a multiple of 8.
+typedef struct {
+  void* out;
+  const void *y, *shared;
+  const int32_t* places;
+  const float* weights;  // [tokens, top_k]
+  int64_t tokens, top_k, size, shared_stride;
+} splice_cuda_unpermutation;
+int splice_cuda_unpermute(const splice_cuda_unpermutation* args, void* stream);
+
+// y[r] = x[sources[r]]·W[e]ᵀ (+ bias[e]) of all rows r of the tiles; sources NULL: x[r]. W [experts, n, k], bias [experts, n]. With an
+// activation (not below 0) y[r] is [n / 2], gated as splice_cuda_gated_mul does it to the rounded products. k and n are multiples of
+// 8 (gated: n of 16). Each output is one chain over k in ascending order; tile_rows, which the tiles were made for, changes no bit.
+typedef struct {
+  void* y;
+  const void *x, *w, *bias;
+  const int32_t* sources;
+  const splice_cuda_tile* tiles;
+  const int32_t* tile_count;
+  int64_t n, k, x_stride, max_tiles;
+  int32_t tile_rows, activation;  // tile_rows 16, 64 or 128
+} splice_cuda_grouped;
+int splice_cuda_grouped_gemm(const splice_cuda_grouped* args, void* stream);
+
+// The same on Hopper, through CUTLASS: without bias and activation, x in the order of experts. Rows offsets[e] to offsets[e] +
+// counts[e] - 1 of y and x, both contiguous, are expert e's. tile 0 is for few rows an expert, 1 for many.
+typedef struct {
+  void* y;
+  const void *x, *w;
+  const float *x_scales, *w_scales;  // [rows], [experts, n]; of grouped_fp8 only
+  const int32_t *counts, *offsets;
+  void* workspace;  // of the bytes that the function's own _workspace says, -1 where no device can be asked; aligned to 256
+  int64_t num_experts, n, k;
+  int32_t tile;
+} splice_cuda_grouped_sm90;
+int splice_cuda_grouped_sm90_gemm(const splice_cuda_grouped_sm90* args, void* stream);
+int64_t splice_cuda_grouped_sm90_workspace(int64_t num_experts);
+// x and W in e4m3 codes (torch.float8_e4m3fn), one scale a row of either: y[r] = w_scales[e] · (x_scales[r] · (x[r]·W[e]ᵀ)). k is a
+// multiple of 16.
+int splice_cuda_grouped_fp8_gemm(const splice_cuda_grouped_sm90* args, void* stream);
+int64_t splice_cuda_grouped_fp8_workspace(int64_t num_experts);
 
 #ifdef __cplusplus
 }

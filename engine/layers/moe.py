@@ -7,16 +7,12 @@ import torch
 from engine.layers.mlp import GatedMlp
 from engine.layers.weights import Weights
 from engine.ops.registry import OpTable
-from engine.spec import MoeSpec
+from engine.ops.weight_matrix import ExpertMatrices
+from engine.spec import MlpSpec, MoeSpec
 
 
 class MixtureOfExperts:
-    """Router, experts and, beside them, the MLP shared by all tokens.
-
-    Tokens are gathered by expert, so that each expert's weights are read once a step. What an expert makes of a token
-    does not depend on who else chose it (see `LinearOp`), and a token's sum runs from its first choice to its last:
-    neighbours change no bit.
-    """
+    """Router, experts and, beside them, the MLP shared by all tokens. Neighbours change no bit of a token's row."""
 
     def __init__(self, spec: MoeSpec, hidden_size: int, name: str, ops: OpTable, weights: Weights) -> None:
         """`name`: of the module, for example `model.layers.3.mlp`."""
@@ -28,10 +24,12 @@ class MixtureOfExperts:
         self._logit_bias = _per_expert(weights, f"{name}.gate.bias", routing.num_experts, routing.logit_bias)
         correction = f"{name}.gate.e_score_correction_bias"
         self._score_bias = _per_expert(weights, correction, routing.num_experts, routing.score_bias)
-        self._experts = [
-            GatedMlp(spec.expert, hidden, f"{name}.experts.{expert}", ops, weights)
+        self._activation = spec.expert.activation
+        one_by_one = (
+            _expert(weights, f"{name}.experts.{expert}", spec.expert, hidden, ops.expert_kinds)
             for expert in range(routing.num_experts)
-        ]
+        )
+        self._experts = ops.pack_experts(one_by_one, routing.num_experts)
         shared = spec.shared
         self._shared = None if shared is None else GatedMlp(shared, hidden, f"{name}.shared_experts", ops, weights)
 
@@ -41,27 +39,18 @@ class MixtureOfExperts:
         if self._logit_bias is not None:
             logits = logits + self._logit_bias
         experts, weights = self._ops.route(self._routing, logits, self._score_bias)
-        chosen = self._chosen(x, experts).view(*experts.shape, -1)
-        total = chosen[:, 0].float() * weights[:, :1]
-        for rank in range(1, self._routing.top_k):
-            total += chosen[:, rank].float() * weights[:, rank : rank + 1]
-        if self._shared is not None:
-            total += self._shared(x)
-        return total.to(x.dtype)
+        shared = None if self._shared is None else self._shared(x)
+        return self._ops.experts(x, experts, weights, self._experts, self._activation, shared)
 
-    def _chosen(self, x: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
-        """What each token's choices make of it: `[M * top_k, hidden]`, a token's choices one after another."""
-        order = experts.flatten().argsort(stable=True)
-        tokens = order // experts.shape[1]
-        counts = experts.flatten().bincount(minlength=len(self._experts)).tolist()
-        out = x.new_empty(len(order), x.shape[1])
-        first = 0
-        for expert, count in enumerate(counts):
-            if count:
-                rows = slice(first, first + count)
-                out[order[rows]] = self._experts[expert](x[tokens[rows]])
-                first += count
-        return out
+
+def _expert(weights: Weights, name: str, spec: MlpSpec, hidden: int, kinds: frozenset[str]) -> ExpertMatrices:
+    wide = spec.intermediate_size
+    shapes = {"gate_proj": (wide, hidden), "up_proj": (wide, hidden), "down_proj": (hidden, wide)}
+    gate, up, down = (weights.take_matrix(f"{name}.{part}.weight", shape, kinds) for part, shape in shapes.items())
+    if not spec.bias:
+        return ExpertMatrices(gate, up, down)
+    biases = [weights.take(f"{name}.{part}.bias", (rows,)) for part, (rows, _) in shapes.items()]
+    return ExpertMatrices(gate, up, down, torch.cat(biases[:2]), biases[2])
 
 
 def _per_expert(weights: Weights, name: str, num_experts: int, wanted: bool) -> torch.Tensor | None:

@@ -10,7 +10,7 @@ import torch
 
 from engine.ops.features import FEATURES, Feature
 from engine.ops.names import OpName
-from engine.ops.signatures import PackOp, RowsOp
+from engine.ops.signatures import PackExpertsOp, PackOp, RowsOp
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +18,8 @@ class Candidate:
     """`supports(dtype)` says whether it runs on this machine for weights and activations of that dtype, and `features`
     what it computes beyond the plain case. The highest `rank` wins; the reference has rank 0.
 
-    The rest belongs to `linear` and `lm_head` only: without `pack` a weight is a plain tensor, `rows` goes with
-    `pack`, and `kinds` are the quantised types that `pack` takes as they are.
+    The rest belongs to `linear`, `lm_head` and `experts` only: without `pack` a weight is a plain tensor, `rows` goes
+    with `pack`, `pack_experts` with `experts`, and `kinds` are the quantised types that are packed as they are.
     """
 
     op: OpName
@@ -30,6 +30,7 @@ class Candidate:
     features: frozenset[Feature] = frozenset()
     pack: PackOp | None = None
     rows: RowsOp | None = None
+    pack_experts: PackExpertsOp | None = None
     kinds: frozenset[str] = frozenset()
 
     def serves(self, dtype: torch.dtype, wanted: frozenset[Feature]) -> bool:

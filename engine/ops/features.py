@@ -18,11 +18,17 @@ FEATURES: Mapping[OpName, frozenset[Feature]] = MappingProxyType(
         "rope_and_store": frozenset({"partial_rotary"}),
         "paged_attention": frozenset({"window", "softcap", "sinks"}),
         "gated_mul": frozenset({"gelu_tanh", "swiglu_oai"}),
+        "experts": frozenset({"gelu_tanh", "swiglu_oai"}),
     }
 )
 """Which operation's business a feature is. `partial_rotary`: fewer dimensions of a head turn than it has, or none."""
 _USED_WITH: Mapping[OpName, Feature] = MappingProxyType(
-    {"store_latents": "latent_attention", "latent_attention": "latent_attention", "route": "experts"}
+    {
+        "store_latents": "latent_attention",
+        "latent_attention": "latent_attention",
+        "route": "experts",
+        "experts": "experts",
+    }
 )
 
 

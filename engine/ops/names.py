@@ -28,5 +28,6 @@ OpName = Literal[
     "store_latents",
     "latent_attention",
     "route",
+    "experts",
 ]
 OP_NAMES: tuple[OpName, ...] = get_args(OpName)

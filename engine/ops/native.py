@@ -13,6 +13,7 @@ import torch
 
 from engine._native import Kernels, PackedLinear
 from engine.ops.candidate import Candidate
+from engine.ops.experts import GatheredExperts
 from engine.ops.names import Activations
 from engine.ops.native_decoder import routing_of
 from engine.ops.native_kernels import KERNELS, QUANTISED_KINDS, Packed, pack, product_name
@@ -155,6 +156,7 @@ def _supports(dtype: torch.dtype) -> bool:
 def candidates(activations: Activations) -> tuple[Candidate, ...]:
     """On this process's kernels, quantised weights being multiplied with these activations."""
     ops, product = NativeOps(KERNELS, activations), product_name(activations)
+    experts = GatheredExperts(ops.linear, ops.pack, ops.gated_mul)
     return (
         Candidate(
             op="linear",
@@ -202,4 +204,14 @@ def candidates(activations: Activations) -> tuple[Candidate, ...]:
             features=frozenset({"gelu_tanh", "swiglu_oai"}),
         ),
         Candidate(op="route", name="native", fn=ops.route, supports=_supports, rank=_RANK),
+        Candidate(
+            op="experts",
+            name=product,
+            fn=experts,
+            supports=_supports,
+            rank=_RANK,
+            features=frozenset({"gelu_tanh", "swiglu_oai"}),
+            pack_experts=experts.pack,
+            kinds=QUANTISED_KINDS,
+        ),
     )

@@ -35,13 +35,14 @@ def isa() -> str:
 
 
 def product_name(activations: Activations) -> str:
-    """Of the implementation of `linear` and `lm_head`: the activations are part of its arithmetic."""
+    """Of the implementation of `linear`, `lm_head` and `experts`: the activations are part of its arithmetic."""
     return "native" if activations == "float32" else f"native_{activations}"
 
 
 def implementations(activations: Activations, operations: Iterable[OpName]) -> dict[OpName, str]:
     """Whose each of a native step's operations is."""
-    return {name: product_name(activations) if name in ("linear", "lm_head") else "native" for name in operations}
+    products = {"linear", "lm_head", "experts"}
+    return {name: product_name(activations) if name in products else "native" for name in operations}
 
 
 Packed: TypeAlias = PackedLinear | tuple[PackedLinear, ...]

@@ -18,11 +18,13 @@ import torch
 
 from engine.ops import scaled_kv
 from engine.ops.candidate import Candidate
+from engine.ops.experts import GatheredExperts
 from engine.ops.features import FEATURES
 from engine.ops.latent_attention import latent_attention, store_latents
 from engine.ops.names import OpName
 from engine.ops.routing import route
 from engine.ops.signatures import PackedWeight
+from engine.ops.weight_matrix import stacked
 from engine.spec import Activation
 from engine.steps.step_plan import StepBounds
 
@@ -262,6 +264,7 @@ def _supports(dtype: torch.dtype) -> bool:
     return dtype in (torch.float32, torch.bfloat16)
 
 
+EXPERTS = GatheredExperts(linear, stacked, gated_mul)
 _FUNCTIONS: dict[OpName, Callable[..., Any]] = {
     "linear": linear,
     "lm_head": lm_head,
@@ -273,6 +276,7 @@ _FUNCTIONS: dict[OpName, Callable[..., Any]] = {
     "store_latents": store_latents,
     "latent_attention": latent_attention,
     "route": route,
+    "experts": EXPERTS,
 }
 CANDIDATES: tuple[Candidate, ...] = tuple(
     Candidate(op=op, name="torch", fn=function, supports=_supports, rank=0, features=FEATURES.get(op, frozenset()))

@@ -17,11 +17,13 @@ from engine.ops.features import Feature, used_ops
 from engine.ops.names import OP_NAMES, Activations, OpName, OpsChoice
 from engine.ops.signatures import (
     AddRmsNormOp,
+    ExpertsOp,
     GatedMulOp,
     LatentAttentionOp,
     LinearOp,
     LmHeadOp,
     PackedWeight,
+    PackExpertsOp,
     PackOp,
     PagedAttentionOp,
     RmsNormOp,
@@ -30,7 +32,7 @@ from engine.ops.signatures import (
     RowsOp,
     StoreLatentsOp,
 )
-from engine.ops.weight_matrix import QuantizedMatrix, WeightMatrix
+from engine.ops.weight_matrix import stacked
 from wire.errors import ErrorCode, SpliceError
 
 _log = logging.getLogger(__name__)
@@ -50,13 +52,16 @@ class OpTable:
     store_latents: StoreLatentsOp
     latent_attention: LatentAttentionOp
     route: RouteOp
+    experts: ExpertsOp
     pack_linear: PackOp
     pack_lm_head: PackOp
+    pack_experts: PackExpertsOp
     lm_head_rows: RowsOp
     """Embedding lookup: a table shared with the output head is held once."""
     linear_kinds: frozenset[str]
     """Quantised types `pack_linear` takes."""
     lm_head_kinds: frozenset[str]
+    expert_kinds: frozenset[str]
     names: Mapping[OpName, str]
     """Operation to candidate name, of those the model is made of: part of the numerics identity."""
 
@@ -98,22 +103,15 @@ def choose(candidates: Iterable[Candidate], dtype: torch.dtype, features: frozen
     _log.info("operations for %s: %s", dtype, ", ".join(f"{op}={name}" for op, name in names.items()))
     return OpTable(
         **functions,
-        pack_linear=best["linear"].pack or _stack,
-        pack_lm_head=best["lm_head"].pack or _stack,
+        pack_linear=best["linear"].pack or stacked,
+        pack_lm_head=best["lm_head"].pack or stacked,
+        pack_experts=best["experts"].pack_experts or reference.EXPERTS.pack,
         lm_head_rows=best["lm_head"].rows or _plain_rows,
         linear_kinds=best["linear"].kinds,
         lm_head_kinds=best["lm_head"].kinds,
+        expert_kinds=best["experts"].kinds,
         names=names,
     )
-
-
-def _stack(*parts: WeightMatrix) -> torch.Tensor:
-    plain: list[torch.Tensor] = []
-    for part in parts:
-        if isinstance(part, QuantizedMatrix):
-            raise TypeError(f"a {part.kind} weight reached an operation that takes plain tensors only")
-        plain.append(part)
-    return plain[0] if len(plain) == 1 else torch.cat(plain)
 
 
 def _plain_rows(weight: PackedWeight, ids: torch.Tensor) -> torch.Tensor:

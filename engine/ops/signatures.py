@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
 
-from engine.ops.weight_matrix import WeightMatrix
+from engine.ops.weight_matrix import ExpertMatrices, WeightMatrix
 from engine.spec import Activation, RoutingSpec
 from engine.steps.step_plan import StepBounds
 
 PackedWeight = Any
 """What `pack` of the chosen linear candidate returned: opaque to everyone but that candidate."""
+PackedExperts = Any
+"""What `pack_experts` of the chosen candidate returned, in the same way."""
 
 
 class PackOp(Protocol):
@@ -167,4 +170,28 @@ class RouteOp(Protocol):
 
         `score_bias` `[num_experts]` float32. Returns the chosen experts `[M, top_k]` int64, best first, the lower index
         first of two alike, and their weights `[M, top_k]` float32.
+        """
+
+
+class PackExpertsOp(Protocol):
+    def __call__(self, experts: Iterable[ExpertMatrices], count: int) -> PackedExperts:
+        """Re-lays the `count` experts of a layer, in their order, at load time. They are taken one at a time: no more
+        than one need be in memory as its file has it."""
+
+
+class ExpertsOp(Protocol):
+    def __call__(
+        self,
+        x: torch.Tensor,
+        experts: torch.Tensor,
+        weights: torch.Tensor,
+        packed: PackedExperts,
+        activation: Activation,
+        shared: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Every token through the gated MLPs it chose (arXiv 1701.06538).
+
+        `x` `[M, hidden]`; `experts` `[M, top_k]` int64 and `weights` `[M, top_k]` float32 as `RouteOp` gives them;
+        `shared` `[M, hidden]` in x's dtype is what an MLP beside the experts made of x. The weighted sum runs in
+        float32 from a token's first choice to its last, then `shared`, and is rounded once: `[M, hidden]` in x's dtype.
         """

@@ -23,3 +23,28 @@ class QuantizedMatrix:
 
 WeightMatrix = torch.Tensor | QuantizedMatrix
 """`[rows, columns]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertMatrices:
+    """The gated MLP of one expert of a mixture; biases in the model's dtype, both or none."""
+
+    gate: WeightMatrix
+    """`[intermediate, hidden]`, as `up`."""
+    up: WeightMatrix
+    down: WeightMatrix
+    """`[hidden, intermediate]`."""
+    gate_up_bias: torch.Tensor | None = None
+    """`[2 * intermediate]`, the gate's first."""
+    down_bias: torch.Tensor | None = None
+    """`[hidden]`."""
+
+
+def stacked(*parts: WeightMatrix) -> torch.Tensor:
+    """`PackOp` of operations that take plain tensors."""
+    plain: list[torch.Tensor] = []
+    for part in parts:
+        if not isinstance(part, torch.Tensor):
+            raise TypeError(f"a {part.kind} weight reached an operation that takes plain tensors only")
+        plain.append(part)
+    return plain[0] if len(plain) == 1 else torch.cat(plain)

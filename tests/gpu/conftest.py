@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import kernel_platform
 import pytest
@@ -35,6 +35,14 @@ def drawn(platform: Platform) -> Callable[..., torch.Tensor]:
         return (torch.randn(shape, generator=generator) * scale).to(dtype).to(platform.device)
 
     return draw
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Fresh memory is NaN, or the largest whole number: what a kernel leaves out shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

@@ -33,6 +33,9 @@ EMULATED_UNITS = (
     "block_gemm_wide",
     "w4a16_gemm",
     "block_rows",
+    "route",
+    "permute",
+    "grouped_gemm",
 )
 _FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra", "-Werror")
 

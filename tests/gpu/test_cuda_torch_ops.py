@@ -41,6 +41,7 @@ def test_operators_keep_their_schemas_and_fakes(platform, operators, drawn):
     weight = (packed.data, packed.kind, packed.n, packed.k)
     # What fills up the scales of rows is never written, so their operator is compared by what products make of them.
     quantised = [part.nan_to_num() for part in operators.quantise_rows(drawn(3, 64))]
+    ids, shares = torch.tensor([[0, 2], [1, 0], [2, 1]], device=platform.device), drawn(3, 2, dtype=torch.float32)
     for operator, arguments in (
         (operators.rms_norm, (drawn(3, 64), drawn(64), 1e-6)),
         (operators.add_rms_norm, (drawn(3, 64), drawn(3, 64), drawn(64), 1e-6)),
@@ -54,6 +55,8 @@ def test_operators_keep_their_schemas_and_fakes(platform, operators, drawn):
         (operators.block_gemm, (*quantised, *weight, None, 1, True)),
         (operators.w4a16_gemm, (drawn(3, 64), *weight)),
         (operators.block_rows, (*weight, at)),
+        (operators.route, (logits, None, 4, "softmax", True)),
+        (operators.experts, (drawn(3, 64), ids, shares, drawn(3, 48, 64), drawn(3, 64, 24), "silu")),
     ):
         torch.library.opcheck(operator.default, arguments, test_utils=CHECKS)
 

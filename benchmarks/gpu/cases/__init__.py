@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.gpu.cases import attention, fp8, products, quantised, rows, sampling, transfer
+from benchmarks.gpu.cases import attention, experts, fp8, products, quantised, rows, sampling, transfer
 from benchmarks.gpu.cases.case import Case
 
 
@@ -14,6 +14,7 @@ def cases() -> list[Case]:
         *products.cases(),
         *fp8.cases(),
         *quantised.cases(),
+        *experts.cases(),
         *attention.prefill(),
         *sampling.cases(),
         *transfer.cases(),

@@ -73,6 +73,7 @@ inline uint32_t lanes_where(bool condition) {
   emulator::wait_for_warp();
   return lanes;
 }
+inline int lanes_in(uint32_t lanes) { return __builtin_popcount(lanes); }
 
 inline void add_shared(unsigned long long* sum, unsigned long long value) { *sum += value; }
 inline void add_shared(unsigned int* sum, unsigned int value) { *sum += value; }

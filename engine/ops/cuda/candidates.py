@@ -13,9 +13,12 @@ from engine.ops.cuda.attention import DECODE_HEAD_DIMS, PREFILL_HEAD_DIMS, Paged
 from engine.ops.cuda.attention import decode_attention as attend_few
 from engine.ops.cuda.attention import prefill_attention as attend_many
 from engine.ops.cuda.cache import rope_and_store
+from engine.ops.cuda.expert_kernels import CudaExperts
+from engine.ops.cuda.experts import pack_experts
 from engine.ops.cuda.gemm import GemmKernel, gemm
 from engine.ops.cuda.library import Library
-from engine.spec import AttentionSpec, ModelSpec
+from engine.ops.cuda.route import MAX_CHOICES, MAX_EXPERTS, MAX_GROUPS, route
+from engine.spec import AttentionSpec, ModelSpec, MoeSpec
 from engine.steps.step_plan import StepBounds
 
 _log = logging.getLogger(__name__)
@@ -24,6 +27,7 @@ _FRAGMENT_ROWS = 16
 """Rows of heads a block of the decode kernel takes: with more of one sequence the other kernel reads its keys once."""
 _FEW_ROWS, _FEW, _MANY = 64, 0, 1
 """Up to so many rows a product takes the tile made for few; tiles by their numbers."""
+_MULTIPLE = 8
 _HEAD_DIMS = DECODE_HEAD_DIMS & PREFILL_HEAD_DIMS
 
 
@@ -35,6 +39,27 @@ def obstacle(spec: ModelSpec) -> str | None:
         if layer.attention.head_dim not in _HEAD_DIMS:
             dims = " or ".join(map(str, sorted(_HEAD_DIMS)))
             return f"heads have {layer.attention.head_dim} dimensions, and attention kernels are made for {dims}"
+        if isinstance(layer.mlp, MoeSpec):
+            reason = _mixture_obstacle(spec.hidden_size, layer.mlp)
+            if reason is not None:
+                return reason
+    return None
+
+
+def _mixture_obstacle(hidden_size: int, mixture: MoeSpec) -> str | None:
+    routing = mixture.routing
+    most = {"num_experts": MAX_EXPERTS, "top_k": MAX_CHOICES, "num_groups": MAX_GROUPS}
+    for name, bound in most.items():
+        if getattr(routing, name) > bound:
+            return f"{name} is {getattr(routing, name)}, and routing takes {bound} at most"
+    sizes = {
+        "num_experts": routing.num_experts,
+        "hidden_size": hidden_size,
+        "the experts' intermediate_size": mixture.expert.intermediate_size,
+    }
+    for name, size in sizes.items():
+        if size % _MULTIPLE:
+            return f"{name} is {size}, and products are of multiples of {_MULTIPLE}"
     return None
 
 
@@ -97,7 +122,7 @@ class CudaOps:
 
 def candidates(library: Library, product: GemmKernel | None) -> tuple[Candidate, ...]:
     """On this library; products by `product`, or by torch where it is None."""
-    ops = CudaOps(library, product)
+    ops, experts = CudaOps(library, product), CudaExperts(library, is_hopper=product == "gemm_sm90")
     found = [
         Candidate("rms_norm", "cuda", partial(rows.rms_norm, library), _supports, _RANK),
         Candidate("add_rms_norm", "cuda", partial(rows.add_rms_norm, library), _supports, _RANK),
@@ -124,6 +149,16 @@ def candidates(library: Library, product: GemmKernel | None) -> tuple[Candidate,
             _supports,
             _RANK,
             frozenset({"window", "softcap", "sinks"}),
+        ),
+        Candidate("route", "cuda", partial(route, library), _supports, _RANK),
+        Candidate(
+            "experts",
+            experts.name,
+            experts,
+            _supports,
+            _RANK,
+            frozenset({"gelu_tanh", "swiglu_oai"}),
+            pack_experts=pack_experts,
         ),
     ]
     if product is not None:

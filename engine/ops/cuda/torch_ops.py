@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
-from engine.ops.cuda import attention, block_operators, cache, draw, gemm, rows, torch_fp8
+from engine.ops.cuda import attention, block_operators, cache, draw, experts, gemm, rows, torch_fp8
 from engine.ops.cuda.library import Library
+from engine.ops.cuda.route import route
+from engine.spec import Activation, RoutingSpec
 from wire.errors import ErrorCode, SpliceError
 
 NAMESPACE = "splice"
@@ -30,6 +32,10 @@ _SCHEMAS = {
     "draw": "(Tensor logits, Tensor columns) -> Tensor",
     **block_operators.SCHEMAS,
     **torch_fp8.SCHEMAS,
+    "route": "(Tensor logits, Tensor? score_bias, int top_k, str scores, bool normalise, float scale=1.0,"
+    " int num_groups=1, int top_groups=1, str group_score='max') -> (Tensor, Tensor)",
+    "experts": "(Tensor x, Tensor experts, Tensor weights, Tensor gate_up, Tensor down, str activation,"
+    " Tensor? gate_up_bias=None, Tensor? down_bias=None, Tensor? shared=None, str kernel='grouped_gemm') -> Tensor",
 }
 _owner: list[tuple[Library, torch.library.Library]] = []
 """Of this process, one at most: torch's operators are the process's too."""
@@ -76,6 +82,21 @@ def _implementations(library: Library) -> dict[str, Callable[..., Any]]:
         dtype = torch.float32 if float32 else torch.bfloat16
         return gemm.gemm(library, x, weight, bias, kernel=kernel, tile=tile, out_dtype=dtype)
 
+    def choose(
+        logits: torch.Tensor, score_bias: torch.Tensor | None, top_k: int, scores: Any, normalise: bool,
+        scale: float = 1.0, num_groups: int = 1, top_groups: int = 1, group_score: Any = "max",
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        spec = RoutingSpec(logits.shape[1], top_k, scores, normalise, scale, num_groups, top_groups, group_score)
+        return route(library, spec, logits, score_bias)
+
+    def mixture(
+        x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor,
+        activation: Activation, gate_up_bias: torch.Tensor | None = None, down_bias: torch.Tensor | None = None,
+        shared: torch.Tensor | None = None, kernel: experts.GroupedKernel = "grouped_gemm",
+    ) -> torch.Tensor:  # fmt: skip
+        packed = experts.ExpertStacks(gate_up, down, gate_up_bias, down_bias)
+        return experts.experts(library, x, ids, weights, packed, activation, shared, kernel=kernel)
+
     def bound(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *arguments: function(library, *arguments)
 
@@ -89,13 +110,15 @@ def _implementations(library: Library) -> dict[str, Callable[..., Any]]:
         "gemm": product,
         "draw": bound(draw.draw_on_device),
         **block_operators.implementations(library),
+        "route": choose,
+        "experts": mixture,
     }
 
 
 def _fakes() -> dict[str, Callable[..., Any]]:
     """Shapes and dtypes of results."""
 
-    def like(first: torch.Tensor, *_: object) -> torch.Tensor:
+    def like(first: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
         return first.new_empty(first.shape)
 
     def half(gate_up: torch.Tensor, _: str) -> torch.Tensor:
@@ -110,5 +133,10 @@ def _fakes() -> dict[str, Callable[..., Any]]:
     def tokens(logits: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         return logits.new_empty(logits.shape[0], dtype=torch.int64)
 
+    def choices(logits: torch.Tensor, _: object, top_k: int, *__: object, **___: object) -> Any:
+        chosen = logits.new_empty(logits.shape[0], top_k, dtype=torch.int64)
+        return chosen, torch.empty_like(chosen, dtype=torch.float32)
+
     fakes: dict[str, Callable[..., Any]] = dict.fromkeys(_SCHEMAS, like)
-    return fakes | {"gated_mul": half, "gemm": product, "draw": tokens} | block_operators.fakes()
+    own = {"gated_mul": half, "gemm": product, "draw": tokens, "route": choices}
+    return fakes | own | block_operators.fakes()
