@@ -56,16 +56,21 @@ struct Sight {
   }
 };
 
-// Of a row of q, whichever sequence it belongs to: the last that begins at or before it.
-SPLICE_DEVICE Sight sight_of_token(const splice_cuda_attention& args, int64_t token) {
-  int64_t sequence = 0, beyond = args.sequences;
+// The sequence that a row of q belongs to: the last that begins at or before it.
+SPLICE_DEVICE int64_t sequence_of(const int32_t* query_starts, int64_t sequences, int64_t token) {
+  int64_t sequence = 0, beyond = sequences;
   while (beyond - sequence > 1) {
     const int64_t middle = (sequence + beyond) / 2;
-    if (args.query_starts[middle] <= token)
+    if (query_starts[middle] <= token)
       sequence = middle;
     else
       beyond = middle;
   }
+  return sequence;
+}
+
+SPLICE_DEVICE Sight sight_of_token(const splice_cuda_attention& args, int64_t token) {
+  const int64_t sequence = sequence_of(args.query_starts, args.sequences, token);
   return Sight(args, args.starts[sequence] + token - args.query_starts[sequence]);
 }
 

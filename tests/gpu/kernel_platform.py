@@ -26,6 +26,9 @@ EMULATED_UNITS = (
     "decode_attention",
     "prefill_attention",
     "sampling",
+    "store_latents",
+    "latent_attention",
+    "head_products",
 )
 _FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra", "-Werror")
 

@@ -11,13 +11,17 @@ from typing import Any
 
 import torch
 
-from engine.ops.cuda import attention, cache, draw, gemm, rows
+from engine.ops.cuda import attention, cache, draw, gemm, latent, rows
 from engine.ops.cuda.library import Library
 from wire.errors import ErrorCode, SpliceError
 
 NAMESPACE = "splice"
 _PAGED = "Tensor q, Tensor kv_cache, int layer, Tensor block_tables, Tensor query_starts, Tensor starts"
 _BOUNDS = "int max_context, int max_query, float scale, int window=0, float softcap=0.0, Tensor? sinks=None"
+_LATENT = (
+    "Tensor absorbed, Tensor rotated, Tensor kv_cache, int layer, Tensor block_tables, Tensor query_starts,"
+    " Tensor starts, int max_context, int max_query, float scale"
+)
 _SCHEMAS = {
     "rms_norm": "(Tensor x, Tensor weight, float eps) -> Tensor",
     "add_rms_norm": "(Tensor x, Tensor(a!) residual, Tensor weight, float eps) -> Tensor",
@@ -26,6 +30,12 @@ _SCHEMAS = {
     " Tensor slots) -> Tensor",
     "decode_attention": f"({_PAGED}, {_BOUNDS}) -> Tensor",
     "prefill_attention": f"({_PAGED}, {_BOUNDS}) -> Tensor",
+    "store_latents": "(Tensor(a!) q, Tensor latents, Tensor keys, Tensor positions, Tensor cos_sin,"
+    " Tensor(b!) kv_cache, int layer, Tensor slots, Tensor? norm=None, float eps=0.0) -> ()",
+    "absorb": "(Tensor q, Tensor up) -> Tensor",
+    "latent_decode": f"({_LATENT}) -> Tensor",
+    "latent_prefill": f"({_LATENT}) -> Tensor",
+    "expand": "(Tensor latents, Tensor up, int nope) -> Tensor",
     "gemm": "(Tensor x, Tensor weight, Tensor? bias, str kernel, int tile, bool float32=False) -> Tensor",
     "draw": "(Tensor logits, Tensor columns) -> Tensor",
 }
@@ -53,7 +63,7 @@ def register(library: Library) -> None:
     _owner.append((library, ours))
 
 
-def _implementations(library: Library) -> dict[str, Callable[..., torch.Tensor]]:
+def _implementations(library: Library) -> dict[str, Callable[..., torch.Tensor | None]]:
     def attend(kernel: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def run(
             q: torch.Tensor, kv_cache: torch.Tensor, layer: int, tables: torch.Tensor, begins: torch.Tensor,
@@ -63,6 +73,23 @@ def _implementations(library: Library) -> dict[str, Callable[..., torch.Tensor]]
             paged = attention.PagedRows(tables, begins, starts, max_context, max_query)
             scores = attention.Scores(scale, window or None, softcap or None, sinks)
             return kernel(library, q, kv_cache, layer, paged, scores)
+
+        return run
+
+    def store(
+        q: torch.Tensor, latents: torch.Tensor, keys: torch.Tensor, at: torch.Tensor, cos_sin: torch.Tensor,
+        kv_cache: torch.Tensor, layer: int, slots: torch.Tensor, norm: torch.Tensor | None = None, eps: float = 0.0,
+    ) -> None:  # fmt: skip
+        normed = None if norm is None else latent.LatentNorm(norm, eps)
+        latent.store_latents(library, q, latents, keys, at, cos_sin, kv_cache, layer, slots, normed)
+
+    def attend_latents(kernel: latent.LatentKernel) -> Callable[..., torch.Tensor]:
+        def run(
+            absorbed: torch.Tensor, rotated: torch.Tensor, kv_cache: torch.Tensor, layer: int, tables: torch.Tensor,
+            begins: torch.Tensor, starts: torch.Tensor, max_context: int, max_query: int, scale: float,
+        ) -> torch.Tensor:  # fmt: skip
+            paged = attention.PagedRows(tables, begins, starts, max_context, max_query)
+            return latent.attend_latents(library, kernel, absorbed, rotated, kv_cache, layer, paged, scale)
 
         return run
 
@@ -83,12 +110,17 @@ def _implementations(library: Library) -> dict[str, Callable[..., torch.Tensor]]
         "rope_and_store": bound(cache.rope_and_store),
         "decode_attention": attend(attention.decode_attention),
         "prefill_attention": attend(attention.prefill_attention),
+        "store_latents": store,
+        "absorb": bound(latent.absorb),
+        "latent_decode": attend_latents("latent_decode"),
+        "latent_prefill": attend_latents("latent_prefill"),
+        "expand": bound(latent.expand),
         "gemm": product,
         "draw": bound(draw.draw_on_device),
     }
 
 
-def _fakes() -> dict[str, Callable[..., torch.Tensor]]:
+def _fakes() -> dict[str, Callable[..., torch.Tensor | None]]:
     """Shapes and dtypes of results."""
 
     def like(first: torch.Tensor, *_: object) -> torch.Tensor:
@@ -106,5 +138,19 @@ def _fakes() -> dict[str, Callable[..., torch.Tensor]]:
     def tokens(logits: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         return logits.new_empty(logits.shape[0], dtype=torch.int64)
 
-    fakes: dict[str, Callable[..., torch.Tensor]] = dict.fromkeys(_SCHEMAS, like)
-    return fakes | {"gated_mul": half, "gemm": product, "draw": tokens}
+    def nothing(*_: object) -> None:
+        return None
+
+    def absorbed(q: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return q.new_empty(q.shape[0], q.shape[1], up.shape[2])
+
+    def expanded(latents: torch.Tensor, up: torch.Tensor, nope: int) -> torch.Tensor:
+        return latents.new_empty(latents.shape[0], latents.shape[1], up.shape[1] - nope)
+
+    fakes: dict[str, Callable[..., torch.Tensor | None]] = dict.fromkeys(_SCHEMAS, like)
+    latents: dict[str, Callable[..., torch.Tensor | None]] = {
+        "store_latents": nothing,
+        "absorb": absorbed,
+        "expand": expanded,
+    }
+    return fakes | latents | {"gated_mul": half, "gemm": product, "draw": tokens}
