@@ -19,11 +19,17 @@ constexpr int TILE_COLUMNS = TILE_KEYS / FRAGMENT_COLUMNS;  // fragments of scor
 constexpr int MAX_SPAN_BLOCKS = SPAN_KEYS / 16;
 constexpr float LOG2_E = 1.4426950408889634f;
 
-// Rows of head_dim elements in shared memory: chunk c of row r stands in place of chunk c xor (r mod 8), so that the eight rows a
-// matrix load takes lie in eight groups of banks.
+// Chunks from row to row of head_dim elements in shared memory: whole groups of eight.
+template <int head_dim>
+constexpr int ROW_CHUNKS = (head_dim / CHUNK_ELEMENTS + 7) / 8 * 8;
+template <int head_dim>
+constexpr bool PADDED = ROW_CHUNKS<head_dim> * CHUNK_ELEMENTS != head_dim;
+
+// There chunk c of row r stands in place of chunk c xor (r mod 8), so that the eight rows a matrix load takes lie in eight groups of
+// banks.
 template <int head_dim>
 SPLICE_BOTH int chunk_place(int row, int chunk) {
-  return row * (head_dim / CHUNK_ELEMENTS) + (chunk ^ (row & 7));
+  return row * ROW_CHUNKS<head_dim> + (chunk ^ (row & 7));
 }
 
 // Query row r of a sequence and KV head is token r / group, head r mod group of the KV head's own.
@@ -138,6 +144,32 @@ struct alignas(8) Pair {
   float first, second;
 };
 
+// Scores that warps exchange, in shared memory: a thread's two in fragment `column`, of row lane / 4 or of the one 8 below.
+constexpr int SCORE_STRIDE = TILE_KEYS + 8;  // floats: rows of a fragment begin in other banks
+
+SPLICE_DEVICE Pair& score_pair(float* scores, int row, int column) {
+  const int lane = thread_index() % WARP;
+  return reinterpret_cast<Pair*>(scores + (lane / 4 + 8 * row) * SCORE_STRIDE + column * FRAGMENT_COLUMNS)[lane % 4];
+}
+
+template <int columns>
+SPLICE_DEVICE void write_scores(float* to, int first_column, const float (&scores)[columns][4]) {
+  SPLICE_UNROLL
+  for (int i = 0; i < 2 * columns; ++i) {
+    const int column = i / 2, row = i % 2;
+    score_pair(to, row, first_column + column) = {scores[column][2 * row], scores[column][2 * row + 1]};
+  }
+}
+
+SPLICE_DEVICE void read_scores(float* from, float (&scores)[TILE_COLUMNS][4]) {
+  SPLICE_UNROLL
+  for (int i = 0; i < 2 * TILE_COLUMNS; ++i) {
+    const Pair pair = score_pair(from, i % 2, i / 2);
+    scores[i / 2][i % 2 * 2] = pair.first;
+    scores[i / 2][i % 2 * 2 + 1] = pair.second;
+  }
+}
+
 // The state of the two rows of a fragment that a thread has a part of: lane / 4 and lane / 4 + 8.
 struct RowState {
   float maximum[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY};
@@ -207,7 +239,7 @@ SPLICE_DEVICE void add_threads(RowState& state) {
   }
 }
 
-// acc = acc·rescale + weights · values, of `fragments` fragments of dimensions from first_fragment on.
+// acc = acc·rescale + weights · values, of `fragments` fragments of dimensions from first_fragment on; those past head_dim are left.
 template <int head_dim, int fragments>
 SPLICE_DEVICE void multiply_values(const uint32_t (&weights)[TILE_COLUMNS][2], const float (&rescale)[2], const Chunk* values,
                                    int first_fragment, float (&acc)[fragments][4]) {
@@ -223,6 +255,7 @@ SPLICE_DEVICE void multiply_values(const uint32_t (&weights)[TILE_COLUMNS][2], c
     const uint32_t w[4] = {weights[2 * step][0], weights[2 * step][1], weights[2 * step + 1][0], weights[2 * step + 1][1]};
     SPLICE_UNROLL
     for (int fragment = 0; fragment < fragments; fragment += 2) {
+      if (PADDED<head_dim> && first_fragment + fragment >= head_dim / FRAGMENT_COLUMNS) continue;
       uint32_t v[4];
       load_matrices_transposed(v, values + chunk_place<head_dim>(step * 16 + matrix % 2 * 8 + row, first_fragment + fragment + matrix / 2));
       multiply_fragments(acc[fragment], w, v[0], v[1]);

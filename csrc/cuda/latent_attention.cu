@@ -152,7 +152,7 @@ SPLICE_KERNEL __launch_bounds__(LATENT_THREADS, 1) attend_latent_rows(splice_cud
     const int64_t end = rows.end(first + shared.rows <= rows.count ? first + shared.rows - 1 : rows.count - 1);
     const int64_t tiles = (end + TILE_KEYS - 1) / TILE_KEYS, last_span = (end - 1) / LATENT_SPAN_KEYS;
     const Gathered<Shape, groups> gathered{rows, first, shared};
-    barrier();  // the rows before are written
+    barrier();  // everybody has written the rows before
     gathered.begin();
     const auto fold = [&](int row, float maximum, float total) { gathered.join(row, maximum, total); };
     const auto close = [&](int64_t span, const float(&acc)[groups][Shape::fragments][4]) {

@@ -24,8 +24,8 @@ constexpr int MIN_HALVES = 2, MAX_HALVES = 4;
 template <int rank_, int rope_>
 struct LatentShape {
   static constexpr int rank = rank_, width = rank_ + rope_, chunks = width / CHUNK_ELEMENTS;
-  static constexpr int row_chunks = (chunks + 7) / 8 * 8, padded = row_chunks * CHUNK_ELEMENTS;  // in shared memory
-  static constexpr int fragments = rank / FRAGMENT_COLUMNS / LATENT_WARPS;                       // of values, a warp
+  static constexpr int row_chunks = ROW_CHUNKS<width>;                      // in shared memory
+  static constexpr int fragments = rank / FRAGMENT_COLUMNS / LATENT_WARPS;  // of values, a warp
   static constexpr int half_chunks = HALF_KEYS * row_chunks;
   static_assert(width % 16 == 0 && rank % LATENT_WARPS == 0 && (fragments == 4 || fragments == 8));
 };
@@ -85,7 +85,7 @@ SPLICE_DEVICE void start_latent_queries(const LatentRows& rows, uint32_t first, 
     else if (valid)
       from = static_cast<const uint16_t*>(args.rotated) + rows.token(row) * args.rotated_row_stride + head * args.rotated_head_stride +
              (chunk - latent_chunks) * CHUNK_ELEMENTS;
-    start_copy(to + chunk_place<Shape::padded>(at, chunk), from, valid);
+    start_copy(to + chunk_place<Shape::width>(at, chunk), from, valid);
   }
 }
 
@@ -101,7 +101,7 @@ SPLICE_DEVICE void start_half(const LatentRows& rows, int shift, int64_t half, i
     const auto* from = static_cast<const uint16_t*>(args.cache.data);
     if (valid)
       from = latent_row(args.cache, args.layer, rows.blocks[key >> shift], key & ((int64_t{1} << shift) - 1)) + chunk * CHUNK_ELEMENTS;
-    start_copy(to + chunk_place<Shape::padded>(row, chunk), from, valid);
+    start_copy(to + chunk_place<Shape::width>(row, chunk), from, valid);
   }
 }
 
@@ -231,7 +231,8 @@ SPLICE_DEVICE void multiply_latent_values(const LatentShared<Shape, groups>& sha
 }
 
 // Walks rows first…first + 16·groups over tiles first_tile…last_tile. At the end of a span calls close(span, acc) in every thread,
-// with the span's accumulators; before it, fold(row, maximum, total) once for each row with the span's own.
+// with the span's accumulators; before it, fold(row, maximum, total) once for each row with the span's own. Nobody may be using
+// `shared` any more.
 template <class Shape, int groups, class Fold, class Close>
 SPLICE_DEVICE void attend_latents(const LatentRows& rows, uint32_t first, int shift, int64_t first_tile, int64_t last_tile, int64_t end,
                                   int halves, LatentShared<Shape, groups>& shared, const Fold& fold, const Close& close) {
@@ -245,7 +246,6 @@ SPLICE_DEVICE void attend_latents(const LatentRows& rows, uint32_t first, int sh
     close_copies();
   };
 
-  barrier();  // whoever was here before is done with shared memory
   start_latent_queries<Shape>(rows, first, shared.rows, shared.queries);
   for (int i = 0; i < halves; ++i) start(2 * first_tile + i, i);
 

@@ -87,10 +87,10 @@ typedef struct {
   int64_t layer, table_stride, rows, sequences, q_heads, window, max_context, max_query;
   float scale, softcap;
 } splice_cuda_attention;
-// For few rows a sequence: split over the keys. head_dim 64, 128 or 256.
+// For few rows a sequence: split over the keys. head_dim 64, 80, 96, 128 or 256.
 int splice_cuda_decode_attention(const splice_cuda_attention* args, void* stream);
 int64_t splice_cuda_decode_workspace(int64_t rows, int64_t q_heads, int64_t head_dim, int64_t max_context);
-// For many. The same bits. head_dim 64 or 128.
+// For many. The same bits and dimensions.
 int splice_cuda_prefill_attention(const splice_cuda_attention* args, void* stream);
 
 // One token a row, the one csrc/sampling draws from the same numbers. Arrays have one element a row.
