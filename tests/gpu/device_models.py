@@ -59,13 +59,15 @@ def runtime_of(platform: Platform) -> DeviceRuntime:
     return FakeRuntime() if platform.name == "emulated" else CudaRuntime()
 
 
-def device_decoder(platform: Platform, runtime: DeviceRuntime, buckets: Buckets | None) -> DeviceDecoder:
+def device_decoder(
+    platform: Platform, runtime: DeviceRuntime, buckets: Buckets | None, spec: ModelSpec = SPEC
+) -> DeviceDecoder:
     """On the platform's kernels, and torch's products where it has none."""
     capability = torch.cuda.get_device_capability() if platform.name == "gpu" else (0, 0)
     product = best_product(platform.library, capability) if platform.name == "gpu" else None
     offered = [*reference.CANDIDATES, *candidates(platform.library, product)]
-    ops = choose(offered, torch.bfloat16, features_of(SPEC))
-    decoder = Decoder(SPEC, ops, DrawnByName(platform.device), 512, "bfloat16", platform.device)
+    ops = choose(offered, torch.bfloat16, features_of(spec))
+    decoder = Decoder(spec, ops, DrawnByName(platform.device), 512, "bfloat16", platform.device)
     return DeviceDecoder(decoder, platform.library, runtime, buckets, MAX_NUM_SEQS)
 
 
@@ -77,7 +79,7 @@ def bound(model: DeviceDecoder, platform: Platform, num_blocks: int) -> DeviceDe
     return model
 
 
-def reference_decoder() -> Decoder:
+def reference_decoder(spec: ModelSpec = SPEC) -> Decoder:
     """The same model by the plain operations on the CPU."""
-    ops = choose(list(reference.CANDIDATES), torch.bfloat16, features_of(SPEC))
-    return Decoder(SPEC, ops, DrawnByName(torch.device("cpu")), 512, "bfloat16")
+    ops = choose(list(reference.CANDIDATES), torch.bfloat16, features_of(spec))
+    return Decoder(spec, ops, DrawnByName(torch.device("cpu")), 512, "bfloat16")
