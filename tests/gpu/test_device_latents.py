@@ -48,7 +48,9 @@ def test_a_model_with_latents_is_that_of_the_plain_operations_in_one_set_of_bits
     for one, other, exact in zip(launched, replayed, wanted, strict=True):
         np.testing.assert_array_equal(one, other)
         assert np.linalg.norm(one - exact) / np.linalg.norm(exact) < 0.03
-    mixed = _run(make(None), [[(1, PROMPTS[1]), (0, PROMPTS[0][:9])], [(0, PROMPTS[0][9:]), (1, [41])], [(0, [40])]])
+    model = make(None)
+    assert not model.answer_is_apart
+    mixed = _run(model, [[(1, PROMPTS[1]), (0, PROMPTS[0][:9])], [(0, PROMPTS[0][9:]), (1, [41])], [(0, [40])]])
     np.testing.assert_array_equal(mixed[1][0], launched[0][0])
     np.testing.assert_array_equal(mixed[1][1], launched[1][1])
     np.testing.assert_array_equal(mixed[2][0], launched[1][0])
