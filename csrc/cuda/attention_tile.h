@@ -32,6 +32,27 @@ SPLICE_BOTH int chunk_place(int row, int chunk) {
   return row * ROW_CHUNKS<head_dim> + (chunk ^ (row & 7));
 }
 
+// A row there, and of its chunks the even (`odd` 0) or the odd ones. All of a place that is not a constant is one exclusive or of eight
+// values: were the compiler left to find that, it would keep an address for every step.
+template <int head_dim>
+struct SharedRow {
+  const Chunk* start;
+  int turn;
+
+  SPLICE_DEVICE SharedRow(const Chunk* rows, int row, int odd) : start(rows + row * ROW_CHUNKS<head_dim>), turn(row % 8 ^ odd) {}
+  // The chunk `even`, or the one after it, of the row `down` rows below: a multiple of 8.
+  SPLICE_DEVICE const Chunk* at(int even, int down = 0) const {
+    return start + down * ROW_CHUNKS<head_dim> + even / 8 * 8 + (even % 8 ^ turn);
+  }
+};
+
+// Of values: this lane's row for a transposed load, of chunks from `first` on. A multiple of 8, or of as many as are loaded.
+template <int head_dim>
+SPLICE_DEVICE SharedRow<head_dim> value_row(const Chunk* values, int first) {
+  const int lane = thread_index() % WARP, matrix = lane / 8;
+  return {values + first / 8 * 8, matrix % 2 * 8 + lane % 8, matrix / 2 ^ first % 8};
+}
+
 // Query row r of a sequence and KV head is token r / group, head r mod group of the KV head's own.
 struct QueryRows {
   const splice_cuda_attention& args;
@@ -124,15 +145,16 @@ template <int head_dim, int columns>
 SPLICE_DEVICE void multiply_keys(const Chunk* queries, const Chunk* keys, int first_column, float (&scores)[columns][4]) {
   static_assert(columns % 2 == 0);
   const int lane = thread_index() % WARP, matrix = lane / 8, row = lane % 8;
+  const SharedRow<head_dim> query(queries, matrix % 2 * 8 + row, matrix / 2);
+  const SharedRow<head_dim> key(keys, (first_column + matrix / 2) * FRAGMENT_COLUMNS + row, matrix % 2);
   SPLICE_UNROLL
   for (int step = 0; step < head_dim / 16; ++step) {
     uint32_t q[4];
-    load_matrices(q, queries + chunk_place<head_dim>(matrix % 2 * 8 + row, 2 * step + matrix / 2));
+    load_matrices(q, query.at(2 * step));
     SPLICE_UNROLL
     for (int column = 0; column < columns; column += 2) {
-      const int key = (first_column + column + matrix / 2) * FRAGMENT_COLUMNS + row;
       uint32_t k[4];
-      load_matrices(k, keys + chunk_place<head_dim>(key, 2 * step + matrix % 2));
+      load_matrices(k, key.at(2 * step, column * FRAGMENT_COLUMNS));
       multiply_fragments(scores[column], q, k[0], k[1]);
       multiply_fragments(scores[column + 1], q, k[2], k[3]);
     }
@@ -244,7 +266,7 @@ template <int head_dim, int fragments>
 SPLICE_DEVICE void multiply_values(const uint32_t (&weights)[TILE_COLUMNS][2], const float (&rescale)[2], const Chunk* values,
                                    int first_fragment, float (&acc)[fragments][4]) {
   static_assert(fragments % 2 == 0);
-  const int lane = thread_index() % WARP, matrix = lane / 8, row = lane % 8;
+  const SharedRow<head_dim> row = value_row<head_dim>(values, first_fragment);
   SPLICE_UNROLL
   for (int fragment = 0; fragment < fragments; ++fragment) {
     SPLICE_UNROLL
@@ -257,7 +279,7 @@ SPLICE_DEVICE void multiply_values(const uint32_t (&weights)[TILE_COLUMNS][2], c
     for (int fragment = 0; fragment < fragments; fragment += 2) {
       if (PADDED<head_dim> && first_fragment + fragment >= head_dim / FRAGMENT_COLUMNS) continue;
       uint32_t v[4];
-      load_matrices_transposed(v, values + chunk_place<head_dim>(step * 16 + matrix % 2 * 8 + row, first_fragment + fragment + matrix / 2));
+      load_matrices_transposed(v, row.at(fragment, step * 16));
       multiply_fragments(acc[fragment], w, v[0], v[1]);
       multiply_fragments(acc[fragment + 1], w, v[2], v[3]);
     }

@@ -1,8 +1,8 @@
 // Paged causal attention over latents, for few query rows a sequence and for many. Compiled for sm_80 and sm_90; not yet run on a GPU.
 //
 // Moves 2·(rank + rope) bytes a key, once for every block of rows, of which all but the first find them in the second-level cache;
-// queries and results once; and decode 8·(rank + 2) bytes a row and span of 1024 keys for the parts that are joined: at 128 heads a
-// fifth of what the keys are, at 16 heads a fortieth. Does 4·rank + 2·rope operations a row and key, 242 a byte at 128 heads of
+// queries and results once; and decode 8·(rank + 2) bytes a row and span of 1024 keys for the parts that are joined: at 128 heads
+// nearly half of what the keys are, at 16 heads a twentieth. Does 4·rank + 2·rope operations a row and key, 242 a byte at 128 heads of
 // 512 + 64: bound by the matrix units from some 100 heads on, by memory below. Scores read 1.5 KiB of shared memory for 4 products of
 // fragments, values 4 KiB for 32, which keeps 64 rows at some two thirds of what mma.sync could do, and that is some 60 % of wgmma.
 //
@@ -195,18 +195,27 @@ bool fits(const DeviceLimits& limits, Division& found, int wanted_halves) {
   return found.halves >= (wanted_halves ? wanted_halves : MIN_HALVES);
 }
 
-// The largest row tile that the rows fill, that leaves no multiprocessor idle while there is a smaller one, and that fits.
+// What a tile of keys costs a block, in hundreds of cycles: estimated from the instructions it takes, not measured.
+constexpr int64_t tile_cost(int groups) { return groups == 4 ? 59 : groups == 2 ? 36 : 23; }
+
+// Of the row tiles that fit, the one whose blocks are through first if all of them take as long.
 template <class Shape>
-int divide(const char* name, const splice_cuda_latent_attention& args, int64_t spans, const DeviceLimits& limits, Division& found) {
+int divide(const char* name, const splice_cuda_latent_attention& args, int64_t spans, const DeviceLimits& limits, Division& chosen) {
   const int64_t rows = args.max_query * args.heads;
+  int64_t least = 0;
   for (int groups = MAX_GROUPS; groups >= 1; groups /= 2) {
     const int64_t tile = groups * FRAGMENT_ROWS, blocks = (rows + tile - 1) / tile * spans * args.sequences;
-    if (args.row_tile ? args.row_tile != tile : groups > 1 && (rows <= tile / 2 || blocks < limits.multiprocessors)) continue;
+    const int64_t cost = (blocks + limits.multiprocessors - 1) / limits.multiprocessors * tile_cost(groups);
+    if ((args.row_tile && args.row_tile != tile) || (least && cost >= least)) continue;
+    Division found;
     const bool fitting = groups == 4   ? fits<Shape, 4>(limits, found, args.halves)
                          : groups == 2 ? fits<Shape, 2>(limits, found, args.halves)
                                        : fits<Shape, 1>(limits, found, args.halves);
-    if (fitting) return SPLICE_CUDA_OK;
+    if (!fitting) continue;
+    chosen = found;
+    least = cost;
   }
+  if (least) return SPLICE_CUDA_OK;
   return fail(SPLICE_CUDA_UNSUPPORTED, "%s: row_tile %d and halves %d do not fit the %lld bytes of shared memory a block may have here", name,
               args.row_tile, args.halves, static_cast<long long>(limits.shared_bytes));
 }
