@@ -13,6 +13,7 @@ namespace splice::cuda {
 namespace {
 
 constexpr int WARPS = 8, THREADS = WARPS * WARP, COLUMNS = 128, STEP = 64, STAGES = 3;
+constexpr int FEW_ROWS = 32;  // up to so many, reading weights once more costs less than products of absent rows
 
 // `row_warps` warps one below the other, each of `row_fragments` fragments of rows; `by_columns`: weights are [n, k], else [k, n].
 template <int row_warps, int row_fragments, bool by_columns>
@@ -126,7 +127,7 @@ extern "C" int splice_cuda_head_products(const splice_cuda_head_product* args, v
                 static_cast<long long>(args->n));
   if (!aligned(args->x) || !aligned(args->w) || !aligned(args->y))
     return fail(SPLICE_CUDA_INVALID, "head_products: x, w and y must be aligned to 16 bytes");
-  const bool few = args->rows <= FRAGMENT_ROWS;
+  const bool few = args->rows <= FEW_ROWS;
   if (args->w_is_columns) return few ? multiply<1, 1, true>(*args, stream) : multiply<4, 2, true>(*args, stream);
   return few ? multiply<1, 1, false>(*args, stream) : multiply<4, 2, false>(*args, stream);
 }

@@ -93,6 +93,17 @@ def test_bounds_that_are_too_high_and_sequences_without_rows_change_no_bit(platf
     assert same_bits(wide.attend(platform.library, kernel), exact)
 
 
+def test_a_result_is_written_where_it_is_wanted(platform):
+    case = latent_case([(40, 2)], 4, SMALL, platform.device)
+    arguments = (case.absorbed, case.rotated, case.cache, 1, case.rows, case.scale)
+    wide = torch.full((4, 4, 256), float("nan"), dtype=torch.bfloat16, device=platform.device)
+    attend_latents(platform.library, "latent_prefill", *arguments, out=wide[1:3])
+    assert same_bits(wide[1:3], case.attend(platform.library, "latent_decode"))
+    assert bool(wide[[0, 3]].isnan().all())
+    with pytest.raises(SpliceError, match=r"out is of shape \(4, 4, 256\), expected \[2, 4, 256\]"):
+        attend_latents(platform.library, "latent_prefill", *arguments, out=wide)
+
+
 def test_memory_is_counted_and_demanded(platform):
     library = platform.library
     assert workspace_bytes(library, "latent_decode", 3, 4, 256, 1024) == 0

@@ -155,12 +155,14 @@ def attend_latents(
     scale: float,
     workspace: torch.Tensor | None = None,
     division: Division = BY_DEVICE,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention of [absorbed | rotated] over cache rows, whose first part is the value: `[M, num_heads, rank]`.
 
     `absorbed` `[M, num_heads, rank]` and `rotated` `[M, num_heads, rope]` bfloat16, strided perhaps; `kv_cache` as in
     `signatures.StoreLatentsOp`, bfloat16. `latent_decode` is for few rows a sequence and splits keys, `latent_prefill`
-    for many; both give the same bits. `workspace` uint8 of `workspace_bytes`, free again after the call.
+    for many; both give the same bits. `workspace` uint8 of `workspace_bytes`, free again after the call. With `out` the
+    result is written there.
     """
     device = library.device_type
     tokens, heads, rank = absorbed.shape
@@ -177,9 +179,11 @@ def attend_latents(
     room = require("workspace", workspace, torch.uint8, (None,), device, _ALIGN if needed else 1)
     if workspace.numel() < needed:
         raise refuse("workspace", f"{workspace.numel()} bytes", f"{needed} at least")
-    out = torch.empty(tokens, heads, rank, dtype=BF16, device=absorbed.device)
+    if out is None:
+        out = torch.empty(tokens, heads, rank, dtype=BF16, device=absorbed.device)
+    result = require("out", out, BF16, (tokens, heads, rank), device, _ALIGN)
     arguments = _LatentAttention(
-        out=out.data_ptr(), absorbed=queries[0], rotated=turned[0], out_row_stride=heads * rank, out_head_stride=rank,
+        out=result, absorbed=queries[0], rotated=turned[0], out_row_stride=heads * rank, out_head_stride=rank,
         absorbed_row_stride=queries[1][0], absorbed_head_stride=queries[1][1], rotated_row_stride=turned[1][0],
         rotated_head_stride=turned[1][1], cache=cache, block_tables=tables, query_starts=begins, starts=starts,
         workspace=room, layer=layer, table_stride=rows.block_tables.shape[1], rows=tokens, sequences=sequences,

@@ -67,25 +67,25 @@ class LatentOps:
         nope = q.shape[2] - (kv_cache.shape[5] - up.shape[2])
         absorbed, rotated = absorb(self._library, q[:, :, :nope], up), q[:, :, nope:]
         singles, context, many = bounds.leading_singles, bounds.max_context, bounds.max_query
-        attended = []
+        attended = torch.empty_like(absorbed)
         if singles:
             first = PagedRows(block_tables[:singles], query_starts[: singles + 1], starts[:singles], context, 1)
-            attended.append(self._attend(absorbed[:singles], rotated[:singles], kv_cache, layer, first, scale))
+            self._attend(attended[:singles], absorbed[:singles], rotated[:singles], kv_cache, layer, first, scale)
         if singles < len(starts):
             rest = PagedRows(block_tables[singles:], query_starts[singles:] - singles, starts[singles:], context, many)
-            attended.append(self._attend(absorbed[singles:], rotated[singles:], kv_cache, layer, rest, scale))
-        latents = attended[0] if len(attended) == 1 else torch.cat(attended)
-        return expand(self._library, latents, up, nope)
+            self._attend(attended[singles:], absorbed[singles:], rotated[singles:], kv_cache, layer, rest, scale)
+        return expand(self._library, attended, up, nope)
 
     def _attend(
         self,
+        out: torch.Tensor,
         absorbed: torch.Tensor,
         rotated: torch.Tensor,
         kv_cache: torch.Tensor,
         layer: int,
         rows: PagedRows,
         scale: float,
-    ) -> torch.Tensor:
+    ) -> None:
         few = rows.max_query == 1 or rows.max_query * absorbed.shape[1] <= _FEW_ROWS
         kernel: LatentKernel = "latent_decode" if few else "latent_prefill"
-        return attend_latents(self._library, kernel, absorbed, rotated, kv_cache, layer, rows, scale)
+        attend_latents(self._library, kernel, absorbed, rotated, kv_cache, layer, rows, scale, out=out)
