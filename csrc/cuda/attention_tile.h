@@ -19,11 +19,38 @@ constexpr int TILE_COLUMNS = TILE_KEYS / FRAGMENT_COLUMNS;  // fragments of scor
 constexpr int MAX_SPAN_BLOCKS = SPAN_KEYS / 16;
 constexpr float LOG2_E = 1.4426950408889634f;
 
-// Rows of head_dim elements in shared memory: chunk c of row r stands in place of chunk c xor (r mod 8), so that the eight rows a
-// matrix load takes lie in eight groups of banks.
+// Chunks from row to row of head_dim elements in shared memory: whole groups of eight.
+template <int head_dim>
+constexpr int ROW_CHUNKS = (head_dim / CHUNK_ELEMENTS + 7) / 8 * 8;
+template <int head_dim>
+constexpr bool PADDED = ROW_CHUNKS<head_dim> * CHUNK_ELEMENTS != head_dim;
+
+// There chunk c of row r stands in place of chunk c xor (r mod 8), so that the eight rows a matrix load takes lie in eight groups of
+// banks.
 template <int head_dim>
 SPLICE_BOTH int chunk_place(int row, int chunk) {
-  return row * (head_dim / CHUNK_ELEMENTS) + (chunk ^ (row & 7));
+  return row * ROW_CHUNKS<head_dim> + (chunk ^ (row & 7));
+}
+
+// A row there, and of its chunks the even (`odd` 0) or the odd ones. All of a place that is not a constant is one exclusive or of eight
+// values: were the compiler left to find that, it would keep an address for every step.
+template <int head_dim>
+struct SharedRow {
+  const Chunk* start;
+  int turn;
+
+  SPLICE_DEVICE SharedRow(const Chunk* rows, int row, int odd) : start(rows + row * ROW_CHUNKS<head_dim>), turn(row % 8 ^ odd) {}
+  // The chunk `even`, or the one after it, of the row `down` rows below: a multiple of 8.
+  SPLICE_DEVICE const Chunk* at(int even, int down = 0) const {
+    return start + down * ROW_CHUNKS<head_dim> + even / 8 * 8 + (even % 8 ^ turn);
+  }
+};
+
+// Of values: this lane's row for a transposed load, of chunks from `first` on. A multiple of 8, or of as many as are loaded.
+template <int head_dim>
+SPLICE_DEVICE SharedRow<head_dim> value_row(const Chunk* values, int first) {
+  const int lane = thread_index() % WARP, matrix = lane / 8;
+  return {values + first / 8 * 8, matrix % 2 * 8 + lane % 8, matrix / 2 ^ first % 8};
 }
 
 // Query row r of a sequence and KV head is token r / group, head r mod group of the KV head's own.
@@ -56,16 +83,21 @@ struct Sight {
   }
 };
 
-// Of a row of q, whichever sequence it belongs to: the last that begins at or before it.
-SPLICE_DEVICE Sight sight_of_token(const splice_cuda_attention& args, int64_t token) {
-  int64_t sequence = 0, beyond = args.sequences;
+// The sequence that a row of q belongs to: the last that begins at or before it.
+SPLICE_DEVICE int64_t sequence_of(const int32_t* query_starts, int64_t sequences, int64_t token) {
+  int64_t sequence = 0, beyond = sequences;
   while (beyond - sequence > 1) {
     const int64_t middle = (sequence + beyond) / 2;
-    if (args.query_starts[middle] <= token)
+    if (query_starts[middle] <= token)
       sequence = middle;
     else
       beyond = middle;
   }
+  return sequence;
+}
+
+SPLICE_DEVICE Sight sight_of_token(const splice_cuda_attention& args, int64_t token) {
+  const int64_t sequence = sequence_of(args.query_starts, args.sequences, token);
   return Sight(args, args.starts[sequence] + token - args.query_starts[sequence]);
 }
 
@@ -113,15 +145,16 @@ template <int head_dim, int columns>
 SPLICE_DEVICE void multiply_keys(const Chunk* queries, const Chunk* keys, int first_column, float (&scores)[columns][4]) {
   static_assert(columns % 2 == 0);
   const int lane = thread_index() % WARP, matrix = lane / 8, row = lane % 8;
+  const SharedRow<head_dim> query(queries, matrix % 2 * 8 + row, matrix / 2);
+  const SharedRow<head_dim> key(keys, (first_column + matrix / 2) * FRAGMENT_COLUMNS + row, matrix % 2);
   SPLICE_UNROLL
   for (int step = 0; step < head_dim / 16; ++step) {
     uint32_t q[4];
-    load_matrices(q, queries + chunk_place<head_dim>(matrix % 2 * 8 + row, 2 * step + matrix / 2));
+    load_matrices(q, query.at(2 * step));
     SPLICE_UNROLL
     for (int column = 0; column < columns; column += 2) {
-      const int key = (first_column + column + matrix / 2) * FRAGMENT_COLUMNS + row;
       uint32_t k[4];
-      load_matrices(k, keys + chunk_place<head_dim>(key, 2 * step + matrix % 2));
+      load_matrices(k, key.at(2 * step, column * FRAGMENT_COLUMNS));
       multiply_fragments(scores[column], q, k[0], k[1]);
       multiply_fragments(scores[column + 1], q, k[2], k[3]);
     }
@@ -132,6 +165,32 @@ SPLICE_DEVICE void multiply_keys(const Chunk* queries, const Chunk* keys, int fi
 struct alignas(8) Pair {
   float first, second;
 };
+
+// Scores that warps exchange, in shared memory: a thread's two in fragment `column`, of row lane / 4 or of the one 8 below.
+constexpr int SCORE_STRIDE = TILE_KEYS + 8;  // floats: rows of a fragment begin in other banks
+
+SPLICE_DEVICE Pair& score_pair(float* scores, int row, int column) {
+  const int lane = thread_index() % WARP;
+  return reinterpret_cast<Pair*>(scores + (lane / 4 + 8 * row) * SCORE_STRIDE + column * FRAGMENT_COLUMNS)[lane % 4];
+}
+
+template <int columns>
+SPLICE_DEVICE void write_scores(float* to, int first_column, const float (&scores)[columns][4]) {
+  SPLICE_UNROLL
+  for (int i = 0; i < 2 * columns; ++i) {
+    const int column = i / 2, row = i % 2;
+    score_pair(to, row, first_column + column) = {scores[column][2 * row], scores[column][2 * row + 1]};
+  }
+}
+
+SPLICE_DEVICE void read_scores(float* from, float (&scores)[TILE_COLUMNS][4]) {
+  SPLICE_UNROLL
+  for (int i = 0; i < 2 * TILE_COLUMNS; ++i) {
+    const Pair pair = score_pair(from, i % 2, i / 2);
+    scores[i / 2][i % 2 * 2] = pair.first;
+    scores[i / 2][i % 2 * 2 + 1] = pair.second;
+  }
+}
 
 // The state of the two rows of a fragment that a thread has a part of: lane / 4 and lane / 4 + 8.
 struct RowState {
@@ -202,12 +261,12 @@ SPLICE_DEVICE void add_threads(RowState& state) {
   }
 }
 
-// acc = acc·rescale + weights · values, of `fragments` fragments of dimensions from first_fragment on.
+// acc = acc·rescale + weights · values, of `fragments` fragments of dimensions from first_fragment on; those past head_dim are left.
 template <int head_dim, int fragments>
 SPLICE_DEVICE void multiply_values(const uint32_t (&weights)[TILE_COLUMNS][2], const float (&rescale)[2], const Chunk* values,
                                    int first_fragment, float (&acc)[fragments][4]) {
   static_assert(fragments % 2 == 0);
-  const int lane = thread_index() % WARP, matrix = lane / 8, row = lane % 8;
+  const SharedRow<head_dim> row = value_row<head_dim>(values, first_fragment);
   SPLICE_UNROLL
   for (int fragment = 0; fragment < fragments; ++fragment) {
     SPLICE_UNROLL
@@ -218,8 +277,9 @@ SPLICE_DEVICE void multiply_values(const uint32_t (&weights)[TILE_COLUMNS][2], c
     const uint32_t w[4] = {weights[2 * step][0], weights[2 * step][1], weights[2 * step + 1][0], weights[2 * step + 1][1]};
     SPLICE_UNROLL
     for (int fragment = 0; fragment < fragments; fragment += 2) {
+      if (PADDED<head_dim> && first_fragment + fragment >= head_dim / FRAGMENT_COLUMNS) continue;
       uint32_t v[4];
-      load_matrices_transposed(v, values + chunk_place<head_dim>(step * 16 + matrix % 2 * 8 + row, first_fragment + fragment + matrix / 2));
+      load_matrices_transposed(v, row.at(fragment, step * 16));
       multiply_fragments(acc[fragment], w, v[0], v[1]);
       multiply_fragments(acc[fragment + 1], w, v[2], v[3]);
     }

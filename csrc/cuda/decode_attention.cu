@@ -14,11 +14,10 @@ namespace splice::cuda {
 namespace {
 
 constexpr int WARPS = 4, THREADS = WARPS * WARP, STAGES = 2, MAX_BLOCKS_OF_SPANS = 256;
-constexpr int SCORE_STRIDE = TILE_KEYS + 8;  // floats: rows of a fragment begin in other banks
 
 template <int head_dim>
 struct Shared {
-  static constexpr int row_chunks = head_dim / CHUNK_ELEMENTS, tile_chunks = TILE_KEYS * row_chunks;
+  static constexpr int row_chunks = ROW_CHUNKS<head_dim>, tile_chunks = TILE_KEYS * row_chunks;
   Chunk queries[FRAGMENT_ROWS * row_chunks];
   Chunk keys[STAGES][tile_chunks], values[STAGES][tile_chunks];
   float scores[FRAGMENT_ROWS * SCORE_STRIDE];
@@ -38,16 +37,14 @@ struct Parts {
   SPLICE_BOTH float* accumulator(int64_t row, int64_t span, int64_t head_dim) const { return accumulators + (row * spans + span) * head_dim; }
 };
 
-// A thread's two scores in fragment `column`, of row lane / 4 or of the one 8 below.
-SPLICE_DEVICE Pair& score_pair(float* scores, int row, int column) {
-  const int lane = thread_index() % WARP;
-  return reinterpret_cast<Pair*>(scores + (lane / 4 + 8 * row) * SCORE_STRIDE + column * FRAGMENT_COLUMNS)[lane % 4];
-}
+// Fragments of dimensions a warp adds up: pairs, so that where head_dim has fewer the last warps have less to do.
+template <int head_dim>
+constexpr int OWN_FRAGMENTS = (head_dim / (2 * FRAGMENT_COLUMNS) + WARPS - 1) / WARPS * 2;
 
 template <int head_dim>
 SPLICE_DEVICE void attend_span(const splice_cuda_attention& args, const QueryRows& rows, int64_t sequence, int64_t first_row, int64_t span,
                                int shift, int64_t low, int64_t end, Shared<head_dim>& shared) {
-  constexpr int fragments = head_dim / FRAGMENT_COLUMNS / WARPS;
+  constexpr int fragments = OWN_FRAGMENTS<head_dim>;
   const int lane = thread_index() % WARP, warp = thread_index() / WARP;
   const Sight sight[2] = {{rows, first_row + lane / 4}, {rows, first_row + lane / 4 + 8}};
   const int64_t first = span * SPAN_KEYS, left = (end < first + SPAN_KEYS ? end - first : SPAN_KEYS);
@@ -74,23 +71,11 @@ SPLICE_DEVICE void attend_span(const splice_cuda_attention& args, const QueryRow
     barrier();
     float own[2][4] = {};
     multiply_keys<head_dim, 2>(shared.queries, shared.keys[tile % STAGES], warp * 2, own);
-    SPLICE_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const int column = warp * 2 + i / 2, row = i % 2;
-      score_pair(shared.scores, row, column) = {own[i / 2][2 * row], own[i / 2][2 * row + 1]};
-    }
+    write_scores(shared.scores, warp * 2, own);
     barrier();
     float scores[TILE_COLUMNS][4], rescale[2];
     uint32_t weights[TILE_COLUMNS][2];
-    SPLICE_UNROLL
-    for (int column = 0; column < TILE_COLUMNS; ++column) {
-      SPLICE_UNROLL
-      for (int row = 0; row < 2; ++row) {
-        const Pair pair = score_pair(shared.scores, row, column);
-        scores[column][2 * row] = pair.first;
-        scores[column][2 * row + 1] = pair.second;
-      }
-    }
+    read_scores(shared.scores, scores);
     soften(args, first + tile * TILE_KEYS, sight, scores, state, rescale, weights);
     multiply_values<head_dim, fragments>(weights, rescale, shared.values[tile % STAGES], warp * fragments, acc);
     barrier();  // everybody is done with this stage
@@ -112,7 +97,8 @@ SPLICE_DEVICE void attend_span(const splice_cuda_attention& args, const QueryRow
     auto* to = reinterpret_cast<Pair*>(parts.accumulator(place, span, head_dim) + warp * fragments * FRAGMENT_COLUMNS) + lane % 4;
     SPLICE_UNROLL
     for (int fragment = 0; fragment < fragments; ++fragment)
-      to[fragment * FRAGMENT_COLUMNS / 2] = {acc[fragment][2 * row], acc[fragment][2 * row + 1]};
+      if (warp * fragments + fragment < head_dim / FRAGMENT_COLUMNS)
+        to[fragment * FRAGMENT_COLUMNS / 2] = {acc[fragment][2 * row], acc[fragment][2 * row + 1]};
   }
 }
 
@@ -138,12 +124,16 @@ struct SharedShares {
 // A block joins the parts of one row of heads. What share a span has depends on maxima alone, so shares are computed first, each by
 // a thread of its own from the largest maximum before it, which is the same in any order.
 template <int head_dim>
-SPLICE_KERNEL __launch_bounds__(head_dim) join_spans(splice_cuda_attention args) {
+constexpr int JOINING = (head_dim + WARP - 1) / WARP * WARP;
+
+template <int head_dim>
+SPLICE_KERNEL __launch_bounds__(JOINING<head_dim>) join_spans(splice_cuda_attention args) {
   auto& shared = *reinterpret_cast<SharedShares*>(shared_memory());
   const int64_t row = block_x(), head = row % args.q_heads;
   const Sight sight = sight_of_token(args, row / args.q_heads);
   const int64_t first = sight.low / SPAN_KEYS, count = Parts::spans_of(sight.high) - first;
   const Parts parts(args);
+  const int own = thread_index() < head_dim ? thread_index() : head_dim - 1;  // whole warps: the last lanes repeat
   float maximum = NEGATIVE_INFINITY, total = 0.0f, acc = 0.0f;
   for (int64_t done = 0; done < count; done += MAX_BLOCKS_OF_SPANS) {
     const int here = static_cast<int>(count - done < MAX_BLOCKS_OF_SPANS ? count - done : MAX_BLOCKS_OF_SPANS);
@@ -158,7 +148,7 @@ SPLICE_KERNEL __launch_bounds__(head_dim) join_spans(splice_cuda_attention args)
       shared.shares[i] = joined(before, shared.maxima[i]);
     }
     barrier();
-    const float* values = parts.accumulator(row, first + done, head_dim) + thread_index();
+    const float* values = parts.accumulator(row, first + done, head_dim) + own;
     SPLICE_UNROLL_BY_8
     for (int i = 0; i < here; ++i) {
       acc = merged(acc, values[static_cast<int64_t>(i) * head_dim], shared.shares[i]);
@@ -168,7 +158,7 @@ SPLICE_KERNEL __launch_bounds__(head_dim) join_spans(splice_cuda_attention args)
     barrier();
   }
   const Finish finish(maximum, total, args.sinks ? args.sinks + head : nullptr);
-  static_cast<uint16_t*>(args.out)[row * head_dim + thread_index()] = to_bf16(finish(acc));
+  static_cast<uint16_t*>(args.out)[row * head_dim + own] = to_bf16(finish(acc));
 }
 
 template <int head_dim>
@@ -179,7 +169,7 @@ int attend(const splice_cuda_attention& args, void* stream) {
   const int code = launch("decode_attention", attend_spans<head_dim>, grid, THREADS, sizeof(Shared<head_dim>), stream, args,
                           block_shift(args.kv.block_tokens));
   if (code != SPLICE_CUDA_OK) return code;
-  return launch("decode_attention", join_spans<head_dim>, {args.rows * args.q_heads}, head_dim, sizeof(SharedShares), stream, args);
+  return launch("decode_attention", join_spans<head_dim>, {args.rows * args.q_heads}, JOINING<head_dim>, sizeof(SharedShares), stream, args);
 }
 
 }  // namespace
@@ -199,9 +189,12 @@ extern "C" int splice_cuda_decode_attention(const splice_cuda_attention* args, v
     return fail(SPLICE_CUDA_INVALID, "decode_attention: a workspace aligned to 16 bytes is needed");
   switch (args->kv.head_dim) {
     case 64: return attend<64>(*args, stream);
+    case 80: return attend<80>(*args, stream);
+    case 96: return attend<96>(*args, stream);
     case 128: return attend<128>(*args, stream);
     case 256: return attend<256>(*args, stream);
     default:
-      return fail(SPLICE_CUDA_UNSUPPORTED, "decode_attention: head_dim %lld, expected 64, 128 or 256", static_cast<long long>(args->kv.head_dim));
+      return fail(SPLICE_CUDA_UNSUPPORTED, "decode_attention: head_dim %lld, expected 64, 80, 96, 128 or 256",
+                  static_cast<long long>(args->kv.head_dim));
   }
 }

@@ -16,6 +16,7 @@
 #define SPLICE_KERNEL __global__ void
 #define SPLICE_UNROLL _Pragma("unroll")
 #define SPLICE_UNROLL_BY_8 _Pragma("unroll 8")
+#define SPLICE_UNROLL_BY_3 _Pragma("unroll 3")
 
 #include "device_operations.h"
 
@@ -26,6 +27,7 @@
 #define SPLICE_KERNEL static void
 #define SPLICE_UNROLL
 #define SPLICE_UNROLL_BY_8
+#define SPLICE_UNROLL_BY_3
 #define __launch_bounds__(...)
 
 #include "emulator/emulator.h"

@@ -6,7 +6,9 @@
 // wgmma does on Hopper, which is the ceiling of this kernel there.
 //
 // One block of eight warps takes 128 rows of one KV head, each warp 16 of them and all tiles; keys and values come by asynchronous
-// copies, two tiles at a time. A row is computed as in decode_attention.cu, to the bit: the parts of spans are joined in
+// copies, two tiles at a time. Of head_dim 256 a block takes 64 rows, and two warps share 16 of them: each multiplies half the keys of a
+// tile and adds up half the dimensions, since all of them are more accumulators than a thread has registers, and they exchange scores
+// through the memory of the keys, which by then are done with. A row is computed as in decode_attention.cu, to the bit: the parts of spans are joined in
 // registers instead of memory.
 #include "attention_tile.h"
 #include "launch.h"
@@ -14,12 +16,19 @@
 namespace splice::cuda {
 namespace {
 
-constexpr int WARPS = 8, THREADS = WARPS * WARP, BLOCK_ROWS = WARPS * FRAGMENT_ROWS, STAGES = 2;
+constexpr int WARPS = 8, THREADS = WARPS * WARP, STAGES = 2;
+
+// How many warps share a fragment of rows.
+template <int head_dim>
+constexpr int SHARING = head_dim > 128 ? 2 : 1;
+template <int head_dim>
+constexpr int BLOCK_ROWS = WARPS / SHARING<head_dim> * FRAGMENT_ROWS;
 
 template <int head_dim>
 struct Shared {
-  static constexpr int row_chunks = head_dim / CHUNK_ELEMENTS, tile_chunks = TILE_KEYS * row_chunks;
-  Chunk queries[BLOCK_ROWS * row_chunks];
+  static constexpr int row_chunks = ROW_CHUNKS<head_dim>, tile_chunks = TILE_KEYS * row_chunks;
+  static_assert(SHARING<head_dim> == 1 || BLOCK_ROWS<head_dim> * SCORE_STRIDE * sizeof(float) <= tile_chunks * sizeof(Chunk));
+  Chunk queries[BLOCK_ROWS<head_dim> * row_chunks];
   Chunk keys[STAGES][tile_chunks], values[STAGES][tile_chunks];
   int32_t blocks[2][MAX_SPAN_BLOCKS];  // of even and odd spans
 };
@@ -27,7 +36,7 @@ struct Shared {
 // What a warp's fragment of rows has gathered: of the spans that are done, and of the one at hand.
 template <int head_dim>
 struct Gathered {
-  static constexpr int fragments = head_dim / FRAGMENT_COLUMNS;
+  static constexpr int fragments = head_dim / FRAGMENT_COLUMNS / SHARING<head_dim>;
   float maximum[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY}, total[2] = {0.0f, 0.0f};
   float all[fragments][4] = {}, acc[fragments][4] = {};
   RowState state;
@@ -53,19 +62,20 @@ struct Gathered {
   }
 };
 
-// Block (x, y, z): the x-th last 128 rows of KV head y and sequence z; those that see most go first.
+// Block (x, y, z): the x-th last rows of KV head y and sequence z; those that see most go first.
 template <int head_dim>
 SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention args, int shift) {
   auto& shared = *reinterpret_cast<Shared<head_dim>*>(shared_memory());
   const int64_t sequence = block_z();
   const QueryRows rows(args, sequence, block_y());
-  const int64_t first_row = (grid_x() - 1 - block_x()) * BLOCK_ROWS;
+  const int64_t first_row = (grid_x() - 1 - block_x()) * BLOCK_ROWS<head_dim>;
   if (first_row >= rows.count()) return;
-  const int64_t last_row = (first_row + BLOCK_ROWS < rows.count() ? first_row + BLOCK_ROWS : rows.count()) - 1;
+  const int64_t last_row = (first_row + BLOCK_ROWS<head_dim> < rows.count() ? first_row + BLOCK_ROWS<head_dim> : rows.count()) - 1;
   const int64_t end = Sight(rows, last_row).high, tiles = (end + TILE_KEYS - 1) / TILE_KEYS;
   const int64_t begin = Sight(rows, first_row).low / TILE_KEYS;
 
-  const int lane = thread_index() % WARP, warp = thread_index() / WARP;
+  constexpr int sharing = SHARING<head_dim>, columns = TILE_COLUMNS / sharing, fragments = Gathered<head_dim>::fragments;
+  const int lane = thread_index() % WARP, warp = thread_index() / WARP / sharing, share = thread_index() / WARP % sharing;
   const int64_t own_row = first_row + warp * FRAGMENT_ROWS;
   const Sight sight[2] = {{rows, own_row + lane / 4}, {rows, own_row + lane / 4 + 8}};
   const int64_t own_last = own_row + FRAGMENT_ROWS - 1 < last_row ? own_row + FRAGMENT_ROWS - 1 : last_row;
@@ -83,7 +93,7 @@ SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention ar
   read_blocks(args, sequence, begin / SPAN_TILES, shift, end, shared.blocks[begin / SPAN_TILES % 2]);
   read_blocks(args, sequence, begin / SPAN_TILES + 1, shift, end, shared.blocks[(begin / SPAN_TILES + 1) % 2]);
   barrier();
-  start_queries<head_dim>(rows, first_row, BLOCK_ROWS, shared.queries);
+  start_queries<head_dim>(rows, first_row, BLOCK_ROWS<head_dim>, shared.queries);
   for (int i = 0; i < STAGES; ++i) start(begin + i);
 
   const Chunk* queries = shared.queries + warp * FRAGMENT_ROWS * Shared<head_dim>::row_chunks;
@@ -96,12 +106,25 @@ SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention ar
       read_blocks(args, sequence, next / SPAN_TILES, shift, end, shared.blocks[next / SPAN_TILES % 2]);
     barrier();
     const int64_t first_key = tile * TILE_KEYS;
-    if (first_key < own_end && first_key + TILE_KEYS > own_low) {
-      float scores[TILE_COLUMNS][4] = {}, rescale[2];
+    const bool seen = first_key < own_end && first_key + TILE_KEYS > own_low;
+    Chunk* keys = shared.keys[tile % STAGES];
+    float scores[TILE_COLUMNS][4] = {};
+    if constexpr (sharing == 1) {
+      if (seen) multiply_keys<head_dim, columns>(queries, keys, 0, scores);
+    } else {
+      float part[columns][4] = {};
+      auto* exchanged = reinterpret_cast<float*>(keys) + warp * FRAGMENT_ROWS * SCORE_STRIDE;
+      if (seen) multiply_keys<head_dim, columns>(queries, keys, share * columns, part);
+      barrier();  // everybody is done with the keys
+      if (seen) write_scores(exchanged, share * columns, part);
+      barrier();
+      if (seen) read_scores(exchanged, scores);
+    }
+    if (seen) {
+      float rescale[2];
       uint32_t weights[TILE_COLUMNS][2];
-      multiply_keys<head_dim, TILE_COLUMNS>(queries, shared.keys[tile % STAGES], 0, scores);
       soften(args, first_key, sight, scores, gathered.state, rescale, weights);
-      multiply_values<head_dim, Gathered<head_dim>::fragments>(weights, rescale, shared.values[tile % STAGES], 0, gathered.acc);
+      multiply_values<head_dim, fragments>(weights, rescale, shared.values[tile % STAGES], share * fragments, gathered.acc);
     }
     if (tile % SPAN_TILES == SPAN_TILES - 1 || tile == tiles - 1) gathered.close_span();
     barrier();  // everybody is done with this stage
@@ -115,9 +138,9 @@ SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention ar
     if (query >= rows.count()) continue;
     const int64_t place = rows.place(query);
     const Finish finish(gathered.maximum[row], gathered.total[row], args.sinks ? args.sinks + place % args.q_heads : nullptr);
-    auto* to = reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(args.out) + place * head_dim) + lane % 4;
+    auto* to = reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(args.out) + place * head_dim + share * fragments * FRAGMENT_COLUMNS) + lane % 4;
     SPLICE_UNROLL
-    for (int fragment = 0; fragment < Gathered<head_dim>::fragments; ++fragment)
+    for (int fragment = 0; fragment < fragments; ++fragment)
       to[fragment * FRAGMENT_COLUMNS / 2] = to_bf16_pair(finish(gathered.all[fragment][2 * row]), finish(gathered.all[fragment][2 * row + 1]));
   }
 }
@@ -125,7 +148,7 @@ SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention ar
 template <int head_dim>
 int attend(const splice_cuda_attention& args, void* stream) {
   const int64_t rows = args.max_query * (args.q_heads / args.kv.kv_heads);
-  const GridSize grid{(rows + BLOCK_ROWS - 1) / BLOCK_ROWS, args.kv.kv_heads, args.sequences};
+  const GridSize grid{(rows + BLOCK_ROWS<head_dim> - 1) / BLOCK_ROWS<head_dim>, args.kv.kv_heads, args.sequences};
   return launch("prefill_attention", attend_rows<head_dim>, grid, THREADS, sizeof(Shared<head_dim>), stream, args,
                 block_shift(args.kv.block_tokens));
 }
@@ -140,8 +163,12 @@ extern "C" int splice_cuda_prefill_attention(const splice_cuda_attention* args, 
   if (code != SPLICE_CUDA_OK) return code;
   switch (args->kv.head_dim) {
     case 64: return attend<64>(*args, stream);
+    case 80: return attend<80>(*args, stream);
+    case 96: return attend<96>(*args, stream);
     case 128: return attend<128>(*args, stream);
+    case 256: return attend<256>(*args, stream);
     default:
-      return fail(SPLICE_CUDA_UNSUPPORTED, "prefill_attention: head_dim %lld, expected 64 or 128", static_cast<long long>(args->kv.head_dim));
+      return fail(SPLICE_CUDA_UNSUPPORTED, "prefill_attention: head_dim %lld, expected 64, 80, 96, 128 or 256",
+                  static_cast<long long>(args->kv.head_dim));
   }
 }

@@ -87,10 +87,10 @@ typedef struct {
   int64_t layer, table_stride, rows, sequences, q_heads, window, max_context, max_query;
   float scale, softcap;
 } splice_cuda_attention;
-// For few rows a sequence: split over the keys. head_dim 64, 128 or 256.
+// For few rows a sequence: split over the keys. head_dim 64, 80, 96, 128 or 256.
 int splice_cuda_decode_attention(const splice_cuda_attention* args, void* stream);
 int64_t splice_cuda_decode_workspace(int64_t rows, int64_t q_heads, int64_t head_dim, int64_t max_context);
-// For many. The same bits. head_dim 64 or 128.
+// For many. The same bits and dimensions.
 int splice_cuda_prefill_attention(const splice_cuda_attention* args, void* stream);
 
 // One token a row, the one csrc/sampling draws from the same numbers. Arrays have one element a row.
@@ -333,6 +333,60 @@ int64_t splice_cuda_grouped_sm90_workspace(int64_t num_experts);
 // multiple of 16.
 int splice_cuda_grouped_fp8_gemm(const splice_cuda_grouped_sm90* args, void* stream);
 int64_t splice_cuda_grouped_fp8_workspace(int64_t num_experts);
+// Latents (DeepSeek-V2, arXiv 2405.04434): the paged cache `[blocks, layers, 1, 1, block_tokens, rank + rope]`, a row [latent | rotated
+// key] for all heads. rank and rope: 512 and 64, or 256 and 32, for attention.
+typedef struct {
+  void* data;
+  int64_t layers, block_tokens, rank, rope;
+} splice_cuda_latents;
+
+// Turns the last `rope` dimensions of every head of q `[tokens, heads, still + rope]` where they are, and writes [latent | turned key]
+// of each token at slots[i] as splice_cuda_rope does, whose table and pairs these are. With `norm` (`[rank]`) latents go through
+// splice_cuda_rms_norm first, to its bits. rank and rope are multiples of 8, rank at most 1024.
+typedef struct {
+  void* q;
+  const void *latents, *keys, *norm;
+  const float* cos_sin;
+  const int64_t *positions, *slots;
+  int64_t q_stride, latents_stride, keys_stride, tokens, heads, still, layer;
+  splice_cuda_latents cache;
+  int32_t norm_is_float32;
+  float eps;
+} splice_cuda_latent_store;
+int splice_cuda_store_latents(const splice_cuda_latent_store* args, void* stream);
+
+// Causal attention over latents: scores of [absorbed | rotated] with cache rows, weighted latents to `out`. absorbed and out
+// `[rows, heads, rank]`, rotated `[rows, heads, rope]`, each with any strides that are multiples of 8; the rest as in
+// splice_cuda_attention. `row_tile` (16, 32, 64) and `halves` (2 to 4) say how many rows a block takes and how much of the cache it
+// loads ahead; 0 leaves either to the device. No bit depends on them.
+typedef struct {
+  void* out;
+  const void *absorbed, *rotated;
+  int64_t out_row_stride, out_head_stride, absorbed_row_stride, absorbed_head_stride, rotated_row_stride, rotated_head_stride;
+  splice_cuda_latents cache;
+  const int32_t *block_tables, *query_starts, *starts;
+  void* workspace;  // of as many bytes as the function's own splice_cuda_latent_*_workspace says
+  int64_t layer, table_stride, rows, sequences, heads, max_context, max_query;
+  float scale;
+  int32_t row_tile, halves;
+} splice_cuda_latent_attention;
+// For few rows a sequence: split over the keys.
+int splice_cuda_latent_decode(const splice_cuda_latent_attention* args, void* stream);
+int64_t splice_cuda_latent_decode_workspace(int64_t rows, int64_t heads, int64_t rank, int64_t max_context);
+// For many. The same bits. The workspace is of the current device's size; −1 where there is no device to ask.
+int splice_cuda_latent_prefill(const splice_cuda_latent_attention* args, void* stream);
+int64_t splice_cuda_latent_prefill_workspace(int64_t rank, int64_t max_context);
+
+// y[row, head, :n] = x[row, head, :k]·W, W of the head `[k, n]`, or `[n, k]` with `w_is_columns`; each with any strides. k, n and all
+// strides are multiples of 8. One chain over k an output.
+typedef struct {
+  void* y;
+  const void *x, *w;
+  int64_t y_row_stride, y_head_stride, x_row_stride, x_head_stride, w_row_stride, w_head_stride;
+  int64_t rows, heads, k, n;
+  int32_t w_is_columns;
+} splice_cuda_head_product;
+int splice_cuda_head_products(const splice_cuda_head_product* args, void* stream);
 
 #ifdef __cplusplus
 }

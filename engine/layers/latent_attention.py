@@ -52,7 +52,7 @@ class LatentAttention:
         q = ops.store_latents(q, latent, key, plan.positions, self._cos_sin, kv_cache, layer, plan.slots)
         tables, ends = plan.block_tables, plan.prompt_ends
         attended = ops.latent_attention(
-            q, kv_cache, layer, tables, plan.query_starts, plan.starts, ends, self._up, spec.scale
+            q, kv_cache, layer, tables, plan.query_starts, plan.starts, ends, self._up, spec.scale, bounds=plan.bounds
         )
         return self._output(attended.view(len(x), -1))
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import torch
 
+from engine.steps.step_plan import StepBounds
+
 _TILE_ROWS = 32
 _HEADS_AT_ONCE = 8
 """Heads whose keys and values exist at one time: bounds what a long prompt takes beside its cache."""
@@ -48,13 +50,15 @@ def latent_attention(
     prompt_ends: torch.Tensor,
     up: torch.Tensor,
     scale: float,
+    *,
+    bounds: StepBounds | None = None,
 ) -> torch.Tensor:
     """See `signatures.LatentAttentionOp`."""
     nope = q.shape[2] - (kv_cache.shape[5] - up.shape[2])
     out = q.new_empty(*q.shape[:2], up.shape[1] - nope)
-    bounds = query_starts.tolist()
+    begins = query_starts.tolist()
     for sequence, (start, prompt_end) in enumerate(zip(starts.tolist(), prompt_ends.tolist(), strict=True)):
-        first, last = bounds[sequence], bounds[sequence + 1]
+        first, last = begins[sequence], begins[sequence + 1]
         cached = _gather(kv_cache, layer, block_tables[sequence], start + last - first)
         turn = min(last, max(first, first + prompt_end - start))
         if turn > first:

@@ -150,6 +150,8 @@ class LatentAttentionOp(Protocol):
         prompt_ends: torch.Tensor,
         up: torch.Tensor,
         scale: float,
+        *,
+        bounds: StepBounds | None = None,
     ) -> torch.Tensor:
         """Causal attention of every query row over its own sequence's cached latents, its own position included.
 
@@ -157,8 +159,8 @@ class LatentAttentionOp(Protocol):
         latent becomes a head's unrotated key and its value; the rotated key is the same for all heads. Rows at
         positions below `prompt_ends[s]` (`[S]` int64) go the un-absorbed way, those from it on the absorbed one,
         whatever else is in the step. `kv_cache` as in `StoreLatentsOp`; `block_tables`, `query_starts`, `starts` and
-        what may be read of the cache as in `PagedAttentionOp`. fp32 scores and softmax; returns `[M, num_heads, v]`
-        in q's dtype.
+        what may be read of the cache, and `bounds`, as in `PagedAttentionOp`. fp32 scores and softmax; returns `[M,
+        num_heads, v]` in q's dtype. Kernels of a GPU go the absorbed way with every row.
         """
 
 

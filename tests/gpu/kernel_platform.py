@@ -36,6 +36,9 @@ EMULATED_UNITS = (
     "route",
     "permute",
     "grouped_gemm",
+    "store_latents",
+    "latent_attention",
+    "head_products",
 )
 _FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra", "-Werror")
 

@@ -29,10 +29,21 @@ def test_attention_is_the_exact_one(platform, kind, heads, head_dim):
     assert distance(_attend(kind, platform, case, scores), exact_attention(case, scores)) < TOLERANCE
 
 
-def test_heads_of_256_are_decoded(platform):
-    case = paged_case([(70, 1), (5, 2)], (2, 1), 256, platform.device)
-    scores = Scores(1 / 16)
-    assert distance(_attend("decode", platform, case, scores), exact_attention(case, scores)) < TOLERANCE
+@pytest.mark.parametrize(("heads", "head_dim"), [((2, 1), 256), ((3, 1), 80), ((2, 2), 96)])
+def test_other_heads_are_attended_alike_by_both_kernels(platform, heads, head_dim):
+    case, scores = paged_case([(70, 1), (5, 30), (250, 8)], heads, head_dim, platform.device), Scores(head_dim**-0.5)
+    decoded, prefilled = (_attend(kind, platform, case, scores) for kind in ("decode", "prefill"))
+    assert distance(decoded, exact_attention(case, scores)) < TOLERANCE
+    assert same_bits(prefilled, decoded)
+
+
+def test_a_row_of_256_has_the_same_bits_alone_and_in_any_chunk(platform, reseeded):
+    case, scores = paged_case([(200, 70)], (1, 1), 256, platform.device), Scores(1 / 16, window=100)
+    together = _attend("prefill", platform, case, scores)
+    for seed, (first, count) in enumerate([(0, 1), (3, 66), (69, 1)]):
+        reseeded(seed + 1)
+        part = _attend("prefill", platform, case.alone(0, first, count), scores)
+        assert same_bits(part, together[first : first + count]), (first, count)
 
 
 @pytest.mark.parametrize("kind", ["decode", "prefill"])
@@ -122,9 +133,10 @@ def test_memory_the_parts_need_is_counted_and_demanded(platform):
 
 
 def test_shapes_no_kernel_has_are_refused(platform):
-    case = paged_case([(3, 1)], (2, 1), 96, platform.device)
-    with pytest.raises(SpliceError, match="head_dim 96, expected 64, 128 or 256"):
-        _attend("decode", platform, case, Scores(0.1))
+    case = paged_case([(3, 1)], (2, 1), 72, platform.device)
+    for kind in ("decode", "prefill"):
+        with pytest.raises(SpliceError, match="head_dim 72, expected 64, 80, 96, 128 or 256"):
+            _attend(kind, platform, case, Scores(0.1))
     case = paged_case([(3, 1)], (3, 2), 64, platform.device)
     with pytest.raises(SpliceError, match="3 query heads on 2 KV heads"):
         _attend("prefill", platform, case, Scores(0.1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from closeness import same_bits
+from latent_cases import latent_case
 from paged_cases import paged_case
 from quantised_cases import matrix_of
 
@@ -57,6 +58,7 @@ def test_operators_keep_their_schemas_and_fakes(platform, operators, drawn):
         (operators.block_rows, (*weight, at)),
         (operators.route, (logits, None, 4, "softmax", True)),
         (operators.experts, (drawn(3, 64), ids, shares, drawn(3, 48, 64), drawn(3, 64, 24), "silu")),
+        *_latent_calls(operators, platform, drawn),
     ):
         torch.library.opcheck(operator.default, arguments, test_utils=CHECKS)
 
@@ -84,6 +86,20 @@ def test_a_product_of_codes_has_its_shape_where_nothing_can_compute_it(platform,
         scales = torch.empty(5), torch.empty(24)
     found = operators.gemm_fp8(x, scales[0], "rows", weight, scales[1], "rows", None, 1)
     assert (found.shape, found.dtype) == ((5, 24), torch.bfloat16)
+def _latent_calls(operators, platform, drawn):
+    case = latent_case([(30, 2), (4, 1)], 2, (256, 32), platform.device)
+    rows, table = case.rows, torch.ones(8, 32, device=platform.device)
+    q, down, up = drawn(3, 2, 96), drawn(3, 288), drawn(2, 128, 256)
+    at = torch.arange(3, device=platform.device)
+    paged = (case.absorbed, case.rotated, case.cache, 1, rows.block_tables, rows.query_starts, rows.starts, 32, 2, 0.1)
+    store = (q, down[:, :256], down[:, 256:], at, table, case.cache.nan_to_num(), 0, at, drawn(256), 1e-6)
+    return (
+        (operators.store_latents, store),
+        (operators.absorb, (q[:, :, :64], up)),
+        (operators.latent_decode, paged),
+        (operators.latent_prefill, paged),
+        (operators.expand, (case.absorbed, up, 64)),
+    )
 
 
 def test_an_exported_function_gives_the_same_bits(platform, operators, drawn):

@@ -13,8 +13,7 @@ from engine.ops.cuda.library import Library
 from engine.ops.cuda.structs import Attention
 from engine.ops.cuda.tensors import refuse, require
 
-PREFILL_HEAD_DIMS = frozenset({64, 128})
-DECODE_HEAD_DIMS = frozenset({64, 128, 256})
+PREFILL_HEAD_DIMS = DECODE_HEAD_DIMS = frozenset({64, 80, 96, 128, 256})
 _ALIGN = 16
 
 
@@ -72,7 +71,7 @@ def decode_attention(
 def prefill_attention(
     library: Library, q: torch.Tensor, kv_cache: torch.Tensor, layer: int, rows: PagedRows, scores: Scores
 ) -> torch.Tensor:
-    """For many rows a sequence; head_dim 64 or 128."""
+    """For many rows a sequence."""
     return _attend(library, "prefill", q, kv_cache, layer, rows, scores, None)
 
 

@@ -16,6 +16,7 @@ from engine.ops.cuda.cache import rope_and_store
 from engine.ops.cuda.expert_kernels import CudaExperts
 from engine.ops.cuda.experts import pack_experts
 from engine.ops.cuda.gemm import GemmKernel, gemm
+from engine.ops.cuda.latent_ops import LatentOps, latent_obstacle
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.route import MAX_CHOICES, MAX_EXPERTS, MAX_GROUPS, route
 from engine.spec import AttentionSpec, ModelSpec, MoeSpec
@@ -35,7 +36,10 @@ def obstacle(spec: ModelSpec) -> str | None:
     """Why the kernels do not compute this model, in words; None when they do."""
     for layer in dict.fromkeys(spec.layers):
         if not isinstance(layer.attention, AttentionSpec):
-            return "no kernel attends to latents yet"
+            reason = latent_obstacle(layer.attention)
+            if reason is not None:
+                return reason
+            continue
         if layer.attention.head_dim not in _HEAD_DIMS:
             dims = " or ".join(map(str, sorted(_HEAD_DIMS)))
             return f"heads have {layer.attention.head_dim} dimensions, and attention kernels are made for {dims}"
@@ -122,7 +126,8 @@ class CudaOps:
 
 def candidates(library: Library, product: GemmKernel | None) -> tuple[Candidate, ...]:
     """On this library; products by `product`, or by torch where it is None."""
-    ops, experts = CudaOps(library, product), CudaExperts(library, is_hopper=product == "gemm_sm90")
+    ops, latents = CudaOps(library, product), LatentOps(library)
+    experts = CudaExperts(library, is_hopper=product == "gemm_sm90")
     found = [
         Candidate("rms_norm", "cuda", partial(rows.rms_norm, library), _supports, _RANK),
         Candidate("add_rms_norm", "cuda", partial(rows.add_rms_norm, library), _supports, _RANK),
@@ -160,6 +165,8 @@ def candidates(library: Library, product: GemmKernel | None) -> tuple[Candidate,
             frozenset({"gelu_tanh", "swiglu_oai"}),
             pack_experts=pack_experts,
         ),
+        Candidate("store_latents", "cuda", latents.store_latents, _supports, _RANK),
+        Candidate("latent_attention", "cuda", latents.latent_attention, _supports, _RANK),
     ]
     if product is not None:
         found.append(Candidate("linear", product, ops.linear, _supports, _RANK))

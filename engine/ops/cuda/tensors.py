@@ -40,6 +40,22 @@ def require_rows(
     return _checked(name, tensor, dtype, shape, device_type, align), stride
 
 
+def require_strides(
+    name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int | None, ...], device_type: str, align: int = 1
+) -> tuple[int, tuple[int, ...]]:
+    """As `require`, but only elements of the last dimension must be neighbours: the address, and the elements from one
+    to the next of every other dimension, whose bytes are multiples of `align`."""
+    if tensor.shape[-1] != 1 and tensor.stride(-1) != 1:
+        raise refuse(name, f"strided {tensor.stride()} over {tuple(tensor.shape)}", "neighbours in the last dimension")
+    strides = tuple(
+        stride if size > 1 else 0 for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)
+    )
+    for stride in strides:
+        if stride * tensor.element_size() % align:
+            raise refuse(name, f"strided {tensor.stride()}", f"multiples of {align} bytes")
+    return _checked(name, tensor, dtype, shape, device_type, align), strides
+
+
 def _checked(
     name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int | None, ...], device_type: str, align: int
 ) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from engine.ops.cuda import attention, block_operators, cache, draw, experts, gemm, rows, torch_fp8
+from engine.ops.cuda import attention, block_operators, cache, draw, experts, gemm, latent, rows, torch_fp8
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.route import route
 from engine.spec import Activation, RoutingSpec
@@ -20,6 +20,10 @@ from wire.errors import ErrorCode, SpliceError
 NAMESPACE = "splice"
 _PAGED = "Tensor q, Tensor kv_cache, int layer, Tensor block_tables, Tensor query_starts, Tensor starts"
 _BOUNDS = "int max_context, int max_query, float scale, int window=0, float softcap=0.0, Tensor? sinks=None"
+_LATENT = (
+    "Tensor absorbed, Tensor rotated, Tensor kv_cache, int layer, Tensor block_tables, Tensor query_starts,"
+    " Tensor starts, int max_context, int max_query, float scale"
+)
 _SCHEMAS = {
     "rms_norm": "(Tensor x, Tensor weight, float eps) -> Tensor",
     "add_rms_norm": "(Tensor x, Tensor(a!) residual, Tensor weight, float eps) -> Tensor",
@@ -28,6 +32,12 @@ _SCHEMAS = {
     " Tensor slots) -> Tensor",
     "decode_attention": f"({_PAGED}, {_BOUNDS}) -> Tensor",
     "prefill_attention": f"({_PAGED}, {_BOUNDS}) -> Tensor",
+    "store_latents": "(Tensor(a!) q, Tensor latents, Tensor keys, Tensor positions, Tensor cos_sin,"
+    " Tensor(b!) kv_cache, int layer, Tensor slots, Tensor? norm=None, float eps=0.0) -> ()",
+    "absorb": "(Tensor q, Tensor up) -> Tensor",
+    "latent_decode": f"({_LATENT}) -> Tensor",
+    "latent_prefill": f"({_LATENT}) -> Tensor",
+    "expand": "(Tensor latents, Tensor up, int nope) -> Tensor",
     "gemm": "(Tensor x, Tensor weight, Tensor? bias, str kernel, int tile, bool float32=False) -> Tensor",
     "draw": "(Tensor logits, Tensor columns) -> Tensor",
     **block_operators.SCHEMAS,
@@ -75,6 +85,23 @@ def _implementations(library: Library) -> dict[str, Callable[..., Any]]:
 
         return run
 
+    def store(
+        q: torch.Tensor, latents: torch.Tensor, keys: torch.Tensor, at: torch.Tensor, cos_sin: torch.Tensor,
+        kv_cache: torch.Tensor, layer: int, slots: torch.Tensor, norm: torch.Tensor | None = None, eps: float = 0.0,
+    ) -> None:  # fmt: skip
+        normed = None if norm is None else latent.LatentNorm(norm, eps)
+        latent.store_latents(library, q, latents, keys, at, cos_sin, kv_cache, layer, slots, normed)
+
+    def attend_latents(kernel: latent.LatentKernel) -> Callable[..., torch.Tensor]:
+        def run(
+            absorbed: torch.Tensor, rotated: torch.Tensor, kv_cache: torch.Tensor, layer: int, tables: torch.Tensor,
+            begins: torch.Tensor, starts: torch.Tensor, max_context: int, max_query: int, scale: float,
+        ) -> torch.Tensor:  # fmt: skip
+            paged = attention.PagedRows(tables, begins, starts, max_context, max_query)
+            return latent.attend_latents(library, kernel, absorbed, rotated, kv_cache, layer, paged, scale)
+
+        return run
+
     def product(
         x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kernel: gemm.GemmKernel, tile: int,
         float32: bool = False,
@@ -107,6 +134,11 @@ def _implementations(library: Library) -> dict[str, Callable[..., Any]]:
         "rope_and_store": bound(cache.rope_and_store),
         "decode_attention": attend(attention.decode_attention),
         "prefill_attention": attend(attention.prefill_attention),
+        "store_latents": store,
+        "absorb": bound(latent.absorb),
+        "latent_decode": attend_latents("latent_decode"),
+        "latent_prefill": attend_latents("latent_prefill"),
+        "expand": bound(latent.expand),
         "gemm": product,
         "draw": bound(draw.draw_on_device),
         **block_operators.implementations(library),
@@ -137,6 +169,16 @@ def _fakes() -> dict[str, Callable[..., Any]]:
         chosen = logits.new_empty(logits.shape[0], top_k, dtype=torch.int64)
         return chosen, torch.empty_like(chosen, dtype=torch.float32)
 
+    def nothing(*_: object) -> None:
+        return None
+
+    def absorbed(q: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return q.new_empty(q.shape[0], q.shape[1], up.shape[2])
+
+    def expanded(latents: torch.Tensor, up: torch.Tensor, nope: int) -> torch.Tensor:
+        return latents.new_empty(latents.shape[0], latents.shape[1], up.shape[1] - nope)
+
     fakes: dict[str, Callable[..., Any]] = dict.fromkeys(_SCHEMAS, like)
     own = {"gated_mul": half, "gemm": product, "draw": tokens, "route": choices}
-    return fakes | own | block_operators.fakes()
+    latents = {"store_latents": nothing, "absorb": absorbed, "expand": expanded}
+    return fakes | own | latents | block_operators.fakes()
