@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,9 +19,9 @@ from kvtransfer.faults import FaultPlan
 from kvtransfer.fetch import CopyOutcome, Drained, Failed, FetchAction, FetchMachine, Ready, SendRelease, StartCopy
 from kvtransfer.handoff import HandoffStats, KvFinalData, RequestKey, SourceAddress, WorkerIdentity
 from kvtransfer.peer import Peer
-from kvtransfer.pool_memory import KVPoolMemory
+from kvtransfer.pool import KVPool
 from kvtransfer.thread_priority import give_way
-from kvtransfer.transport import LinkFactory, TransportError
+from kvtransfer.transport import BlockRead, LinkFactory, TransportError
 from wire.errors import ErrorCode, SpliceError
 from wire.v1 import kv_pb2
 
@@ -54,6 +55,19 @@ class _Fetch:
     peer: Peer | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """One block that waits for a copy thread, or is on it."""
+
+    key: RequestKey
+    fetch: _Fetch
+    start: StartCopy
+
+    def read(self) -> BlockRead:
+        start = self.start
+        return BlockRead(self.key, start.source_block, start.generation, self.fetch.dest_blocks[start.index])
+
+
 class KvConsumer:
     """Pulls announced blocks into the local pool and says when a request is ready, failed, or quiet.
 
@@ -64,7 +78,7 @@ class KvConsumer:
 
     def __init__(
         self,
-        pool: KVPoolMemory,
+        pool: KVPool,
         identity: WorkerIdentity,
         *,
         transports: Sequence[str],
@@ -73,12 +87,14 @@ class KvConsumer:
         on_drained: Callable[[RequestKey], None],
         copy_threads: int = 2,
         faults: FaultPlan | None = None,
-        factories: Mapping[str, LinkFactory] = registry.LINKS,
+        factories: Mapping[str, LinkFactory] | None = None,
     ) -> None:
-        """`transports` best first."""
+        """`transports` best first; `factories` are by default all that can fill `pool`."""
+        if factories is None:
+            factories = registry.links_into(pool)
         self._pool = pool
         self._identity = identity
-        self._transports = registry.checked(transports, list(factories))
+        self._transports = registry.checked(transports, list(factories), registry.missing_for(pool))
         self._on_ready = on_ready
         self._on_failed = on_failed
         self._on_drained = on_drained
@@ -87,6 +103,7 @@ class KvConsumer:
         self._copy_threads = copy_threads
         self._lock = threading.Lock()
         self._fetches: dict[RequestKey, _Fetch] = {}
+        self._waiting: dict[Peer, deque[_Copy]] = {}
         self._stats = ConsumerStats()
         self._peers: dict[SourceAddress, tuple[Peer, asyncio.Task[None]]] = {}
         self._parting: set[asyncio.Task[None]] = set()
@@ -153,7 +170,7 @@ class KvConsumer:
             num_layers=self._pool.layout.num_layers,
             deadline_s=time.monotonic() + deadline_s,
             expect_tokens=expect_tokens,
-            max_outstanding=2 * self._copy_threads,
+            max_outstanding=2 * self._copy_threads * self._pool.batch_blocks,
         )
         with self._lock:
             if key in self._fetches:
@@ -254,34 +271,60 @@ class KvConsumer:
 
     # --- copy threads ---
 
-    def _copy(self, key: RequestKey, fetch: _Fetch, copy: StartCopy) -> None:
+    def _copy_some(self, peer: Peer) -> None:
+        """As many of the peer's waiting blocks as the pool takes together; another thread may have taken them all."""
+        copies = self._taken(peer)
+        live = [copy for copy in copies if copy.fetch.machine.is_live]
+        ended = [copy for copy in copies if not copy.fetch.machine.is_live]
+        self._report([(copy, CopyOutcome.BROKEN, "cancelled before it began") for copy in ended])
+        if not live:
+            return
         try:
-            outcome, detail = self._copy_and_check(key, fetch, copy), ""
+            outcomes = self._copy_and_check(peer, live)
+            results = [(copy, outcome, "") for copy, outcome in zip(live, outcomes, strict=True)]
         except TransportError as error:
-            outcome, detail = CopyOutcome.BROKEN, str(error)
+            results = [(copy, CopyOutcome.BROKEN, str(error)) for copy in live]
         except Exception as unexpected:  # a copy that is never reported would keep its memory for ever
-            _log.exception("kv copy failed", request=key, block=copy.index)
-            outcome, detail = CopyOutcome.BROKEN, repr(unexpected)
+            _log.exception("kv copy failed", blocks=[copy.read() for copy in live])
+            results = [(copy, CopyOutcome.BROKEN, repr(unexpected)) for copy in live]
+        self._report(results)
+        with self._lock:
+            if peer.links is not None and peer.links.exhausted:
+                self._on_loop(self._part, peer)
+
+    def _taken(self, peer: Peer) -> list[_Copy]:
+        with self._lock:
+            waiting = self._waiting.get(peer)
+            if waiting is None:
+                return []
+            copies = [waiting.popleft() for _ in range(min(len(waiting), self._pool.batch_blocks))]
+            if not waiting:
+                del self._waiting[peer]
+            return copies
+
+    def _copy_and_check(self, peer: Peer, copies: Sequence[_Copy]) -> list[CopyOutcome]:
+        if peer.links is None:
+            raise TransportError("announced before Hello")
+        reads = [copy.read() for copy in copies]
+        digests = [copy.start.digest for copy in copies]
+        outcomes = copy_and_check(peer.links, reads, digests, self._pool, self._faults)
+        for copy, outcome in zip(copies, outcomes, strict=True):
+            if outcome is CopyOutcome.DAMAGED:
+                _log.warning("kv block damaged", request=copy.key, block=copy.start.index, source=peer.source.worker_id)
+        return outcomes
+
+    def _report(self, results: Sequence[tuple[_Copy, CopyOutcome, str]]) -> None:
+        damaged = sum(outcome is CopyOutcome.DAMAGED for _, outcome, _ in results)
         with self._lock:
             self._stats = replace(
                 self._stats,
-                copies_outstanding=self._stats.copies_outstanding - 1,
-                digest_mismatches=self._stats.digest_mismatches + (outcome is CopyOutcome.DAMAGED),
+                copies_outstanding=self._stats.copies_outstanding - len(results),
+                digest_mismatches=self._stats.digest_mismatches + damaged,
             )
-            self._perform(key, fetch, fetch.machine.copied(copy.index, outcome, detail, time.monotonic()))
-            if fetch.peer is not None and fetch.peer.links is not None and fetch.peer.links.exhausted:
-                self._on_loop(self._part, fetch.peer)
-
-    def _copy_and_check(self, key: RequestKey, fetch: _Fetch, copy: StartCopy) -> CopyOutcome:
-        if fetch.peer is None or fetch.peer.links is None:
-            raise TransportError("announced before Hello")
-        if not fetch.machine.is_live:
-            raise TransportError("cancelled before it began")
-        dest_block = fetch.dest_blocks[copy.index]
-        outcome = copy_and_check(fetch.peer.links, key, copy, self._pool, dest_block, self._faults)
-        if outcome is CopyOutcome.DAMAGED:
-            _log.warning("kv block damaged", request=key, block=copy.index, source=fetch.source.worker_id)
-        return outcome
+            for copy, outcome, detail in results:
+                machine = copy.fetch.machine
+                actions = machine.copied(copy.start.index, outcome, detail, time.monotonic())
+                self._perform(copy.key, copy.fetch, actions)
 
     # --- actions ---
 
@@ -329,9 +372,10 @@ class KvConsumer:
         return stats
 
     def _submit(self, key: RequestKey, fetch: _Fetch, copy: StartCopy) -> None:
-        if self._copiers is None:
+        if self._copiers is None or fetch.peer is None:
             raise SpliceError(ErrorCode.INTERNAL_ERROR, "KvConsumer was not started")
-        self._copiers.submit(self._copy, key, fetch, copy)
+        self._waiting.setdefault(fetch.peer, deque()).append(_Copy(key, fetch, copy))
+        self._copiers.submit(self._copy_some, fetch.peer)
 
     def _on_loop(self, call: Callable[..., object], *arguments: object) -> None:
         if self._loop is None:

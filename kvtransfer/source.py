@@ -8,6 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from kvtransfer.control import CODE_METADATA, SESSION_METADATA, announce_message
 from kvtransfer.faults import DROP_FINAL, FaultPlan
 from kvtransfer.handoff import BlockRange, KvFinalData, RequestKey, WorkerIdentity
 from kvtransfer.lease import LeaseAction, LeaseTable, Release, SendAnnounce, SendFailed
-from kvtransfer.pool_memory import KVPoolMemory
+from kvtransfer.pool import KVPool
 from kvtransfer.transport import SourceFactory, SourceTransport, TransportError
 from wire.errors import ErrorCode, SpliceError
 from wire.v1 import kv_pb2, kv_pb2_grpc
@@ -60,7 +61,7 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
 
     def __init__(
         self,
-        pool: KVPoolMemory,
+        pool: KVPool,
         identity: WorkerIdentity,
         *,
         lease_ttl_s: float,
@@ -68,12 +69,14 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
         on_release: Callable[[RequestKey, str], None],
         host: str,
         faults: FaultPlan | None = None,
-        factories: Mapping[str, SourceFactory] = registry.SOURCES,
+        factories: Mapping[str, SourceFactory] | None = None,
     ) -> None:
         """`transports` best first; `host` is the address they bind and offer."""
+        if factories is None:
+            factories = registry.sources_of(pool)
         self._pool = pool
         self._identity = identity
-        self._transports = registry.checked(transports, list(factories))
+        self._transports = registry.checked(transports, list(factories), registry.missing_for(pool))
         self._on_release = on_release
         self._host = host
         self._faults = faults or FaultPlan()
@@ -87,6 +90,8 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._blocks_announced = 0
+        # One thread, so that a request's ranges are announced in their order.
+        self._sealer = ThreadPoolExecutor(1, thread_name_prefix="kv-seal")
 
     @property
     def stats(self) -> SourceStats:
@@ -123,6 +128,7 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
             self._ticker.cancel()
             with suppress(asyncio.CancelledError):
                 await self._ticker
+        await asyncio.to_thread(self._sealer.shutdown)
         for transport in self._serving.values():
             await asyncio.to_thread(transport.close)
         self._serving.clear()
@@ -136,18 +142,34 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
         block_ids: Sequence[int],
         num_tokens: int,
         final: KvFinalData | None,
+        written: int | None = None,
     ) -> None:
         """These blocks are complete: seals them with a digest and lets them be read. Thread-safe.
 
         `first_block` is the first one's index within the request; `final` comes with the last range (which may be
-        empty). Nothing may be written to them until `on_release`.
+        empty). Nothing may be written to them until `on_release`. Of a pool on a device, `written` is the event behind
+        the blocks' write: the call returns at once, and they are announced when the device has passed it.
         """
         generations = tuple(self._pool.get(block) for block in block_ids)
-        digests = tuple(self._pool.digest(block) for block in block_ids)
-        blocks = BlockRange(first_block, tuple(block_ids), generations, digests, num_tokens)
-        with self._lock:
-            self._blocks_announced += len(blocks.block_ids)
-            self._perform(self._leases.announce(key, blocks, final, time.monotonic()))
+        seal = self._pool.seal(block_ids, written)
+
+        def announce() -> None:
+            blocks = BlockRange(first_block, tuple(block_ids), generations, seal.digests(), num_tokens)
+            with self._lock:
+                self._blocks_announced += len(blocks.block_ids)
+                self._perform(self._leases.announce(key, blocks, final, time.monotonic()))
+
+        if seal.is_ready:
+            announce()
+        else:
+            self._sealer.submit(self._announce_later, key, announce)
+
+    def _announce_later(self, key: RequestKey, announce: Callable[[], None]) -> None:
+        try:
+            announce()
+        except Exception as unexpected:  # what is not announced must be told, or its consumer waits for ever
+            _log.exception("kv blocks cannot be sealed", request=key)
+            self.fail(key, SpliceError(ErrorCode.KV_TRANSFER_FAILED, f"blocks cannot be sealed: {unexpected!r}"))
 
     def fail(self, key: RequestKey, error: SpliceError) -> None:
         """The request cannot be completed here; whoever subscribed, or will, is told. Thread-safe."""

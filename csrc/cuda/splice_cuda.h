@@ -130,6 +130,18 @@ typedef struct {
 int splice_cuda_gemm_sm80(const splice_cuda_gemm* args, void* stream);
 int splice_cuda_gemm_sm90(const splice_cuda_gemm* args, void* stream);
 
+// sums[i], 16 bytes each, becomes the digest of block ids[i] (NULL: i) of a pool of blocks of block_bytes, a multiple of 16: the one
+// kvtransfer/kv_checksum.py defines. `workspace` has splice_cuda_kv_checksum_workspace bytes.
+typedef struct {
+  void* sums;
+  const void* data;
+  const int64_t* ids;
+  void* workspace;
+  int64_t blocks, block_bytes;
+} splice_cuda_checksum;
+int splice_cuda_kv_checksum(const splice_cuda_checksum* args, void* stream);
+int64_t splice_cuda_kv_checksum_workspace(int64_t blocks, int64_t block_bytes);
+
 #ifdef __cplusplus
 }
 #endif
