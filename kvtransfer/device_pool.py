@@ -50,12 +50,15 @@ class DevicePoolMemory:
         self._lock = threading.Lock()
         self._export: tuple[bytes, int] | None = None
         self._kept: str | None = None
+        self.address = 0
         try:
             self.address = runtime.allocate(self.nbytes)
             with self._lanes.lane() as lane:
                 lane.clear(self.address, self.nbytes)
         except DeviceError as error:
             self._table.close()
+            if self.address:
+                runtime.free(self.address)
             raise SpliceError(
                 ErrorCode.BAD_SETTING,
                 f"cannot reserve a KV pool of {self.nbytes} bytes ({num_blocks} blocks) on the device: {error}; "
