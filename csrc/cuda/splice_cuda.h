@@ -142,6 +142,14 @@ typedef struct {
 int splice_cuda_kv_checksum(const splice_cuda_checksum* args, void* stream);
 int64_t splice_cuda_kv_checksum_workspace(int64_t blocks, int64_t block_bytes);
 
+// splice_cuda_rope_store, and the key and value of row i are stored a second time at peer_slots[i] of the cache of the same form at
+// peers[i], another process's memory mapped here, unless that is 0 or the slot negative. A row without a slot is stored nowhere.
+typedef struct {
+  splice_cuda_rope rope;
+  const int64_t *peers, *peer_slots;
+} splice_cuda_push;
+int splice_cuda_rope_push(const splice_cuda_push* args, void* stream);
+
 #ifdef __cplusplus
 }
 #endif
