@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from kvtransfer.faults import FLIP_BYTE, FLIP_BYTE_UNCHECKED, FaultPlan, flip_bit
 from kvtransfer.fetch import CopyOutcome
@@ -11,29 +12,43 @@ from kvtransfer.pool import KVPool
 from kvtransfer.transport import BlockRead
 
 
+@dataclass(frozen=True, slots=True)
+class AnnouncedBlock:
+    """One block to have: where from and to, and what it must be."""
+
+    read: BlockRead
+    digest: bytes
+    in_place: bool
+    """It should be there already."""
+
+
 def copy_and_check(
-    links: Links, reads: Sequence[BlockRead], digests: Sequence[bytes], pool: KVPool, faults: FaultPlan
+    links: Links, blocks: Sequence[AnnouncedBlock], pool: KVPool, faults: FaultPlan
 ) -> list[CopyOutcome]:
-    """VERIFIED, STALE or DAMAGED, block by block; raises TransportError where nothing arrived."""
+    """VERIFIED, STALE or DAMAGED, and for those in place VERIFIED or ABSENT; raises TransportError where nothing
+    arrived."""
     faults.stall()
-    seen = links.read(reads, pool)
+    reads = [block.read for block in blocks if not block.in_place]
+    seen = links.read(reads, pool) if reads else []
     fresh = [read.dest_block for read, generation in zip(reads, seen, strict=True) if generation == read.generation]
     unchecked: set[int] = set()
-    for block in fresh:
+    for dest_block in fresh:
         if faults.fires(FLIP_BYTE_UNCHECKED):
-            _damage(pool, block)
-            unchecked.add(block)
+            _damage(pool, dest_block)
+            unchecked.add(dest_block)
         elif faults.fires(FLIP_BYTE):
-            _damage(pool, block)
-    found = dict(zip(fresh, pool.digests(fresh), strict=True))
+            _damage(pool, dest_block)
+    there = fresh + [block.read.dest_block for block in blocks if block.in_place]
+    found = dict(zip(there, pool.digests(there), strict=True))
     outcomes = []
-    for read, digest in zip(reads, digests, strict=True):
-        if read.dest_block not in found:
+    for block in blocks:
+        dest_block = block.read.dest_block
+        if dest_block not in found:
             outcomes.append(CopyOutcome.STALE)
-        elif found[read.dest_block] == digest or read.dest_block in unchecked:
+        elif found[dest_block] == block.digest or dest_block in unchecked:
             outcomes.append(CopyOutcome.VERIFIED)
         else:
-            outcomes.append(CopyOutcome.DAMAGED)
+            outcomes.append(CopyOutcome.ABSENT if block.in_place else CopyOutcome.DAMAGED)
     return outcomes
 
 

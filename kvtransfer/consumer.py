@@ -13,13 +13,15 @@ from dataclasses import dataclass, replace
 import structlog
 
 from kvtransfer import registry
-from kvtransfer.checked_copy import copy_and_check
+from kvtransfer.checked_copy import AnnouncedBlock, copy_and_check
+from kvtransfer.consumer_stats import ConsumerStats, handoff_stats
 from kvtransfer.control import announced
 from kvtransfer.faults import FaultPlan
 from kvtransfer.fetch import CopyOutcome, Drained, Failed, FetchAction, FetchMachine, Ready, SendRelease, StartCopy
 from kvtransfer.handoff import HandoffStats, KvFinalData, RequestKey, SourceAddress, WorkerIdentity
 from kvtransfer.peer import Peer
 from kvtransfer.pool import KVPool
+from kvtransfer.push_door import PushDoor
 from kvtransfer.thread_priority import give_way
 from kvtransfer.transport import BlockRead, LinkFactory, TransportError
 from wire.errors import ErrorCode, SpliceError
@@ -30,20 +32,6 @@ _TICK_S = 0.05
 _PART_S = 1.0
 _COPY_NICE = 5
 """Copies give way to the engine that decodes beside them: it holds everybody up, a copy one request."""
-
-
-@dataclass(frozen=True, slots=True)
-class ConsumerStats:
-    """Totals since start."""
-
-    handoffs: int = 0
-    failures: int = 0
-    kv_bytes_in: int = 0
-    kv_blocks_in: int = 0
-    blocks_refetched: int = 0
-    digest_mismatches: int = 0
-    transport_fallbacks: int = 0
-    copies_outstanding: int = 0
 
 
 @dataclass(slots=True)
@@ -63,9 +51,10 @@ class _Copy:
     fetch: _Fetch
     start: StartCopy
 
-    def read(self) -> BlockRead:
+    def block(self) -> AnnouncedBlock:
         start = self.start
-        return BlockRead(self.key, start.source_block, start.generation, self.fetch.dest_blocks[start.index])
+        read = BlockRead(self.key, start.source_block, start.generation, self.fetch.dest_blocks[start.index])
+        return AnnouncedBlock(read, start.digest, start.in_place)
 
 
 class KvConsumer:
@@ -88,8 +77,10 @@ class KvConsumer:
         copy_threads: int = 2,
         faults: FaultPlan | None = None,
         factories: Mapping[str, LinkFactory] | None = None,
+        push: bool = False,
     ) -> None:
-        """`transports` best first; `factories` are by default all that can fill `pool`."""
+        """`transports` best first; `factories` are by default all that can fill `pool`. With `push`, sources on this
+        host that can are granted a request's blocks before they compute them; the pool must lie on a device."""
         if factories is None:
             factories = registry.links_into(pool)
         self._pool = pool
@@ -104,6 +95,7 @@ class KvConsumer:
         self._lock = threading.Lock()
         self._fetches: dict[RequestKey, _Fetch] = {}
         self._waiting: dict[Peer, deque[_Copy]] = {}
+        self._door = PushDoor(pool, self._pusher_gone) if push else None
         self._stats = ConsumerStats()
         self._peers: dict[SourceAddress, tuple[Peer, asyncio.Task[None]]] = {}
         self._parting: set[asyncio.Task[None]] = set()
@@ -122,6 +114,8 @@ class KvConsumer:
             self._copy_threads, thread_name_prefix="kv-copy", initializer=give_way, initargs=(_COPY_NICE,)
         )
         self._ticker = asyncio.create_task(self._tick())
+        if self._door is not None:
+            await self._door.start()
 
     async def close(self) -> None:
         """Cancels what is left; returns when no copy is outstanding and every callback was made."""
@@ -142,6 +136,8 @@ class KvConsumer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await copiers
+        if self._door is not None:
+            await self._door.close()
         await asyncio.sleep(0)
 
     # --- the worker's engine thread ---
@@ -202,6 +198,23 @@ class KvConsumer:
             fetch.peer = known[0]
             subscribe = kv_pb2.KvSubscribe(request=key[0], attempt=key[1], skip_blocks=fetch.skip_blocks)
             fetch.peer.send(kv_pb2.KvConsumerMessage(subscribe=subscribe))
+            self._grant(key, fetch)
+
+    def _grant(self, key: RequestKey, fetch: _Fetch) -> None:
+        """Under the lock: lets a source that can write to the request's blocks, until it says that it does not."""
+        if self._door is None or fetch.peer is None or not fetch.machine.is_live:
+            return
+        grant = self._door.grant(fetch.peer, key, fetch.skip_blocks, tuple(fetch.dest_blocks[fetch.skip_blocks :]))
+        if grant is not None:
+            fetch.machine.push_granted()
+            fetch.peer.send(grant)
+
+    def _pusher_gone(self, peer: Peer) -> None:
+        """Nothing of this source writes to our memory any more. On any thread."""
+        with self._lock:
+            for key, fetch in list(self._fetches.items()):
+                if fetch.peer is peer:
+                    self._perform(key, fetch, fetch.machine.quiet())
 
     async def _run_peer(self, peer: Peer) -> None:
         error = SpliceError(ErrorCode.CANCELLED, "shutting down")
@@ -216,9 +229,20 @@ class KvConsumer:
     def _warm(self, peer: Peer) -> None:
         if self._copiers is not None and peer.links is not None:
             self._copiers.submit(_open_quietly, peer)
+        with self._lock:
+            for key, fetch in self._fetches.items():
+                if fetch.peer is peer:
+                    self._grant(key, fetch)
 
     def _received(self, peer: Peer, message: kv_pb2.KvSourceMessage) -> None:
-        body = message.announce if message.WhichOneof("body") == "announce" else message.failed
+        body: kv_pb2.KvAnnounce | kv_pb2.KvHoldFailed | kv_pb2.KvPushQuiet
+        match message.WhichOneof("body"):
+            case "announce":
+                body = message.announce
+            case "quiet":
+                body = message.quiet
+            case _:
+                body = message.failed
         key = (body.request, body.attempt)
         with self._lock:
             fetch = self._fetches.get(key)
@@ -228,6 +252,8 @@ class KvConsumer:
                 blocks, final = announced(body)
                 layers = (body.layer_begin, body.layer_end)
                 actions = fetch.machine.announced(blocks, layers, final, time.monotonic())
+            elif isinstance(body, kv_pb2.KvPushQuiet):
+                actions = fetch.machine.quiet()
             else:
                 known = {code.value for code in ErrorCode}
                 code = ErrorCode(body.code) if body.code in known else ErrorCode.KV_TRANSFER_FAILED
@@ -247,6 +273,8 @@ class KvConsumer:
                     self._perform(key, fetch, fetch.machine.source_lost(error.code, error.message))
         if peer.links is not None:
             peer.links.close()  # ends copies under way; on a dead source this also lets go of its memory
+        if self._door is not None:
+            self._door.lost(peer)
 
     def _part(self, peer: Peer) -> None:
         """Gives up a channel with no transport left: the next fetch says Hello again and gets fresh offers.
@@ -285,7 +313,7 @@ class KvConsumer:
         except TransportError as error:
             results = [(copy, CopyOutcome.BROKEN, str(error)) for copy in live]
         except Exception as unexpected:  # a copy that is never reported would keep its memory for ever
-            _log.exception("kv copy failed", blocks=[copy.read() for copy in live])
+            _log.exception("kv copy failed", blocks=[copy.block().read for copy in live])
             results = [(copy, CopyOutcome.BROKEN, repr(unexpected)) for copy in live]
         self._report(results)
         with self._lock:
@@ -305,9 +333,7 @@ class KvConsumer:
     def _copy_and_check(self, peer: Peer, copies: Sequence[_Copy]) -> list[CopyOutcome]:
         if peer.links is None:
             raise TransportError("announced before Hello")
-        reads = [copy.read() for copy in copies]
-        digests = [copy.start.digest for copy in copies]
-        outcomes = copy_and_check(peer.links, reads, digests, self._pool, self._faults)
+        outcomes = copy_and_check(peer.links, [copy.block() for copy in copies], self._pool, self._faults)
         for copy, outcome in zip(copies, outcomes, strict=True):
             if outcome is CopyOutcome.DAMAGED:
                 _log.warning("kv block damaged", request=copy.key, block=copy.start.index, source=peer.source.worker_id)
@@ -352,23 +378,8 @@ class KvConsumer:
 
     def _count(self, fetch: _Fetch, ready: Ready) -> HandoffStats:
         links = fetch.peer.links if fetch.peer is not None else None
-        stats = HandoffStats(
-            transport=links.transport if links is not None and ready.kv_blocks else "",
-            kv_bytes=ready.kv_blocks * self._pool.layout.block_bytes,
-            kv_blocks=ready.kv_blocks,
-            copy_s=ready.copy_s,
-            exposed_s=ready.exposed_s,
-            transport_fallbacks=links.fallbacks if links is not None else 0,
-            blocks_refetched=ready.blocks_refetched,
-        )
-        self._stats = replace(
-            self._stats,
-            handoffs=self._stats.handoffs + 1,
-            kv_bytes_in=self._stats.kv_bytes_in + stats.kv_bytes,
-            kv_blocks_in=self._stats.kv_blocks_in + stats.kv_blocks,
-            blocks_refetched=self._stats.blocks_refetched + stats.blocks_refetched,
-            transport_fallbacks=self._stats.transport_fallbacks + stats.transport_fallbacks,
-        )
+        stats = handoff_stats(links, ready, self._pool.layout.block_bytes)
+        self._stats = self._stats.counting(stats)
         return stats
 
     def _submit(self, key: RequestKey, fetch: _Fetch, copy: StartCopy) -> None:

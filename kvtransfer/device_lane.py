@@ -53,11 +53,16 @@ class DeviceLane:
         """Launched, behind the event `after` if given; `sums` has them after `finish`."""
         self._busy = True
         if after is not None:
-            self._runtime.wait(self.stream, after)
+            self.follow(after)
         ids = self._put_ids(0, blocks)
         self._kernels.checksum(
             self._sums.address, data, ids, len(blocks), self._block_bytes, self._workspace, self.stream
         )
+
+    def follow(self, event: int) -> None:
+        """What is launched from now on, and `finish`, come after the event."""
+        self._busy = True
+        self._runtime.wait(self.stream, event)
 
     def copy(self, to: int, source: int) -> None:
         """One block's bytes, between pinned memory and a device's."""

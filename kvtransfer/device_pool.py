@@ -109,6 +109,10 @@ class DevicePoolMemory:
                 found += lane.sums(len(part))
         return tuple(found)
 
+    def behind(self, written: int) -> DeviceMark:
+        """What the device had been given when `written` was recorded; the event may be recorded anew after this."""
+        return DeviceMark(self._lanes, written)
+
     def pull(self, blocks: Sequence[int], peer: int, peer_blocks: Sequence[int]) -> None:
         """Block `peer_blocks[i]` of the pool mapped at `peer` to our `blocks[i]`: at most `batch_blocks`, one launch.
 
@@ -154,6 +158,26 @@ class DevicePoolMemory:
         if not 0 <= block < self.num_blocks:
             raise IndexError(f"block {block} is outside a pool of {self.num_blocks}")
         return self.address + block * self.layout.block_bytes
+
+
+class DeviceMark:
+    """A point in the device's work, in a lane of its own until `wait` has returned."""
+
+    def __init__(self, lanes: DeviceLanes, written: int) -> None:
+        self._lanes = lanes
+        self._lane = lanes.take()
+        try:
+            self._lane.follow(written)
+        except BaseException:
+            lanes.give_back(self._lane)
+            raise
+
+    def wait(self) -> None:
+        """Once; raises DeviceError if the device has failed."""
+        try:
+            self._lane.finish()
+        finally:
+            self._lanes.give_back(self._lane)
 
 
 class DeviceSeal:

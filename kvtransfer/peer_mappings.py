@@ -15,6 +15,8 @@ from kvtransfer.device_runtime import DeviceError, DeviceRuntime
 from kvtransfer.transport import OPEN_TIMEOUT_S, TransportError
 
 _log = structlog.get_logger(__name__)
+UNMAPPED = b"\1"
+"""What is said on the connection when the memory is not mapped any more and nothing runs on it."""
 
 
 class PeerMapping:
@@ -32,11 +34,19 @@ class PeerMapping:
     @contextmanager
     def used(self) -> Iterator[int]:
         """The address, mapped until this is left; raises TransportError once `ended`."""
-        self._keeper.begin(self)
+        address = self.begin()
         try:
-            yield self.address
+            yield address
         finally:
-            self._keeper.finish(self)
+            self.finish()
+
+    def begin(self) -> int:
+        """As `used`, until `finish`."""
+        self._keeper.begin(self)
+        return self.address
+
+    def finish(self) -> None:
+        self._keeper.finish(self)
 
     def end(self, why: str) -> None:
         """No copy begins any more; the memory is unmapped, on another thread, when the last one has ended."""
@@ -81,7 +91,7 @@ class PeerMappings:
                 mapping = self._mappings[handle] = PeerMapping(handle, address, connection, self)
                 self._start()
         except BaseException:
-            connection.close()
+            part_unmapped(connection)
             raise
         self._wake()
         return mapping
@@ -166,9 +176,17 @@ class PeerMappings:
     def _unmap(self, mapping: PeerMapping) -> None:
         try:
             self._runtime.close_export(mapping.address)
+            part_unmapped(mapping.connection)
         except DeviceError as error:
             _log.error("kv mapping of a peer's memory cannot be closed", error=str(error))
-        mapping.connection.close()
+            mapping.connection.close()
         with self._changed:
             del self._mappings[mapping.handle]
             self._changed.notify_all()
+
+
+def part_unmapped(connection: socket.socket) -> None:
+    """Closes the connection and tells the owner that we map nothing of its."""
+    with suppress(OSError):  # the owner is gone
+        connection.sendall(UNMAPPED)
+    connection.close()

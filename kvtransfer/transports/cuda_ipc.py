@@ -12,9 +12,11 @@ import os
 import secrets
 import selectors
 import socket
+import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import msgspec
 import structlog
@@ -22,7 +24,7 @@ import structlog
 from kvtransfer.capability_socket import admitted, listening
 from kvtransfer.device_pool import DevicePoolMemory
 from kvtransfer.device_runtime import DeviceError
-from kvtransfer.peer_mappings import PeerMapping
+from kvtransfer.peer_mappings import UNMAPPED, PeerMapping, part_unmapped
 from kvtransfer.pool import KVPool
 from kvtransfer.pool_table import PeerTable
 from kvtransfer.transport import CAPABILITY_BYTES, OPEN_TIMEOUT_S, BlockRead, PeerPool, ReadGate, TransportError
@@ -47,8 +49,18 @@ class _Grant(msgspec.Struct, frozen=True):
 class CudaIpcSource:
     """Hands the pool's handle, and a read-only descriptor of its generations, to whoever shows a capability."""
 
-    def __init__(self, pool: KVPool, gate: ReadGate, host: str) -> None:
-        """`gate` is not asked: reads are checked by the reader, and the pool stays while it is mapped."""
+    def __init__(
+        self,
+        pool: KVPool,
+        gate: ReadGate | None,
+        host: str,
+        on_unmapped: Callable[[bytes], None] = lambda capability: None,
+    ) -> None:
+        """`gate` is not asked: reads are checked by the reader, and the pool stays while it is mapped.
+
+        `on_unmapped(capability)` comes on a thread of ours when a peer that had mapped the pool has unmapped it and
+        said so, or is dead: its process has ended, and with it what it had launched.
+        """
         if not isinstance(pool, DevicePoolMemory):
             raise TransportError("cuda_ipc maps pools on a device, this one lies in host memory")
         try:
@@ -56,11 +68,12 @@ class CudaIpcSource:
         except DeviceError as error:
             raise TransportError(f"the device's memory cannot be shared: {error}") from error
         self._pool = pool
+        self._on_unmapped = on_unmapped
         self._grant = msgspec.msgpack.encode(_Grant(handle, offset, pool.runtime.uuid))
         self._table = os.open(f"/proc/self/fd/{pool.table_fd}", os.O_RDONLY | os.O_CLOEXEC)
         self._changed = threading.Condition()
         self._capabilities: set[bytes] = set()
-        self._mapped: dict[socket.socket, bytes] = {}
+        self._mapped: dict[socket.socket, _Mapped] = {}
         self._name, self._listener = listening()
         self._wake, self._waker = socket.socketpair()
         self._thread = threading.Thread(target=self._serve, name="kv-cuda-ipc", daemon=True)
@@ -81,9 +94,13 @@ class CudaIpcSource:
     def revoke(self, capability: bytes) -> None:
         with self._changed:
             self._capabilities.discard(capability)
-            shown_by = [peer for peer, shown in self._mapped.items() if shown == capability]
-            for peer in shown_by:
-                _say_no_more(peer)
+            for peer, mapped in self._mapped.items():
+                if mapped.capability == capability:
+                    _say_no_more(peer)
+
+    def is_mapped(self, capability: bytes) -> bool:
+        with self._changed:
+            return any(mapped.capability == capability for mapped in self._mapped.values())
 
     def close(self) -> None:
         with self._changed:
@@ -111,30 +128,73 @@ class CudaIpcSource:
                     if ready is self._listener:
                         peer = self._admit()
                         if peer is not None:
-                            selector.register(peer, selectors.EVENT_READ)
-                    elif isinstance(ready, socket.socket):  # it has nothing to say: it unmapped, or died
-                        selector.unregister(ready)
-                        with self._changed:
-                            del self._mapped[ready]
-                            self._changed.notify_all()
-                        ready.close()
+                            selector.register(peer, selectors.EVENT_READ, peer)
+                    else:
+                        self._hear(selector, event.data)
+
+    def _hear(self, selector: selectors.BaseSelector, peer: socket.socket) -> None:
+        """A peer says one thing, that it has unmapped. Its connection may end before what it launched does, if it was
+        killed: its memory is quiet when the process is gone."""
+        mapped = self._mapped[peer]
+        if not mapped.silent:
+            selector.unregister(peer)
+            try:
+                said = peer.recv(1)
+            except OSError:
+                said = b""
+            if said != UNMAPPED and mapped.process >= 0:
+                mapped.silent = True
+                selector.register(mapped.process, selectors.EVENT_READ, peer)
+                return
+        else:
+            selector.unregister(mapped.process)
+        self._on_unmapped(mapped.capability)
+        with self._changed:
+            del self._mapped[peer]
+            self._changed.notify_all()
+        mapped.close(peer)
 
     def _admit(self) -> socket.socket | None:
         try:
             peer, _ = self._listener.accept()
         except OSError:
             return None  # it has hung up already
+        mapped = _Mapped(process=_process_of(peer))
         with suppress(OSError):  # a peer that breaks off gets no handle and no answer
-            capability = admitted(peer, self._capabilities)
+            mapped.capability = admitted(peer, self._capabilities)
             with self._changed:
-                if capability in self._capabilities:
-                    self._mapped[peer] = capability
+                if mapped.capability in self._capabilities:
+                    self._mapped[peer] = mapped
                     socket.send_fds(peer, [self._grant], [self._table])
                     return peer
         with self._changed:
             self._mapped.pop(peer, None)
-        peer.close()
+        mapped.close(peer)
         return None
+
+
+@dataclass(slots=True)
+class _Mapped:
+    """A peer that may have the pool mapped."""
+
+    process: int
+    """A descriptor that is readable when it has ended; -1 where Linux gives none."""
+    capability: bytes = b""
+    silent: bool = False
+    """Its connection ended without a word."""
+
+    def close(self, connection: socket.socket) -> None:
+        connection.close()
+        if self.process >= 0:
+            os.close(self.process)
+
+
+def _process_of(peer: socket.socket) -> int:
+    pid, _, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        return os.pidfd_open(pid)
+    except OSError:  # Linux < 5.3, or a sandbox: the end of the connection has to do
+        return -1
 
 
 class CudaIpcLink:
@@ -153,7 +213,7 @@ class CudaIpcLink:
                 raise TransportError(f"GPU {pool.runtime.uuid} has no way to the memory of GPU {grant.device}")
             self._table = PeerTable(table, expected)
         except BaseException:
-            connection.close()
+            part_unmapped(connection)
             raise
         finally:
             os.close(table)
@@ -177,6 +237,14 @@ class CudaIpcLink:
                 seen[i] = self._table.seen(reads[i].block, reads[i].generation)
         return seen
 
+    def begin_use(self) -> int:
+        """The address of the peer's block 0, mapped until `end_use`; raises TransportError if it is taken back."""
+        return self._mapping.begin() + self._offset
+
+    def end_use(self) -> None:
+        """Nothing of what began is under way any more."""
+        self._mapping.finish()
+
     def close(self) -> None:
         self._mapping.end("closed")
 
@@ -194,7 +262,7 @@ def _ask(where: _Address) -> tuple[socket.socket, _Grant, int]:
             raise TransportError("the source refused the capability")
         return source, msgspec.msgpack.decode(answer, type=_Grant), fds[0]
     except BaseException:
-        source.close()
+        part_unmapped(source)
         for fd in fds:
             os.close(fd)
         raise
