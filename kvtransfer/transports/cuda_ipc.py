@@ -103,6 +103,8 @@ class CudaIpcSource:
             return any(mapped.capability == capability for mapped in self._mapped.values())
 
     def close(self) -> None:
+        if self._table < 0:
+            return
         with self._changed:
             self._capabilities.clear()
             for peer in self._mapped:
@@ -115,6 +117,7 @@ class CudaIpcSource:
         self._wake.close()
         self._listener.close()
         os.close(self._table)
+        self._table = -1
 
     def _serve(self) -> None:
         with selectors.DefaultSelector() as selector:

@@ -30,6 +30,7 @@ class Writer:
         self.device: FakeDevice = pool.runtime  # type: ignore[assignment]
         self.stream = self.device.new_stream()
         self.event = self.device.new_event()
+        self.device.record(self.event, self.stream)
 
     def write(self, blocks: list[int], seeds: list[int] | None = None) -> int:
         """The event behind the write."""

@@ -284,6 +284,9 @@ class FakeDevice:
     def _driver(self, call: str) -> None:
         if self.fail_next == call:
             self.fail_next = None
+            if call == "is_done":  # the device failed in what it was doing: the rest is not done any more
+                for stream in self._streams.values():
+                    stream.queue.clear()
             raise DeviceError(f"{call}: unknown error (injected)")
 
     def _map(self, kind: str, nbytes: int, fd: int = -1) -> Span:
