@@ -2,8 +2,8 @@
 
 Called through ctypes: no package is needed, CUDA 12 and 13 alike, and every call lets go of the interpreter lock. The
 device's primary context is used, the one torch and CuPy use, so that addresses, streams and events are theirs too.
-CuPy would bring the same dozen calls in a package larger than Splice. Compiled for no GPU and not yet run on one: tests
-call a driver of their own, built against cuda.h.
+CuPy would bring the same dozen calls in a package larger than Splice. Not yet run on a GPU: tests call a driver of
+their own, built against cuda.h.
 """
 
 from __future__ import annotations
@@ -69,12 +69,62 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
 
 
 def why_missing(library: str = LIBRARY) -> str:
-    """Empty if a GPU can be used here, otherwise what is missing and the remedy."""
+    """Empty if there is a GPU that can be used, otherwise what is missing and the remedy. Makes no context."""
     try:
-        CudaRuntime(0, library)
+        devices = _Driver(library).devices()
     except SpliceError as error:
         return error.message
-    return ""
+    except DeviceError as error:
+        return f"the CUDA driver cannot be used: {error}"
+    return "" if devices else "the CUDA driver sees no GPU: look at CUDA_VISIBLE_DEVICES"
+
+
+class _Driver:
+    """The library, and its words for what it refuses."""
+
+    def __init__(self, library: str) -> None:
+        """Raises SpliceError(MISSING_PART) where there is none, or one that is too old."""
+        try:
+            self.library = ctypes.CDLL(library)
+        except OSError as error:
+            raise SpliceError(
+                ErrorCode.MISSING_PART, f"no CUDA driver ({error}); install NVIDIA's where there is a GPU"
+            ) from None
+        for name, arguments in _SIGNATURES.items():
+            try:
+                getattr(self.library, name).argtypes = arguments
+            except AttributeError:
+                raise SpliceError(
+                    ErrorCode.MISSING_PART, f"{library} has no {name}: expected a driver of CUDA 12 or later"
+                ) from None
+
+    def call(self, name: str, *arguments: object) -> None:
+        """Raises DeviceError."""
+        self.check(name, getattr(self.library, name)(*arguments))
+
+    def check(self, name: str, code: int) -> None:
+        if code != _SUCCESS:
+            raise DeviceError(
+                f"{name}: {self._words('cuGetErrorString', code)} ({self._words('cuGetErrorName', code)})"
+            )
+
+    def devices(self) -> list[tuple[int, str]]:
+        """(CUdevice, uuid) of each, in the process's order; raises DeviceError."""
+        self.call("cuInit", 0)
+        count = c_int()
+        self.call("cuDeviceGetCount", byref(count))
+        devices = []
+        for ordinal in range(count.value):
+            device, uuid = c_int(), _Uuid()
+            self.call("cuDeviceGet", byref(device), ordinal)
+            self.call("cuDeviceGetUuid_v2", byref(uuid), device.value)
+            devices.append((device.value, bytes(uuid.bytes).hex()))
+        return devices
+
+    def _words(self, of: str, code: int) -> str:
+        text = c_char_p()
+        getattr(self.library, of)(code, byref(text))
+        return (text.value or b"unknown error").decode()
 
 
 class CudaRuntime:
@@ -83,24 +133,12 @@ class CudaRuntime:
     def __init__(self, ordinal: int = 0, library: str = LIBRARY) -> None:
         """`ordinal` counts the devices this process sees. Raises SpliceError(MISSING_PART) where there is no driver,
         or one that is too old, and (BAD_SETTING) where there is no such device."""
-        try:
-            self._driver = ctypes.CDLL(library)
-        except OSError as error:
-            raise SpliceError(
-                ErrorCode.MISSING_PART, f"no CUDA driver ({error}); install NVIDIA's where there is a GPU"
-            ) from None
-        for name, arguments in _SIGNATURES.items():
-            try:
-                getattr(self._driver, name).argtypes = arguments
-            except AttributeError:
-                raise SpliceError(
-                    ErrorCode.MISSING_PART, f"{library} has no {name}: expected a driver of CUDA 12 or later"
-                ) from None
+        self._driver = _Driver(library)
         self._thread = threading.local()
         self._hosted: dict[int, int] = {}
         self._context = c_void_p()
         try:
-            self._devices = self._seen_devices()
+            self._devices = self._driver.devices()
             if not 0 <= ordinal < len(self._devices):
                 raise SpliceError(
                     ErrorCode.BAD_SETTING,
@@ -108,7 +146,7 @@ class CudaRuntime:
                     param="device",
                 )
             self._device, self.uuid = self._devices[ordinal]
-            self._ask("cuDevicePrimaryCtxRetain", byref(self._context), self._device)
+            self._driver.call("cuDevicePrimaryCtxRetain", byref(self._context), self._device)
         except DeviceError as error:
             raise SpliceError(ErrorCode.MISSING_PART, f"the CUDA driver cannot be used: {error}") from error
 
@@ -182,10 +220,10 @@ class CudaRuntime:
 
     def is_done(self, event: int) -> bool:
         self._enter()
-        code = self._driver.cuEventQuery(event)
+        code = self._driver.library.cuEventQuery(event)
         if code == _NOT_READY:
             return False
-        self._check("cuEventQuery", code)
+        self._driver.check("cuEventQuery", code)
         return True
 
     def wait(self, stream: int, event: int) -> None:
@@ -197,39 +235,12 @@ class CudaRuntime:
     def clear(self, address: int, nbytes: int, stream: int) -> None:
         self._call("cuMemsetD8Async", address, 0, nbytes, stream)
 
-    def _seen_devices(self) -> list[tuple[int, str]]:
-        """(CUdevice, uuid) of each, in the process's order."""
-        self._ask("cuInit", 0)
-        count = c_int()
-        self._ask("cuDeviceGetCount", byref(count))
-        devices = []
-        for ordinal in range(count.value):
-            device, uuid = c_int(), _Uuid()
-            self._ask("cuDeviceGet", byref(device), ordinal)
-            self._ask("cuDeviceGetUuid_v2", byref(uuid), device.value)
-            devices.append((device.value, bytes(uuid.bytes).hex()))
-        return devices
-
     def _call(self, name: str, *arguments: object) -> None:
         self._enter()
-        self._ask(name, *arguments)
+        self._driver.call(name, *arguments)
 
     def _enter(self) -> None:
         """The driver keeps a current context for each thread."""
         if not getattr(self._thread, "entered", False):
-            self._ask("cuCtxSetCurrent", self._context)
+            self._driver.call("cuCtxSetCurrent", self._context)
             self._thread.entered = True
-
-    def _ask(self, name: str, *arguments: object) -> None:
-        self._check(name, getattr(self._driver, name)(*arguments))
-
-    def _check(self, name: str, code: int) -> None:
-        if code != _SUCCESS:
-            raise DeviceError(
-                f"{name}: {self._words('cuGetErrorString', code)} ({self._words('cuGetErrorName', code)})"
-            )
-
-    def _words(self, of: str, code: int) -> str:
-        text = c_char_p()
-        getattr(self._driver, of)(code, byref(text))
-        return (text.value or b"unknown error").decode()
