@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -80,6 +81,15 @@ def _map_and_wait(pipe: Any) -> None:
     pipe.recv()
 
 
+def _map_and_hang_up(pipe: Any) -> None:
+    """Its connection ends without a word, and the process lives on, with the memory mapped."""
+    pool = device_pool(9)
+    link = CudaIpcLink(pipe.recv(), EXPECTED, pool)
+    link._mapping.connection.shutdown(socket.SHUT_RDWR)
+    pipe.send("hung up")
+    pipe.recv()
+
+
 def _serve_and_wait(pipe: Any) -> None:
     with served() as (_, source):
         pipe.send(source.offer()[0])
@@ -106,6 +116,16 @@ def test_a_killed_consumers_mapping_is_gone_within_seconds_and_the_pool_can_be_f
         pipe.send(source.offer()[0])
         assert pipe.poll(30)
         assert pipe.recv() == [1]
+        assert source.num_mapped == 1
+        consumer.kill()
+        until(lambda: source.num_mapped == 0, 5.0)
+
+
+def test_a_lost_connection_proves_nothing_and_the_end_of_the_process_does() -> None:
+    with served() as (_, source), process(_map_and_hang_up) as (consumer, pipe):
+        pipe.send(source.offer()[0])
+        assert pipe.poll(30)
+        time.sleep(0.2)
         assert source.num_mapped == 1
         consumer.kill()
         until(lambda: source.num_mapped == 0, 5.0)
@@ -213,6 +233,22 @@ def test_closing_the_local_pool_waits_for_the_copy_under_way() -> None:
         reading.join(10)
         assert seen == [[1]]
         assert source.num_mapped == 0 or until(lambda: source.num_mapped == 0) is None
+
+
+def test_closing_a_pool_waits_for_whoever_reads_or_seals_a_block() -> None:
+    pool = device_pool(1)
+    with pool.lent(1) as held:
+        closing = threading.Thread(target=pool.close)
+        closing.start()
+        closing.join(0.2)
+        assert closing.is_alive()
+        assert not any(held)
+        with pytest.raises(DeviceError, match="closed"):
+            pool.digests([0])
+    closing.join(10)
+    assert not closing.is_alive()
+    pool.runtime.check()
+    assert not pool.runtime.left
 
 
 def test_memory_that_a_consumer_does_not_give_back_is_kept_until_the_process_ends(
