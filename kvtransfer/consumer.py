@@ -138,6 +138,9 @@ class KvConsumer:
         await copiers
         if self._door is not None:
             await self._door.close()
+            with self._lock:  # a source that still maps the pool keeps its memory from being freed, not us from ending
+                for key, fetch in list(self._fetches.items()):
+                    self._perform(key, fetch, fetch.machine.quiet())
         await asyncio.sleep(0)
 
     # --- the worker's engine thread ---

@@ -11,6 +11,7 @@ import structlog
 
 from kvtransfer.device_lane import DeviceLane, DeviceLanes
 from kvtransfer.device_runtime import BlockKernels, DeviceError, DeviceRuntime
+from kvtransfer.kv_checksum import CHUNK_BYTES
 from kvtransfer.peer_mappings import PeerMappings
 from kvtransfer.pool_header import PoolHeader
 from kvtransfer.pool_table import PoolTable
@@ -39,6 +40,12 @@ class DevicePoolMemory:
         """All blocks zero, all generations 0; raises SpliceError(BAD_SETTING) if the device cannot hold it."""
         if num_blocks < 1:
             raise SpliceError(ErrorCode.BAD_SETTING, f"a KV pool needs ≥ 1 block, got {num_blocks}", param="num_blocks")
+        if layout.block_bytes % CHUNK_BYTES:
+            raise SpliceError(
+                ErrorCode.BAD_SETTING,
+                f"KV blocks of {layout.block_bytes} bytes on a device, expected a multiple of {CHUNK_BYTES}",
+                param="block_size",
+            )
         self.layout = layout
         self.num_blocks = num_blocks
         self.incarnation = incarnation
@@ -73,8 +80,9 @@ class DevicePoolMemory:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """The blocks as bytes, for torch or CuPy to view; valid until the pool is closed."""
-        return {"shape": (self.nbytes,), "typestr": "|u1", "data": (self.address, False), "version": 3}
+        """uint8 `[num_blocks, layout.block_bytes]`, for torch or CuPy to view; valid until the pool is closed."""
+        shape = (self.num_blocks, self.layout.block_bytes)
+        return {"shape": shape, "typestr": "|u1", "data": (self.address, False), "version": 3}
 
     def export(self) -> tuple[bytes, int]:
         """(handle, offset of block 0) by which a peer maps the blocks; raises DeviceError where that cannot be."""
@@ -94,10 +102,16 @@ class DevicePoolMemory:
         return self._table.get(block)
 
     def seal(self, blocks: Sequence[int], written: int | None = None) -> DeviceSeal:
-        """Launches the sums behind the event `written` and returns; the event may be recorded anew after that."""
+        """Launches the sums behind the event `written` and returns; the event may be recorded anew after that.
+
+        Raises SpliceError(KV_TRANSFER_FAILED) where the device refuses.
+        """
         if written is None:
             raise SpliceError(ErrorCode.INTERNAL_ERROR, "blocks on a device are sealed behind the event of their write")
-        return DeviceSeal(self._lanes, self.address, self._checked(blocks), written)
+        try:
+            return DeviceSeal(self._lanes, self.address, self._checked(blocks), written)
+        except DeviceError as error:
+            raise SpliceError(ErrorCode.KV_TRANSFER_FAILED, f"blocks cannot be sealed: {error}") from error
 
     def digests(self, blocks: Sequence[int]) -> tuple[bytes, ...]:
         found: list[bytes] = []

@@ -148,5 +148,5 @@ def test_a_pool_on_the_driver_gives_back_the_bytes_it_was_given(driver: str) -> 
         dest[:] = pattern(9, LAYOUT.block_bytes)
     with pool.lent(2) as held, pool.lent(1) as other:
         assert (bytes(held), any(other)) == (pattern(9, LAYOUT.block_bytes), False)
-    assert pool.__cuda_array_interface__["shape"] == (3 * LAYOUT.block_bytes,)
+    assert pool.__cuda_array_interface__["shape"] == (3, LAYOUT.block_bytes)
     pool.close()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from device_pair import NUM_BLOCKS, Writer, content, device_pool
-from fake_device import Breach, FakeDevice
+from fake_device import Breach, FakeDevice, FakeKernels
 from kv_pair import LAYOUT, SOURCE_INCARNATION, pattern
 
 from kvtransfer.device_pool import DevicePoolMemory
@@ -24,6 +24,7 @@ from kvtransfer.transport import BlockRead, PeerPool, TransportError
 from kvtransfer.transports import cuda_ipc
 from kvtransfer.transports.cuda_ipc import CudaIpcLink, CudaIpcSource
 from wire.errors import ErrorCode, SpliceError
+from wire.kv_layout import KVLayout
 
 EXPECTED = PeerPool(LAYOUT.layout_id, SOURCE_INCARNATION, NUM_BLOCKS, LAYOUT.block_bytes)
 READ = BlockRead((1, 1), 3, 1, 5)
@@ -293,6 +294,31 @@ def test_a_pool_larger_than_the_device_is_refused() -> None:
         device_pool(1, nbytes=1 << 14)
     assert (refused.value.code, refused.value.param) == (ErrorCode.BAD_SETTING, "num_blocks")
     assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+def test_blocks_that_the_kernels_cannot_take_are_refused_when_the_pool_is_made() -> None:
+    device = FakeDevice()
+    ragged = KVLayout(num_layers=1, num_kv_heads=1, head_dim=3, block_tokens=1, dtype="int8", planes=1)
+    assert ragged.block_bytes == 7
+    with pytest.raises(SpliceError, match="of 7 bytes on a device, expected a multiple of 16"):
+        DevicePoolMemory(ragged, 4, 1, device, FakeKernels(device))
+    assert not device.left
+
+
+def test_a_device_that_refuses_to_seal_is_told_to_the_request() -> None:
+    pool = device_pool(1)
+    writer = Writer(pool)
+    event = writer.write([0])
+    pool.runtime.fail_next = "launch"
+    with pytest.raises(SpliceError, match="cannot be sealed: launch") as refused:
+        pool.seal([0], event)
+    assert refused.value.code is ErrorCode.KV_TRANSFER_FAILED
+    with pytest.raises(SpliceError, match="behind the event of their write"):
+        pool.seal([0])
+    writer.close()
+    pool.close()
+    pool.runtime.check()
+    assert not pool.runtime.left
 
 
 # --- the judge itself: what it is there to catch, it catches ---

@@ -278,3 +278,6 @@ async def test_a_host_pool_and_a_device_pool_each_refuse_the_others_transports()
     with pytest.raises(SpliceError, match="lies in host memory"):
         async with pair(("cuda_ipc",)):
             pass
+    with pytest.raises(SpliceError, match="a send waits for its receive"):
+        async with device_pair(("nccl",)):
+            pass
