@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import structlog
 
 from kvtransfer import registry
-from kvtransfer.checked_copy import AnnouncedBlock, copy_and_check
+from kvtransfer.checked_copy import copy_and_check
 from kvtransfer.consumer_stats import ConsumerStats, handoff_stats
 from kvtransfer.control import announced
+from kvtransfer.copy_queue import CopyQueue, Fetch, QueuedCopy
 from kvtransfer.faults import FaultPlan
 from kvtransfer.fetch import CopyOutcome, Drained, Failed, FetchAction, FetchMachine, Ready, SendRelease, StartCopy
 from kvtransfer.handoff import HandoffStats, KvFinalData, RequestKey, SourceAddress, WorkerIdentity
@@ -23,7 +23,7 @@ from kvtransfer.peer import Peer
 from kvtransfer.pool import KVPool
 from kvtransfer.push_door import PushDoor
 from kvtransfer.thread_priority import give_way
-from kvtransfer.transport import BlockRead, LinkFactory, TransportError
+from kvtransfer.transport import LinkFactory, TransportError
 from wire.errors import ErrorCode, SpliceError
 from wire.v1 import kv_pb2
 
@@ -32,29 +32,6 @@ _TICK_S = 0.05
 _PART_S = 1.0
 _COPY_NICE = 5
 """Copies give way to the engine that decodes beside them: it holds everybody up, a copy one request."""
-
-
-@dataclass(slots=True)
-class _Fetch:
-    machine: FetchMachine
-    source: SourceAddress
-    dest_blocks: Sequence[int]
-    skip_blocks: int
-    peer: Peer | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Copy:
-    """One block that waits for a copy thread, or is on it."""
-
-    key: RequestKey
-    fetch: _Fetch
-    start: StartCopy
-
-    def block(self) -> AnnouncedBlock:
-        start = self.start
-        read = BlockRead(self.key, start.source_block, start.generation, self.fetch.dest_blocks[start.index])
-        return AnnouncedBlock(read, start.digest, start.in_place)
 
 
 class KvConsumer:
@@ -93,8 +70,8 @@ class KvConsumer:
         self._factories = factories
         self._copy_threads = copy_threads
         self._lock = threading.Lock()
-        self._fetches: dict[RequestKey, _Fetch] = {}
-        self._waiting: dict[Peer, deque[_Copy]] = {}
+        self._fetches: dict[RequestKey, Fetch] = {}
+        self._queue = CopyQueue(pool.batch_blocks)
         self._door = PushDoor(pool, self._pusher_gone) if push else None
         self._stats = ConsumerStats()
         self._peers: dict[SourceAddress, tuple[Peer, asyncio.Task[None]]] = {}
@@ -174,7 +151,7 @@ class KvConsumer:
         with self._lock:
             if key in self._fetches:
                 raise SpliceError(ErrorCode.INTERNAL_ERROR, f"request {key} is being fetched already")
-            self._fetches[key] = _Fetch(machine, source, tuple(dest_blocks), skip_blocks)
+            self._fetches[key] = Fetch(machine, source, tuple(dest_blocks), skip_blocks)
         self._on_loop(self._attach, key)
 
     def cancel(self, key: RequestKey, reason: str) -> None:
@@ -203,7 +180,7 @@ class KvConsumer:
             fetch.peer.send(kv_pb2.KvConsumerMessage(subscribe=subscribe))
             self._grant(key, fetch)
 
-    def _grant(self, key: RequestKey, fetch: _Fetch) -> None:
+    def _grant(self, key: RequestKey, fetch: Fetch) -> None:
         """Under the lock: lets a source that can write to the request's blocks, until it says that it does not."""
         if self._door is None or fetch.peer is None or not fetch.machine.is_live:
             return
@@ -304,7 +281,8 @@ class KvConsumer:
 
     def _copy_some(self, peer: Peer) -> None:
         """As many of the peer's waiting blocks as the pool takes together; another thread may have taken them all."""
-        copies = self._taken(peer)
+        with self._lock:
+            copies = self._queue.take(peer)
         live = [copy for copy in copies if copy.fetch.machine.is_live]
         ended = [copy for copy in copies if not copy.fetch.machine.is_live]
         self._report([(copy, CopyOutcome.BROKEN, "cancelled before it began") for copy in ended])
@@ -323,17 +301,7 @@ class KvConsumer:
             if peer.links is not None and peer.links.exhausted:
                 self._on_loop(self._part, peer)
 
-    def _taken(self, peer: Peer) -> list[_Copy]:
-        with self._lock:
-            waiting = self._waiting.get(peer)
-            if waiting is None:
-                return []
-            copies = [waiting.popleft() for _ in range(min(len(waiting), self._pool.batch_blocks))]
-            if not waiting:
-                del self._waiting[peer]
-            return copies
-
-    def _copy_and_check(self, peer: Peer, copies: Sequence[_Copy]) -> list[CopyOutcome]:
+    def _copy_and_check(self, peer: Peer, copies: Sequence[QueuedCopy]) -> list[CopyOutcome]:
         if peer.links is None:
             raise TransportError("announced before Hello")
         outcomes = copy_and_check(peer.links, [copy.block() for copy in copies], self._pool, self._faults)
@@ -342,7 +310,7 @@ class KvConsumer:
                 _log.warning("kv block damaged", request=copy.key, block=copy.start.index, source=peer.source.worker_id)
         return outcomes
 
-    def _report(self, results: Sequence[tuple[_Copy, CopyOutcome, str]]) -> None:
+    def _report(self, results: Sequence[tuple[QueuedCopy, CopyOutcome, str]]) -> None:
         damaged = sum(outcome is CopyOutcome.DAMAGED for _, outcome, _ in results)
         with self._lock:
             self._stats = replace(
@@ -357,7 +325,7 @@ class KvConsumer:
 
     # --- actions ---
 
-    def _perform(self, key: RequestKey, fetch: _Fetch, actions: list[FetchAction]) -> None:
+    def _perform(self, key: RequestKey, fetch: Fetch, actions: list[FetchAction]) -> None:
         """Under the lock: what leaves here for the loop keeps the order in which it was decided."""
         for action in actions:
             match action:
@@ -379,16 +347,16 @@ class KvConsumer:
                     self._fetches.pop(key, None)
                     self._on_loop(self._on_ready, key, action.final, self._count(fetch, action))
 
-    def _count(self, fetch: _Fetch, ready: Ready) -> HandoffStats:
+    def _count(self, fetch: Fetch, ready: Ready) -> HandoffStats:
         links = fetch.peer.links if fetch.peer is not None else None
         stats = handoff_stats(links, ready, self._pool.layout.block_bytes)
         self._stats = self._stats.counting(stats)
         return stats
 
-    def _submit(self, key: RequestKey, fetch: _Fetch, copy: StartCopy) -> None:
+    def _submit(self, key: RequestKey, fetch: Fetch, copy: StartCopy) -> None:
         if self._copiers is None or fetch.peer is None:
             raise SpliceError(ErrorCode.INTERNAL_ERROR, "KvConsumer was not started")
-        self._waiting.setdefault(fetch.peer, deque()).append(_Copy(key, fetch, copy))
+        self._queue.add(fetch.peer, QueuedCopy(key, fetch, copy))
         self._copiers.submit(self._copy_some, fetch.peer)
 
     def _on_loop(self, call: Callable[..., object], *arguments: object) -> None:

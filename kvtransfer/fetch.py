@@ -176,13 +176,13 @@ class FetchMachine:
             self._copy_s += now_s - self._busy_since_s
         if not self.is_live:
             return [Drained()] if self.is_drained else []
-        if outcome is CopyOutcome.ABSENT:
+        if outcome is CopyOutcome.ABSENT and self._is_in_place(index):
             self._pulled.add(index)
             self._waiting.appendleft(index)
             return self._advance(now_s)
         if outcome is CopyOutcome.VERIFIED:
             self._verified.add(index)
-            if self._granted[index].pushed and index not in self._pulled:
+            if self._is_in_place(index):
                 self._pushed.add(index)
             return self._advance(now_s)
         if outcome is CopyOutcome.BROKEN:
@@ -261,6 +261,9 @@ class FetchMachine:
             return f"{blocks.num_tokens} tokens announced, expected {self._expect_tokens}"
         return None
 
+    def _is_in_place(self, index: int) -> bool:
+        return self._granted[index].pushed and index not in self._pulled
+
     def _missing(self) -> int:
         if self._final is None:
             return 0
@@ -276,7 +279,7 @@ class FetchMachine:
             index = self._waiting.popleft()
             self._outstanding.add(index)
             grant = self._granted[index]
-            in_place = grant.pushed and index not in self._pulled
+            in_place = self._is_in_place(index)
             actions.append(StartCopy(index, grant.source_block, grant.generation, grant.digest, in_place))
         return actions
 
