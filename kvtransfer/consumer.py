@@ -7,18 +7,21 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import structlog
 
 from kvtransfer import registry
 from kvtransfer.checked_copy import copy_and_check
+from kvtransfer.consumer_stats import ConsumerStats, handoff_stats
 from kvtransfer.control import announced
+from kvtransfer.copy_queue import CopyQueue, Fetch, QueuedCopy
 from kvtransfer.faults import FaultPlan
 from kvtransfer.fetch import CopyOutcome, Drained, Failed, FetchAction, FetchMachine, Ready, SendRelease, StartCopy
 from kvtransfer.handoff import HandoffStats, KvFinalData, RequestKey, SourceAddress, WorkerIdentity
 from kvtransfer.peer import Peer
-from kvtransfer.pool_memory import KVPoolMemory
+from kvtransfer.pool import KVPool
+from kvtransfer.push_door import PushDoor
 from kvtransfer.thread_priority import give_way
 from kvtransfer.transport import LinkFactory, TransportError
 from wire.errors import ErrorCode, SpliceError
@@ -31,29 +34,6 @@ _COPY_NICE = 5
 """Copies give way to the engine that decodes beside them: it holds everybody up, a copy one request."""
 
 
-@dataclass(frozen=True, slots=True)
-class ConsumerStats:
-    """Totals since start."""
-
-    handoffs: int = 0
-    failures: int = 0
-    kv_bytes_in: int = 0
-    kv_blocks_in: int = 0
-    blocks_refetched: int = 0
-    digest_mismatches: int = 0
-    transport_fallbacks: int = 0
-    copies_outstanding: int = 0
-
-
-@dataclass(slots=True)
-class _Fetch:
-    machine: FetchMachine
-    source: SourceAddress
-    dest_blocks: Sequence[int]
-    skip_blocks: int
-    peer: Peer | None = None
-
-
 class KvConsumer:
     """Pulls announced blocks into the local pool and says when a request is ready, failed, or quiet.
 
@@ -64,7 +44,7 @@ class KvConsumer:
 
     def __init__(
         self,
-        pool: KVPoolMemory,
+        pool: KVPool,
         identity: WorkerIdentity,
         *,
         transports: Sequence[str],
@@ -73,12 +53,16 @@ class KvConsumer:
         on_drained: Callable[[RequestKey], None],
         copy_threads: int = 2,
         faults: FaultPlan | None = None,
-        factories: Mapping[str, LinkFactory] = registry.LINKS,
+        factories: Mapping[str, LinkFactory] | None = None,
+        push: bool = False,
     ) -> None:
-        """`transports` best first."""
+        """`transports` best first; `factories` are by default all that can fill `pool`. With `push`, sources on this
+        host that can are granted a request's blocks before they compute them; the pool must lie on a device."""
+        if factories is None:
+            factories = registry.links_into(pool)
         self._pool = pool
         self._identity = identity
-        self._transports = registry.checked(transports, list(factories))
+        self._transports = registry.checked(transports, list(factories), registry.missing_for(pool))
         self._on_ready = on_ready
         self._on_failed = on_failed
         self._on_drained = on_drained
@@ -86,7 +70,9 @@ class KvConsumer:
         self._factories = factories
         self._copy_threads = copy_threads
         self._lock = threading.Lock()
-        self._fetches: dict[RequestKey, _Fetch] = {}
+        self._fetches: dict[RequestKey, Fetch] = {}
+        self._queue = CopyQueue(pool.batch_blocks)
+        self._door = PushDoor(pool, self._pusher_gone) if push else None
         self._stats = ConsumerStats()
         self._peers: dict[SourceAddress, tuple[Peer, asyncio.Task[None]]] = {}
         self._parting: set[asyncio.Task[None]] = set()
@@ -105,6 +91,8 @@ class KvConsumer:
             self._copy_threads, thread_name_prefix="kv-copy", initializer=give_way, initargs=(_COPY_NICE,)
         )
         self._ticker = asyncio.create_task(self._tick())
+        if self._door is not None:
+            await self._door.start()
 
     async def close(self) -> None:
         """Cancels what is left; returns when no copy is outstanding and every callback was made."""
@@ -125,6 +113,11 @@ class KvConsumer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await copiers
+        if self._door is not None:
+            await self._door.close()
+            with self._lock:  # a source that still maps the pool keeps its memory from being freed, not us from ending
+                for key, fetch in list(self._fetches.items()):
+                    self._perform(key, fetch, fetch.machine.quiet())
         await asyncio.sleep(0)
 
     # --- the worker's engine thread ---
@@ -153,12 +146,12 @@ class KvConsumer:
             num_layers=self._pool.layout.num_layers,
             deadline_s=time.monotonic() + deadline_s,
             expect_tokens=expect_tokens,
-            max_outstanding=2 * self._copy_threads,
+            max_outstanding=2 * self._copy_threads * self._pool.batch_blocks,
         )
         with self._lock:
             if key in self._fetches:
                 raise SpliceError(ErrorCode.INTERNAL_ERROR, f"request {key} is being fetched already")
-            self._fetches[key] = _Fetch(machine, source, tuple(dest_blocks), skip_blocks)
+            self._fetches[key] = Fetch(machine, source, tuple(dest_blocks), skip_blocks)
         self._on_loop(self._attach, key)
 
     def cancel(self, key: RequestKey, reason: str) -> None:
@@ -185,6 +178,23 @@ class KvConsumer:
             fetch.peer = known[0]
             subscribe = kv_pb2.KvSubscribe(request=key[0], attempt=key[1], skip_blocks=fetch.skip_blocks)
             fetch.peer.send(kv_pb2.KvConsumerMessage(subscribe=subscribe))
+            self._grant(key, fetch)
+
+    def _grant(self, key: RequestKey, fetch: Fetch) -> None:
+        """Under the lock: lets a source that can write to the request's blocks, until it says that it does not."""
+        if self._door is None or fetch.peer is None or not fetch.machine.is_live:
+            return
+        grant = self._door.grant(fetch.peer, key, fetch.skip_blocks, tuple(fetch.dest_blocks[fetch.skip_blocks :]))
+        if grant is not None:
+            fetch.machine.push_granted()
+            fetch.peer.send(grant)
+
+    def _pusher_gone(self, peer: Peer) -> None:
+        """Nothing of this source writes to our memory any more. On any thread."""
+        with self._lock:
+            for key, fetch in list(self._fetches.items()):
+                if fetch.peer is peer:
+                    self._perform(key, fetch, fetch.machine.quiet())
 
     async def _run_peer(self, peer: Peer) -> None:
         error = SpliceError(ErrorCode.CANCELLED, "shutting down")
@@ -199,9 +209,20 @@ class KvConsumer:
     def _warm(self, peer: Peer) -> None:
         if self._copiers is not None and peer.links is not None:
             self._copiers.submit(_open_quietly, peer)
+        with self._lock:
+            for key, fetch in self._fetches.items():
+                if fetch.peer is peer:
+                    self._grant(key, fetch)
 
     def _received(self, peer: Peer, message: kv_pb2.KvSourceMessage) -> None:
-        body = message.announce if message.WhichOneof("body") == "announce" else message.failed
+        body: kv_pb2.KvAnnounce | kv_pb2.KvHoldFailed | kv_pb2.KvPushQuiet
+        match message.WhichOneof("body"):
+            case "announce":
+                body = message.announce
+            case "quiet":
+                body = message.quiet
+            case _:
+                body = message.failed
         key = (body.request, body.attempt)
         with self._lock:
             fetch = self._fetches.get(key)
@@ -211,6 +232,8 @@ class KvConsumer:
                 blocks, final = announced(body)
                 layers = (body.layer_begin, body.layer_end)
                 actions = fetch.machine.announced(blocks, layers, final, time.monotonic())
+            elif isinstance(body, kv_pb2.KvPushQuiet):
+                actions = fetch.machine.quiet()
             else:
                 known = {code.value for code in ErrorCode}
                 code = ErrorCode(body.code) if body.code in known else ErrorCode.KV_TRANSFER_FAILED
@@ -230,6 +253,8 @@ class KvConsumer:
                     self._perform(key, fetch, fetch.machine.source_lost(error.code, error.message))
         if peer.links is not None:
             peer.links.close()  # ends copies under way; on a dead source this also lets go of its memory
+        if self._door is not None:
+            self._door.lost(peer)
 
     def _part(self, peer: Peer) -> None:
         """Gives up a channel with no transport left: the next fetch says Hello again and gets fresh offers.
@@ -254,38 +279,53 @@ class KvConsumer:
 
     # --- copy threads ---
 
-    def _copy(self, key: RequestKey, fetch: _Fetch, copy: StartCopy) -> None:
+    def _copy_some(self, peer: Peer) -> None:
+        """As many of the peer's waiting blocks as the pool takes together; another thread may have taken them all."""
+        with self._lock:
+            copies = self._queue.take(peer)
+        live = [copy for copy in copies if copy.fetch.machine.is_live]
+        ended = [copy for copy in copies if not copy.fetch.machine.is_live]
+        self._report([(copy, CopyOutcome.BROKEN, "cancelled before it began") for copy in ended])
+        if not live:
+            return
         try:
-            outcome, detail = self._copy_and_check(key, fetch, copy), ""
+            outcomes = self._copy_and_check(peer, live)
+            results = [(copy, outcome, "") for copy, outcome in zip(live, outcomes, strict=True)]
         except TransportError as error:
-            outcome, detail = CopyOutcome.BROKEN, str(error)
+            results = [(copy, CopyOutcome.BROKEN, str(error)) for copy in live]
         except Exception as unexpected:  # a copy that is never reported would keep its memory for ever
-            _log.exception("kv copy failed", request=key, block=copy.index)
-            outcome, detail = CopyOutcome.BROKEN, repr(unexpected)
+            _log.exception("kv copy failed", blocks=[copy.block().read for copy in live])
+            results = [(copy, CopyOutcome.BROKEN, repr(unexpected)) for copy in live]
+        self._report(results)
+        with self._lock:
+            if peer.links is not None and peer.links.exhausted:
+                self._on_loop(self._part, peer)
+
+    def _copy_and_check(self, peer: Peer, copies: Sequence[QueuedCopy]) -> list[CopyOutcome]:
+        if peer.links is None:
+            raise TransportError("announced before Hello")
+        outcomes = copy_and_check(peer.links, [copy.block() for copy in copies], self._pool, self._faults)
+        for copy, outcome in zip(copies, outcomes, strict=True):
+            if outcome is CopyOutcome.DAMAGED:
+                _log.warning("kv block damaged", request=copy.key, block=copy.start.index, source=peer.source.worker_id)
+        return outcomes
+
+    def _report(self, results: Sequence[tuple[QueuedCopy, CopyOutcome, str]]) -> None:
+        damaged = sum(outcome is CopyOutcome.DAMAGED for _, outcome, _ in results)
         with self._lock:
             self._stats = replace(
                 self._stats,
-                copies_outstanding=self._stats.copies_outstanding - 1,
-                digest_mismatches=self._stats.digest_mismatches + (outcome is CopyOutcome.DAMAGED),
+                copies_outstanding=self._stats.copies_outstanding - len(results),
+                digest_mismatches=self._stats.digest_mismatches + damaged,
             )
-            self._perform(key, fetch, fetch.machine.copied(copy.index, outcome, detail, time.monotonic()))
-            if fetch.peer is not None and fetch.peer.links is not None and fetch.peer.links.exhausted:
-                self._on_loop(self._part, fetch.peer)
-
-    def _copy_and_check(self, key: RequestKey, fetch: _Fetch, copy: StartCopy) -> CopyOutcome:
-        if fetch.peer is None or fetch.peer.links is None:
-            raise TransportError("announced before Hello")
-        if not fetch.machine.is_live:
-            raise TransportError("cancelled before it began")
-        dest_block = fetch.dest_blocks[copy.index]
-        outcome = copy_and_check(fetch.peer.links, key, copy, self._pool, dest_block, self._faults)
-        if outcome is CopyOutcome.DAMAGED:
-            _log.warning("kv block damaged", request=key, block=copy.index, source=fetch.source.worker_id)
-        return outcome
+            for copy, outcome, detail in results:
+                machine = copy.fetch.machine
+                actions = machine.copied(copy.start.index, outcome, detail, time.monotonic())
+                self._perform(copy.key, copy.fetch, actions)
 
     # --- actions ---
 
-    def _perform(self, key: RequestKey, fetch: _Fetch, actions: list[FetchAction]) -> None:
+    def _perform(self, key: RequestKey, fetch: Fetch, actions: list[FetchAction]) -> None:
         """Under the lock: what leaves here for the loop keeps the order in which it was decided."""
         for action in actions:
             match action:
@@ -307,31 +347,17 @@ class KvConsumer:
                     self._fetches.pop(key, None)
                     self._on_loop(self._on_ready, key, action.final, self._count(fetch, action))
 
-    def _count(self, fetch: _Fetch, ready: Ready) -> HandoffStats:
+    def _count(self, fetch: Fetch, ready: Ready) -> HandoffStats:
         links = fetch.peer.links if fetch.peer is not None else None
-        stats = HandoffStats(
-            transport=links.transport if links is not None and ready.kv_blocks else "",
-            kv_bytes=ready.kv_blocks * self._pool.layout.block_bytes,
-            kv_blocks=ready.kv_blocks,
-            copy_s=ready.copy_s,
-            exposed_s=ready.exposed_s,
-            transport_fallbacks=links.fallbacks if links is not None else 0,
-            blocks_refetched=ready.blocks_refetched,
-        )
-        self._stats = replace(
-            self._stats,
-            handoffs=self._stats.handoffs + 1,
-            kv_bytes_in=self._stats.kv_bytes_in + stats.kv_bytes,
-            kv_blocks_in=self._stats.kv_blocks_in + stats.kv_blocks,
-            blocks_refetched=self._stats.blocks_refetched + stats.blocks_refetched,
-            transport_fallbacks=self._stats.transport_fallbacks + stats.transport_fallbacks,
-        )
+        stats = handoff_stats(links, ready, self._pool.layout.block_bytes)
+        self._stats = self._stats.counting(stats)
         return stats
 
-    def _submit(self, key: RequestKey, fetch: _Fetch, copy: StartCopy) -> None:
-        if self._copiers is None:
+    def _submit(self, key: RequestKey, fetch: Fetch, copy: StartCopy) -> None:
+        if self._copiers is None or fetch.peer is None:
             raise SpliceError(ErrorCode.INTERNAL_ERROR, "KvConsumer was not started")
-        self._copiers.submit(self._copy, key, fetch, copy)
+        self._queue.add(fetch.peer, QueuedCopy(key, fetch, copy))
+        self._copiers.submit(self._copy_some, fetch.peer)
 
     def _on_loop(self, call: Callable[..., object], *arguments: object) -> None:
         if self._loop is None:

@@ -37,6 +37,7 @@ def announce_message(
             layer_end=num_layers,
             num_tokens=blocks.num_tokens,
             final=None if final is None else _final_message(final),
+            pushed=blocks.pushed,
         )
     )
 
@@ -49,6 +50,7 @@ def announced(message: kv_pb2.KvAnnounce) -> tuple[BlockRange, KvFinalData | Non
         tuple(message.generation),
         tuple(message.digest),
         message.num_tokens,
+        message.pushed,
     )
     return blocks, _final(message.final) if message.HasField("final") else None
 

@@ -25,6 +25,8 @@ class CopyOutcome(Enum):
     """The block's generation was not the granted one after the copy."""
     DAMAGED = "damaged"
     """The bytes in the destination do not have the announced digest."""
+    ABSENT = "absent"
+    """A block that was to be pushed is not, or not whole, in its destination."""
     BROKEN = "broken"
     """No transport could copy it."""
 
@@ -36,6 +38,8 @@ class StartCopy:
     source_block: int
     generation: int
     digest: bytes
+    in_place: bool = False
+    """It was pushed: nothing is copied, the destination is compared with the digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ class Ready:
     copy_s: float
     exposed_s: float
     blocks_refetched: int
+    blocks_pushed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """No copy is outstanding and none will start: the destination may be reused."""
+    """No copy is outstanding, none will start, and nobody pushes: the destination may be reused."""
 
 
 FetchAction = StartCopy | SendRelease | Ready | Failed | Drained
@@ -74,6 +79,7 @@ class _Granted:
     source_block: int
     generation: int
     digest: bytes
+    pushed: bool
 
 
 class FetchMachine:
@@ -83,6 +89,10 @@ class FetchMachine:
     there is none. A cancelled fetch ends in `Drained` alone. READY needs the final announcement and every block in
     [`skip_blocks`, blocks of its `num_tokens`) copied and verified. A stale or damaged block is copied once more, then
     the fetch fails. Announcements may repeat and come in any order.
+
+    Once `push_granted`, the source may write to the destination until it says `quiet`, announces the final range, or
+    is out of reach for good; `Drained` waits for that too. A block announced as pushed is compared in place, and pulled
+    as any other if it is not there.
     """
 
     def __init__(
@@ -112,6 +122,9 @@ class FetchMachine:
         self._outstanding: set[int] = set()
         self._verified: set[int] = set()
         self._refetched: set[int] = set()
+        self._pushing = False
+        self._pushed: set[int] = set()
+        self._pulled: set[int] = set()
         self._final: tuple[KvFinalData, int] | None = None
         self._final_at_s = 0.0
         self._busy_since_s = 0.0
@@ -123,7 +136,18 @@ class FetchMachine:
 
     @property
     def is_drained(self) -> bool:
-        return not self.is_live and not self._outstanding
+        return not self.is_live and not self._outstanding and not self._pushing
+
+    def push_granted(self) -> None:
+        """The source was told that it may write to the destination."""
+        self._pushing = self.is_live
+
+    def quiet(self) -> list[FetchAction]:
+        """Nothing of the source's writes to the destination any more; may be said again."""
+        if not self._pushing:
+            return []
+        self._pushing = False
+        return [Drained()] if self.is_drained else []
 
     def announced(
         self, blocks: BlockRange, layers: tuple[int, int], final: KvFinalData | None, now_s: float
@@ -137,11 +161,12 @@ class FetchMachine:
         columns = zip(blocks.block_ids, blocks.generations, blocks.digests, strict=True)
         for index, (block_id, generation, digest) in enumerate(columns, start=blocks.first_block):
             if index >= self._skip_blocks and index not in self._granted:
-                self._granted[index] = _Granted(block_id, generation, digest)
+                self._granted[index] = _Granted(block_id, generation, digest, blocks.pushed and self._pushing)
                 self._waiting.append(index)
         if final is not None and self._final is None:
             self._final = (final, -(-blocks.num_tokens // self._block_tokens))
             self._final_at_s = now_s
+            self._pushing = False  # announced behind the event of the last write
         return self._advance(now_s)
 
     def copied(self, index: int, outcome: CopyOutcome, detail: str, now_s: float) -> list[FetchAction]:
@@ -150,9 +175,15 @@ class FetchMachine:
         if not self._outstanding:
             self._copy_s += now_s - self._busy_since_s
         if not self.is_live:
-            return [] if self._outstanding else [Drained()]
+            return [Drained()] if self.is_drained else []
+        if outcome is CopyOutcome.ABSENT and self._is_in_place(index):
+            self._pulled.add(index)
+            self._waiting.appendleft(index)
+            return self._advance(now_s)
         if outcome is CopyOutcome.VERIFIED:
             self._verified.add(index)
+            if self._is_in_place(index):
+                self._pushed.add(index)
             return self._advance(now_s)
         if outcome is CopyOutcome.BROKEN:
             return self._fail(ErrorCode.KV_TRANSFER_FAILED, f"block {index}: {detail}", source_is_to_blame=True)
@@ -202,6 +233,7 @@ class FetchMachine:
             "too many copies": len(self._outstanding) <= self._max_outstanding,
             "a held block is overwritten": all(index >= self._skip_blocks for index in self._granted),
             "a copy waits though none may start": self.is_live or not waiting,
+            "ready while it may be written to": self.state is not FetchState.READY or not self._pushing,
             "ready with copies outstanding": self.state is not FetchState.READY or not self._outstanding,
         }
         return [claim for claim, holds in claims.items() if not holds]
@@ -229,6 +261,9 @@ class FetchMachine:
             return f"{blocks.num_tokens} tokens announced, expected {self._expect_tokens}"
         return None
 
+    def _is_in_place(self, index: int) -> bool:
+        return self._granted[index].pushed and index not in self._pulled
+
     def _missing(self) -> int:
         if self._final is None:
             return 0
@@ -244,13 +279,15 @@ class FetchMachine:
             index = self._waiting.popleft()
             self._outstanding.add(index)
             grant = self._granted[index]
-            actions.append(StartCopy(index, grant.source_block, grant.generation, grant.digest))
+            in_place = self._is_in_place(index)
+            actions.append(StartCopy(index, grant.source_block, grant.generation, grant.digest, in_place))
         return actions
 
     def _ready(self, final: KvFinalData, now_s: float) -> list[FetchAction]:
         self.state = FetchState.READY
         exposed_s = now_s - self._final_at_s
-        ready = Ready(final, len(self._verified), self._copy_s, exposed_s, len(self._refetched))
+        blocks, again, pushed = len(self._verified), len(self._refetched), len(self._pushed)
+        ready = Ready(final, blocks, self._copy_s, exposed_s, again, pushed)
         return [ready, SendRelease("fetched")]
 
     def _fail(self, code: ErrorCode, message: str, *, source_is_to_blame: bool) -> list[FetchAction]:
@@ -260,4 +297,4 @@ class FetchMachine:
         self.state = FetchState.FAILED
         self._waiting.clear()
         release = SendRelease(reason)
-        return [release] if self._outstanding else [release, Drained()]
+        return [release, Drained()] if self.is_drained else [release]

@@ -58,6 +58,8 @@ class BlockRange:
     digests: tuple[bytes, ...]
     num_tokens: int
     """Tokens of the request whose KV is complete, counted from its start."""
+    pushed: bool = False
+    """The consumer's granted blocks should hold these already."""
 
     def from_block(self, index: int) -> BlockRange:
         """The part at and after block `index` of the request; may be empty."""
@@ -68,6 +70,7 @@ class BlockRange:
             self.generations[cut:],
             self.digests[cut:],
             self.num_tokens,
+            self.pushed,
         )
 
 
@@ -85,3 +88,5 @@ class HandoffStats:
     transport_fallbacks: int
     """Transports offered for this pair that were passed over because they failed or are unknown here."""
     blocks_refetched: int
+    blocks_pushed: int = 0
+    """Of `kv_blocks`: those that were there when they were announced."""

@@ -123,6 +123,11 @@ class LeaseTable:
         hold.expires_at_s = now_s + self.ttl_s
         return _unsent(consumer, key, skip_blocks, hold.announced)
 
+    def is_held_by(self, consumer: int, key: RequestKey) -> bool:
+        """Whether the consumer subscribed to it, and it has not ended."""
+        hold = self._holds.get(key)
+        return hold is not None and hold.consumer == consumer and hold.ending is None
+
     def renew(self, consumer: int, keys: Iterable[RequestKey], now_s: float) -> None:
         for key in keys:
             hold = self._holds.get(key)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 
-from kvtransfer.handoff import RequestKey
-from kvtransfer.transport import Link, LinkFactory, PeerPool, TransportError
+from kvtransfer.pool import KVPool
+from kvtransfer.transport import BlockRead, DeviceLink, Link, LinkFactory, PeerPool, TransportError
 
 _log = structlog.get_logger(__name__)
 
@@ -29,7 +29,7 @@ class Links:
         self._expected = expected
         self._factories = factories
         self._lock = threading.Lock()
-        self._link: Link | None = None
+        self._link: Link | DeviceLink | None = None
         self._closed = False
         self._last_error = "none offered"
 
@@ -43,12 +43,12 @@ class Links:
         """Every offer was given up: nothing can be read any more."""
         return not self._offers
 
-    def read(self, key: RequestKey, block: int, generation: int, dest: memoryview) -> int:
-        """As `Link.read`; raises TransportError only when no offer is left."""
+    def read(self, reads: Sequence[BlockRead], pool: KVPool) -> list[int]:
+        """Copies into `pool`; the generations seen. Raises TransportError only when no offer is left."""
         while True:
             link = self._current()
             try:
-                return link.read(key, block, generation, dest)
+                return _read(link, reads, pool)
             except TransportError as error:
                 self._give_up(link, error)
 
@@ -63,7 +63,7 @@ class Links:
         if link is not None:
             link.close()
 
-    def _current(self) -> Link:
+    def _current(self) -> Link | DeviceLink:
         with self._lock:
             while self._link is None:
                 if self._closed:
@@ -79,7 +79,7 @@ class Links:
                     self._pass_over(error)
             return self._link
 
-    def _give_up(self, link: Link, error: TransportError) -> None:
+    def _give_up(self, link: Link | DeviceLink, error: TransportError) -> None:
         with self._lock:
             if link is not self._link:
                 return  # another copy thread was first, or all is closed
@@ -98,3 +98,13 @@ class Links:
             error=str(error),
             next=self._offers[0][0] if self._offers else None,
         )
+
+
+def _read(link: Link | DeviceLink, reads: Sequence[BlockRead], pool: KVPool) -> list[int]:
+    if isinstance(link, DeviceLink):
+        return link.read_blocks(reads)
+    seen = []
+    for read in reads:
+        with pool.filling(read.dest_block) as dest:
+            seen.append(link.read(read.key, read.block, read.generation, dest))
+    return seen

@@ -44,6 +44,8 @@ class Peer:
         self.source = source
         self.links: Links | None = None
         """Set once Hello was accepted; nothing is announced before."""
+        self.takes_pushes = False
+        """Whether the source said, with that, that it can store what it computes in our memory too."""
         self._identity = identity
         self._layout = layout
         self._transports = transports
@@ -74,6 +76,7 @@ class Peer:
                     self._layout.layout_id, self.source.incarnation, welcome.num_blocks, self._layout.block_bytes
                 )
                 self.links = Links(self.source.worker_id, offers, pool, self._factories)
+                self.takes_pushes = welcome.takes_pushes
                 on_open(self)
                 stream = stub.Channel(metadata=((SESSION_METADATA, welcome.session),))
                 renew_s = welcome.lease_ttl_s / _RENEWALS_PER_TTL

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import psutil
 import xxhash
 
 from kvtransfer import _native
+from kvtransfer.memfd_seals import seal_size
 from kvtransfer.pool_header import GENERATION_BYTES, PoolHeader
 from wire.errors import ErrorCode, SpliceError
 from wire.kv_layout import KVLayout
 
-# linux/fcntl.h, since 5.1: no new writable mapping can be made from any descriptor of the file.
-_F_SEAL_FUTURE_WRITE = 0x0010
+
+class _Sealed:
+    """Digests that are there."""
+
+    is_ready = True
+
+    def __init__(self, digests: tuple[bytes, ...]) -> None:
+        self._digests = digests
+
+    def digests(self) -> tuple[bytes, ...]:
+        return self._digests
 
 
 class KVPoolMemory:
@@ -26,6 +37,8 @@ class KVPoolMemory:
     faults), never resized and never unmapped while a view of it lives. The owner bumps a block's generation *before* it
     writes new content; whoever wrote with non-temporal stores fences (`sfence`) before the block is announced.
     """
+
+    batch_blocks = 1
 
     def __init__(self, layout: KVLayout, header: PoolHeader, fd: int, mapping: mmap.mmap) -> None:
         self.layout = layout
@@ -58,7 +71,7 @@ class KVPoolMemory:
             os.posix_fallocate(fd, 0, header.total_bytes)
             mapping = mmap.mmap(fd, header.total_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
             mapping[: len(header.encode())] = header.encode()
-            _seal(fd)
+            seal_size(fd)
         except OSError as error:
             os.close(fd)
             raise SpliceError(
@@ -94,6 +107,22 @@ class KVPoolMemory:
         """xxh3-128 of the block's bytes, 16 bytes."""
         return xxhash.xxh3_128_digest(self.block(block))
 
+    def digests(self, blocks: Sequence[int]) -> tuple[bytes, ...]:
+        return tuple(self.digest(block) for block in blocks)
+
+    def seal(self, blocks: Sequence[int], written: int | None = None) -> _Sealed:
+        if written is not None:
+            raise SpliceError(ErrorCode.INTERNAL_ERROR, "no device writes to a pool in host memory")
+        return _Sealed(self.digests(blocks))
+
+    @contextmanager
+    def lent(self, block: int) -> Iterator[memoryview]:
+        yield self.block(block)
+
+    @contextmanager
+    def filling(self, block: int) -> Iterator[memoryview]:
+        yield self.block(block)
+
     def close(self) -> None:
         """Closes the descriptor and lets go of the memory; it is unmapped when the last view taken from it dies."""
         if self.fd < 0:
@@ -101,12 +130,3 @@ class KVPoolMemory:
         os.close(self.fd)
         self.fd = -1
         self._whole = self._generations = self._data = memoryview(b"")
-
-
-def _seal(fd: int) -> None:
-    """Fixes the size, so that no peer's mapping can fault, and forbids peers to map it writable where Linux can."""
-    fixed = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-    try:
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fixed | _F_SEAL_FUTURE_WRITE)
-    except OSError:  # Linux < 5.1 knows no such seal; the peers still map read-only
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fixed)

@@ -3,13 +3,16 @@ that was asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import structlog
 
 from kvtransfer import ucx_library
+from kvtransfer.device_pool import DevicePoolMemory
+from kvtransfer.pool import KVPool
 from kvtransfer.transport import LinkFactory, SourceFactory
-from kvtransfer.transports import shm, tcp
+from kvtransfer.transports import cuda_ipc, shm, tcp
 from wire.errors import ErrorCode, SpliceError
 
 _log = structlog.get_logger(__name__)
@@ -17,7 +20,13 @@ SOURCES: dict[str, SourceFactory] = {"shm": shm.ShmSource, "tcp": tcp.TcpSource}
 LINKS: dict[str, LinkFactory] = {"shm": shm.ShmLink, "tcp": tcp.TcpLink}
 MISSING: dict[str, str] = {}
 """Known transports that cannot work here, and why."""
-SAME_HOST_ONLY = frozenset({"shm"})
+SAME_HOST_ONLY = frozenset({"shm", "cuda_ipc"})
+DEVICE_SOURCES: dict[str, SourceFactory] = {"cuda_ipc": cuda_ipc.CudaIpcSource, "tcp": tcp.TcpSource}
+"""From a pool on a device; tcp copies through pinned host memory."""
+_DEVICE_MISSING = {
+    "shm": "maps host memory, and this pool lies on a device; there it is cuda_ipc, or tcp",
+    "ucx": "registers host memory only, and this pool lies on a device; there it is cuda_ipc, or tcp",
+}
 
 if reason := ucx_library.why_missing():
     MISSING["ucx"] = reason
@@ -27,23 +36,50 @@ else:
     SOURCES["ucx"] = ucx.UcxSource
     LINKS["ucx"] = ucx.UcxLink
 
+MISSING["cuda_ipc"] = "maps memory of a GPU, and this pool lies in host memory; there it is shm, or tcp"
+_NO_NCCL = (
+    "a send waits for its receive, and a process that dies in either takes the communicator of both with it; "
+    "between hosts it is ucx or tcp"
+)
+MISSING["nccl"] = _DEVICE_MISSING["nccl"] = _NO_NCCL
 
-def checked(transports: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+
+def sources_of(pool: KVPool) -> Mapping[str, SourceFactory]:
+    """What can serve `pool`."""
+    return DEVICE_SOURCES if isinstance(pool, DevicePoolMemory) else SOURCES
+
+
+def links_into(pool: KVPool) -> Mapping[str, LinkFactory]:
+    """What can fill `pool`."""
+    if not isinstance(pool, DevicePoolMemory):
+        return LINKS
+    return {"cuda_ipc": partial(cuda_ipc.CudaIpcLink, pool=pool), "tcp": tcp.TcpLink}
+
+
+def missing_for(pool: KVPool) -> Mapping[str, str]:
+    """Known transports that cannot carry blocks of `pool`, and why."""
+    return _DEVICE_MISSING if isinstance(pool, DevicePoolMemory) else MISSING
+
+
+def checked(
+    transports: Sequence[str], known: Sequence[str], missing: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
     """Those of the names that work here; the others are logged.
 
     Raises SpliceError(BAD_SETTING) naming the first one that does not exist, or the reasons if none works.
     """
+    missing = MISSING if missing is None else missing
     for name in transports:
-        if name not in known and name not in MISSING:
+        if name not in known and name not in missing:
             raise SpliceError(
                 ErrorCode.BAD_SETTING, f"no KV transport {name!r}; known: {', '.join(known)}", param="kv_transports"
             )
     usable = tuple(name for name in transports if name in known)
-    missing = [f"{name}: {MISSING[name]}" for name in transports if name not in known]
+    reasons = [f"{name}: {missing[name]}" for name in transports if name not in known]
     if not usable:
         raise SpliceError(
-            ErrorCode.BAD_SETTING, f"no KV transport works here ({'; '.join(missing)})", param="kv_transports"
+            ErrorCode.BAD_SETTING, f"no KV transport works here ({'; '.join(reasons)})", param="kv_transports"
         )
-    for why in missing:
+    for why in reasons:
         _log.warning("kv transport not available", reason=why, using=usable)
     return usable

@@ -8,6 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,11 +18,14 @@ import structlog
 
 from kvtransfer import registry
 from kvtransfer.control import CODE_METADATA, SESSION_METADATA, announce_message, layout_difference
+from kvtransfer.device_pool import DevicePoolMemory
 from kvtransfer.faults import DROP_FINAL, FaultPlan
 from kvtransfer.handoff import BlockRange, KvFinalData, RequestKey, WorkerIdentity
 from kvtransfer.lease import LeaseAction, LeaseTable, Release, SendAnnounce, SendFailed
-from kvtransfer.pool_memory import KVPoolMemory
-from kvtransfer.transport import SourceFactory, SourceTransport, TransportError
+from kvtransfer.pool import KVPool
+from kvtransfer.push import PushGrant, PushTarget
+from kvtransfer.push_source import PushSource
+from kvtransfer.transport import PeerPool, SourceFactory, SourceTransport, TransportError
 from wire.errors import ErrorCode, SpliceError
 from wire.v1 import kv_pb2, kv_pb2_grpc
 
@@ -46,6 +50,7 @@ class _Session:
     """One Hello: what it handed out, and whether its channel was opened."""
 
     consumer_worker: str
+    consumer_incarnation: int
     capabilities: list[tuple[str, bytes]]
     made_at_s: float
     opened: bool = False
@@ -60,7 +65,7 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
 
     def __init__(
         self,
-        pool: KVPoolMemory,
+        pool: KVPool,
         identity: WorkerIdentity,
         *,
         lease_ttl_s: float,
@@ -68,12 +73,16 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
         on_release: Callable[[RequestKey, str], None],
         host: str,
         faults: FaultPlan | None = None,
-        factories: Mapping[str, SourceFactory] = registry.SOURCES,
+        factories: Mapping[str, SourceFactory] | None = None,
+        push: bool = False,
     ) -> None:
-        """`transports` best first; `host` is the address they bind and offer."""
+        """`transports` best first; `host` is the address they bind and offer. With `push`, consumers on this host may
+        grant their blocks to what is computed here (`push_target`); the pool must lie on a device."""
+        if factories is None:
+            factories = registry.sources_of(pool)
         self._pool = pool
         self._identity = identity
-        self._transports = registry.checked(transports, list(factories))
+        self._transports = registry.checked(transports, list(factories), registry.missing_for(pool))
         self._on_release = on_release
         self._host = host
         self._faults = faults or FaultPlan()
@@ -87,6 +96,13 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._blocks_announced = 0
+        self._pusher: PushSource | None = None
+        if push:
+            if not isinstance(pool, DevicePoolMemory):
+                raise SpliceError(ErrorCode.BAD_SETTING, "only a device stores in a peer's memory", param="kv_push")
+            self._pusher = PushSource(pool, self._send_quiet)
+        # One thread, so that a request's ranges are announced in their order.
+        self._sealer = ThreadPoolExecutor(1, thread_name_prefix="kv-seal")
 
     @property
     def stats(self) -> SourceStats:
@@ -123,6 +139,9 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
             self._ticker.cancel()
             with suppress(asyncio.CancelledError):
                 await self._ticker
+        await asyncio.to_thread(self._sealer.shutdown)
+        if self._pusher is not None:
+            await asyncio.to_thread(self._pusher.close)
         for transport in self._serving.values():
             await asyncio.to_thread(transport.close)
         self._serving.clear()
@@ -136,18 +155,46 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
         block_ids: Sequence[int],
         num_tokens: int,
         final: KvFinalData | None,
+        written: int | None = None,
+        pushed: bool = False,
     ) -> None:
         """These blocks are complete: seals them with a digest and lets them be read. Thread-safe.
 
         `first_block` is the first one's index within the request; `final` comes with the last range (which may be
-        empty). Nothing may be written to them until `on_release`.
+        empty). Nothing may be written to them until `on_release`. Of a pool on a device, `written` is the event behind
+        the blocks' write: the call returns at once, and they are announced when the device has passed it. `pushed`:
+        every launch that wrote to them also wrote to the request's `push_target`.
         """
         generations = tuple(self._pool.get(block) for block in block_ids)
-        digests = tuple(self._pool.digest(block) for block in block_ids)
-        blocks = BlockRange(first_block, tuple(block_ids), generations, digests, num_tokens)
-        with self._lock:
-            self._blocks_announced += len(blocks.block_ids)
-            self._perform(self._leases.announce(key, blocks, final, time.monotonic()))
+        seal = self._pool.seal(block_ids, written)
+
+        def announce() -> None:
+            blocks = BlockRange(first_block, tuple(block_ids), generations, seal.digests(), num_tokens, pushed)
+            with self._lock:
+                self._blocks_announced += len(blocks.block_ids)
+                self._perform(self._leases.announce(key, blocks, final, time.monotonic()))
+
+        if seal.is_ready:
+            announce()
+        else:
+            self._sealer.submit(self._announce_later, key, announce)
+
+    def _announce_later(self, key: RequestKey, announce: Callable[[], None]) -> None:
+        try:
+            announce()
+        except Exception as unexpected:  # what is not announced must be told, or its consumer waits for ever
+            _log.exception("kv blocks cannot be sealed", request=key)
+            self.fail(key, SpliceError(ErrorCode.KV_TRANSFER_FAILED, f"blocks cannot be sealed: {unexpected!r}"))
+
+    def push_target(self, key: RequestKey) -> PushTarget | None:
+        """Where one launch may store the request's rows besides; None: nowhere. `stored` must follow. Thread-safe."""
+        return self._pusher.target(key) if self._pusher is not None else None
+
+    def stored(self, key: RequestKey, written: int | None) -> None:
+        """The launch that asked for a target was made, with the event `written` behind it; None: it was not."""
+        if self._pusher is None:
+            raise SpliceError(ErrorCode.INTERNAL_ERROR, f"request {key} has no push target")
+        self._pusher.stored(key, written)
 
     def fail(self, key: RequestKey, error: SpliceError) -> None:
         """The request cannot be completed here; whoever subscribed, or will, is told. Thread-safe."""
@@ -185,7 +232,9 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
                 offers.append(kv_pb2.TransportOffer(name=name, address=address))
                 capabilities.append((name, capability))
         session = secrets.token_hex(16)
-        self._sessions[session] = _Session(request.consumer_worker, capabilities, time.monotonic())
+        self._sessions[session] = _Session(
+            request.consumer_worker, request.consumer_incarnation, capabilities, time.monotonic()
+        )
         return kv_pb2.KvWelcome(
             source_worker=self._identity.worker_id,
             source_incarnation=self._identity.incarnation,
@@ -193,6 +242,7 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
             lease_ttl_s=self._leases.ttl_s,
             offers=offers,
             session=session,
+            takes_pushes=self._pusher is not None and request.host_id == self._identity.host_id,
         )
 
     async def Channel(
@@ -209,7 +259,7 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
         outbox: Outbox = asyncio.Queue()
         with self._lock:
             self._outboxes[consumer] = outbox
-        reader = asyncio.create_task(self._read(consumer, request_iterator))
+        reader = asyncio.create_task(self._read(consumer, session, request_iterator))
         sender: asyncio.Task[kv_pb2.KvSourceMessage] | None = None
         try:
             while True:
@@ -225,7 +275,7 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
                 sender.cancel()
             self._consumer_ended(consumer, session, str(shown[0]))
 
-    async def _read(self, consumer: int, messages: AsyncIterator[kv_pb2.KvConsumerMessage]) -> None:
+    async def _read(self, consumer: int, session: _Session, messages: AsyncIterator[kv_pb2.KvConsumerMessage]) -> None:
         async for message in messages:
             now_s = time.monotonic()
             with self._lock:
@@ -240,8 +290,29 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
                     case "release":
                         key = (message.release.request, message.release.attempt)
                         self._perform(self._leases.release(consumer, key, message.release.reason, now_s))
+                    case "grant":
+                        self._granted(consumer, session.consumer_incarnation, message.grant)
                     case _:
                         _log.warning("kv message of an unknown kind ignored", consumer=consumer)
+
+    def _granted(self, consumer: int, incarnation: int, message: kv_pb2.KvPushGrant) -> None:
+        """Under the lock. What cannot be used, or comes after the lease has ended, is quiet at once."""
+        key = (message.request, message.attempt)
+        if self._pusher is None or not self._leases.is_held_by(consumer, key):
+            self._send_quiet(consumer, key)
+            return
+        layout = self._pool.layout
+        peer = PeerPool(layout.layout_id, incarnation, message.num_blocks, layout.block_bytes)
+        if any(block >= message.num_blocks for block in message.dest_block):
+            _log.warning("kv grant beyond the consumer's pool not used", consumer=consumer)
+            self._send_quiet(consumer, key)
+            return
+        grant = PushGrant(message.first_block, tuple(message.dest_block))
+        self._pusher.granted(consumer, key, grant, message.address, peer)
+
+    def _send_quiet(self, consumer: int, key: RequestKey) -> None:
+        quiet = kv_pb2.KvPushQuiet(request=key[0], attempt=key[1])
+        self._send(consumer, kv_pb2.KvSourceMessage(quiet=quiet))
 
     def _refusal(self, hello: kv_pb2.KvHello) -> tuple[ErrorCode, str] | None:
         ours = self._identity
@@ -271,6 +342,8 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
             del self._outboxes[consumer]
             self._perform(self._leases.consumer_lost(consumer, time.monotonic()))
         self._revoke(name)
+        if self._pusher is not None:
+            self._pusher.consumer_lost(consumer)
         _log.info("kv consumer left", consumer=session.consumer_worker)
 
     def _revoke(self, session_name: str) -> None:
@@ -291,6 +364,8 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
         for action in actions:
             match action:
                 case Release(key, reason):
+                    if self._pusher is not None:
+                        self._pusher.ended(key)
                     self._on_release(key, reason)
                 case SendAnnounce(consumer, key, blocks, final):
                     if final is not None and self._faults.fires(DROP_FINAL):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from kvtransfer.handoff import RequestKey
-from kvtransfer.pool_memory import KVPoolMemory
+from kvtransfer.pool import KVPool
 
 OPEN_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 10.0
@@ -52,9 +53,33 @@ class Link(Protocol):
         """Ends reads under way with TransportError, soon."""
 
 
-SourceFactory = Callable[[KVPoolMemory, ReadGate, str], SourceTransport]
+@dataclass(frozen=True, slots=True)
+class BlockRead:
+    """One block to copy: which of the source's, as granted, and where to."""
+
+    key: RequestKey
+    block: int
+    generation: int
+    dest_block: int
+
+
+@runtime_checkable
+class DeviceLink(Protocol):
+    """A way from one device's pool to another's, without host memory between. Blocking, as `Link`."""
+
+    def read_blocks(self, reads: Sequence[BlockRead]) -> list[int]:
+        """Copies the blocks into the local pool; the generation of each, as `Link.read` returns it.
+
+        Raises TransportError; nothing writes to the destinations once this has returned or raised.
+        """
+
+    def close(self) -> None:
+        """Reads under way end by themselves; none begins any more."""
+
+
+SourceFactory = Callable[[KVPool, ReadGate, str], SourceTransport]
 """(pool, gate, host address to bind)"""
-LinkFactory = Callable[[bytes, "PeerPool"], Link]
+LinkFactory = Callable[[bytes, "PeerPool"], Link | DeviceLink]
 """(address as offered, what the pool behind it must be); raises TransportError."""
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from kvtransfer import ucx_library
+from kvtransfer import cuda_runtime, ucx_library
 from membership.server import find_etcd
 from splice.cluster.checks import check_shm
 from splice.finding import Finding
@@ -34,6 +34,7 @@ def examine() -> list[Finding]:
         _package("ray", "pip install ray"),
         _tried("etcd", lambda: str(find_etcd())),
         _ucx(),
+        _cuda_ipc(),
         _native("engine"),
         _kernels(),
         _native("kvtransfer"),
@@ -61,6 +62,13 @@ def _ucx() -> Finding:
     if reason:
         return Finding("ucx", "optional", "not available", f"{reason}; KV goes between hosts by tcp meanwhile")
     return Finding("ucx", "ok", "KV hand-off between hosts over RDMA or TCP")
+
+
+def _cuda_ipc() -> Finding:
+    reason = cuda_runtime.why_missing()
+    if reason:
+        return Finding("cuda_ipc", "optional", "not available", f"{reason}; only pools on a GPU need it")
+    return Finding("cuda_ipc", "ok", "KV hand-off between GPUs of this host")
 
 
 def _native(room: str) -> Finding:

@@ -387,6 +387,25 @@ typedef struct {
   int32_t w_is_columns;
 } splice_cuda_head_product;
 int splice_cuda_head_products(const splice_cuda_head_product* args, void* stream);
+// sums[i], 16 bytes each, becomes the digest of block ids[i] (NULL: i) of a pool of blocks of block_bytes, a multiple of 16: the one
+// kvtransfer/kv_checksum.py defines. `workspace` has splice_cuda_kv_checksum_workspace bytes.
+typedef struct {
+  void* sums;
+  const void* data;
+  const int64_t* ids;
+  void* workspace;
+  int64_t blocks, block_bytes;
+} splice_cuda_checksum;
+int splice_cuda_kv_checksum(const splice_cuda_checksum* args, void* stream);
+int64_t splice_cuda_kv_checksum_workspace(int64_t blocks, int64_t block_bytes);
+
+// splice_cuda_rope_store, and the key and value of row i are stored a second time at peer_slots[i] of the cache of the same form at
+// peers[i], another process's memory mapped here, unless that is 0 or the slot negative. A row without a slot is stored nowhere.
+typedef struct {
+  splice_cuda_rope rope;
+  const int64_t *peers, *peer_slots;
+} splice_cuda_push;
+int splice_cuda_rope_push(const splice_cuda_push* args, void* stream);
 
 #ifdef __cplusplus
 }

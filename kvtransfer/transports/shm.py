@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-import struct
 import threading
 from contextlib import suppress
 
 import msgspec
 
+from kvtransfer.capability_socket import admitted, listening
 from kvtransfer.handoff import RequestKey
 from kvtransfer.peer_map import PeerMap
+from kvtransfer.pool import KVPool
 from kvtransfer.pool_memory import KVPoolMemory
 from kvtransfer.transport import CAPABILITY_BYTES, OPEN_TIMEOUT_S, PeerPool, ReadGate, TransportError
-
-_BACKLOG = 64
 
 
 class _Address(msgspec.Struct, frozen=True):
@@ -30,14 +29,13 @@ class ShmSource:
     The socket has no file and the memory no name: a killed source leaves nothing behind.
     """
 
-    def __init__(self, pool: KVPoolMemory, gate: ReadGate, host: str) -> None:
-        self._name = f"splice-kv-{secrets.token_hex(12)}"
+    def __init__(self, pool: KVPool, gate: ReadGate, host: str) -> None:
+        if not isinstance(pool, KVPoolMemory):
+            raise TransportError("shm maps pools in host memory, this one lies on a device")
         self._capabilities: set[bytes] = set()
         # A descriptor opened read-only: the peer cannot map it writable whatever it asks for.
         self._fd = os.open(f"/proc/self/fd/{pool.fd}", os.O_RDONLY | os.O_CLOEXEC)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind("\0" + self._name)
-        self._listener.listen(_BACKLOG)
+        self._name, self._listener = listening()
         self._thread = threading.Thread(target=self._serve, name="kv-shm", daemon=True)
         self._thread.start()
 
@@ -63,9 +61,7 @@ class ShmSource:
             except OSError:
                 return
             with peer, suppress(OSError):  # a peer that breaks off gets no descriptor and no answer
-                peer.settimeout(1.0)
-                _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-                if uid == os.getuid() and _receive_exactly(peer, CAPABILITY_BYTES) in self._capabilities:
+                if admitted(peer, self._capabilities):
                     socket.send_fds(peer, [b"\1"], [self._fd])
 
 
@@ -102,13 +98,3 @@ def _receive_descriptor(where: _Address) -> int:
     if len(fds) != 1:
         raise TransportError("the source refused the capability")
     return fds[0]
-
-
-def _receive_exactly(peer: socket.socket, size: int) -> bytes:
-    received = b""
-    while len(received) < size:
-        part = peer.recv(size - len(received))
-        if not part:
-            return b""
-        received += part
-    return received

@@ -9,9 +9,11 @@ import threading
 from contextlib import suppress
 
 import msgspec
+import structlog
 
+from kvtransfer.device_runtime import DeviceError
 from kvtransfer.handoff import RequestKey
-from kvtransfer.pool_memory import KVPoolMemory
+from kvtransfer.pool import KVPool
 from kvtransfer.transport import (
     CAPABILITY_BYTES,
     OPEN_TIMEOUT_S,
@@ -21,6 +23,7 @@ from kvtransfer.transport import (
     TransportError,
 )
 
+_log = structlog.get_logger(__name__)
 _REQUEST = struct.Struct("<QIQQ")
 """request, attempt, block, generation"""
 _ANSWER = struct.Struct("<Q")
@@ -38,7 +41,7 @@ class _Address(msgspec.Struct, frozen=True):
 class TcpSource:
     """One thread per connection; a block stays pinned from the request to its last byte."""
 
-    def __init__(self, pool: KVPoolMemory, gate: ReadGate, host: str) -> None:
+    def __init__(self, pool: KVPool, gate: ReadGate, host: str) -> None:
         self._pool = pool
         self._gate = gate
         self._lock = threading.Lock()
@@ -108,6 +111,8 @@ class TcpSource:
                 self._answer(peer, *_REQUEST.unpack(request))
         except OSError:
             return  # the consumer went away or was hung up on; its channel tells the rest
+        except DeviceError as error:
+            _log.error("kv block cannot be read from the device", error=str(error))
         finally:
             peer.close()  # before it is forgotten: `close` waits for what is not forgotten
             with self._lock:
@@ -119,9 +124,9 @@ class TcpSource:
             peer.sendall(_ANSWER.pack(0) + _ANSWER.pack(0))
             return
         try:
-            payload = self._pool.block(block)
-            peer.sendall(_ANSWER.pack(len(payload)))
-            peer.sendall(payload)
+            with self._pool.lent(block) as payload:
+                peer.sendall(_ANSWER.pack(len(payload)))
+                peer.sendall(payload)
             peer.sendall(_ANSWER.pack(self._pool.get(block)))
         finally:
             self._gate.end_read(key)

@@ -17,6 +17,7 @@ import structlog
 
 from kvtransfer import _ucx
 from kvtransfer.handoff import RequestKey
+from kvtransfer.pool import KVPool
 from kvtransfer.pool_header import GENERATION_BYTES, PAGE_BYTES, PoolHeader, decode_header
 from kvtransfer.pool_memory import KVPoolMemory
 from kvtransfer.transport import OPEN_TIMEOUT_S, READ_TIMEOUT_S, PeerPool, ReadGate, TransportError
@@ -38,8 +39,10 @@ class _Address(msgspec.Struct, frozen=True):
 class UcxSource:
     """A listener for those who show a capability; the pool is mapped for their gets."""
 
-    def __init__(self, pool: KVPoolMemory, gate: ReadGate, host: str) -> None:
+    def __init__(self, pool: KVPool, gate: ReadGate, host: str) -> None:
         """`gate` is not asked: one-sided reads are checked by the reader, and the pool is never unmapped."""
+        if not isinstance(pool, KVPoolMemory):
+            raise TransportError("ucx registers pools in host memory, this one lies on a device")
         self._host = host
         self._lock = threading.Lock()
         self._closed = False

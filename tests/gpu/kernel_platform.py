@@ -23,6 +23,7 @@ EMULATED_UNITS = (
     "gate",
     "rope_store",
     "kv_copy",
+    "kv_checksum",
     "decode_attention",
     "prefill_attention",
     "sampling",

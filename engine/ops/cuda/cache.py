@@ -46,6 +46,24 @@ def rope_and_store(
 ) -> torch.Tensor:
     """See `signatures.RopeAndStoreOp`; all bfloat16. A row with a negative slot is not stored: rows that fill up a
     captured graph have one."""
+    arguments, out = rope_arguments(library, q, k, v, positions, cos_sin, kv_cache, layer, slots, norms)
+    library.call("rope_store", arguments)
+    return out
+
+
+def rope_arguments(
+    library: Library,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    positions: torch.Tensor,
+    cos_sin: torch.Tensor,
+    kv_cache: torch.Tensor,
+    layer: int,
+    slots: torch.Tensor,
+    norms: HeadNorms | None,
+) -> tuple[Rope, torch.Tensor]:
+    """What the kernel is told, checked, and the tensor it will write q to. Raises SpliceError."""
     device = library.device_type
     kv = kv_struct(kv_cache, layer, device)
     tokens, heads, dim = q.shape[0], kv.kv_heads, kv.head_dim
@@ -69,8 +87,7 @@ def rope_and_store(
         tokens=tokens, q_heads=q.shape[1], rotary_dim=cos_sin.shape[1], layer=layer,
         kv=kv, norm_is_float32=is_float32, eps=eps,
     )  # fmt: skip
-    library.call("rope_store", arguments)
-    return out
+    return arguments, out
 
 
 @dataclass(frozen=True, slots=True)

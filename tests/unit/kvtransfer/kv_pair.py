@@ -51,9 +51,10 @@ class Source:
         layout: KVLayout = LAYOUT,
         num_blocks: int = 16,
         faults: FaultPlan | None = None,
+        pool: Any = None,
         **options: Any,
     ) -> None:
-        self.pool = KVPoolMemory.create(layout, num_blocks, SOURCE_INCARNATION)
+        self.pool = pool or KVPoolMemory.create(layout, num_blocks, SOURCE_INCARNATION)
         self.released: list[tuple[tuple[int, int], str]] = []
         self.kv = KvSource(
             self.pool,
@@ -90,9 +91,10 @@ class Consumer:
         layout: KVLayout = LAYOUT,
         num_blocks: int = 16,
         compat: str = "compat",
+        pool: Any = None,
         **options: Any,
     ) -> None:
-        self.pool = KVPoolMemory.create(layout, num_blocks, 7)
+        self.pool = pool or KVPoolMemory.create(layout, num_blocks, 7)
         self.ready: list[tuple[Any, ...]] = []
         self.failed: list[tuple[tuple[int, int], SpliceError, str | None]] = []
         self.drained: list[tuple[int, int]] = []

@@ -1,0 +1,110 @@
+"""A hand-off between two processes on one GPU: driver, kernels, mapping and generations, all of them real."""
+
+# ruff: noqa: E402 (imports stand behind what may be missing)
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import kernel_platform
+import pytest
+
+for part in ("msgspec", "structlog", "kvtransfer._native"):
+    pytest.importorskip(part, reason=f"hand-offs need {part}: install the package, build the native modules")
+
+from engine.ops.cuda.library import INSTALLED
+from kvtransfer.cuda_runtime import CudaRuntime
+from kvtransfer.device_kernels import CudaBlockKernels
+from kvtransfer.device_pool import DevicePoolMemory
+from kvtransfer.kv_checksum import checksum
+from kvtransfer.transport import BlockRead, PeerPool, TransportError
+from kvtransfer.transports.cuda_ipc import CudaIpcLink, CudaIpcSource
+from wire.kv_layout import KVLayout
+
+pytestmark = pytest.mark.gpu
+LAYOUT = KVLayout(num_layers=4, num_kv_heads=8, head_dim=128, block_tokens=32, dtype="bfloat16")
+NUM_BLOCKS, INCARNATION = 300, 0xF00D
+"""More than one batch."""
+
+
+@pytest.fixture(autouse=True)
+def _gpu() -> None:
+    missing = kernel_platform.why_no_gpu()
+    if missing:
+        pytest.skip(missing)
+
+
+def _content(block: int) -> bytes:
+    return block.to_bytes(8, "little") * (LAYOUT.block_bytes // 8)
+
+
+@contextlib.contextmanager
+def _pool(incarnation: int) -> Iterator[DevicePoolMemory]:
+    layers, planes, heads, _, _ = LAYOUT.block_shape
+    kernels = CudaBlockKernels(INSTALLED, layers * planes * heads)
+    pool = DevicePoolMemory(LAYOUT, NUM_BLOCKS, incarnation, CudaRuntime(), kernels)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def _serve(pipe: Any) -> None:
+    with _pool(INCARNATION) as pool:
+        for block in range(NUM_BLOCKS):
+            pool.bump(block)
+            with pool.filling(block) as dest:
+                dest[:] = _content(block)
+        stream, event = pool.runtime.new_stream(), pool.runtime.new_event()
+        pool.runtime.record(event, stream)
+        digests = pool.seal(range(NUM_BLOCKS), event).digests()
+        source = CudaIpcSource(pool, None, "")
+        pipe.send((source.offer()[0], digests))
+        while pipe.recv() == "bump":
+            pipe.send(pool.bump(7))
+        source.close()
+
+
+@contextlib.contextmanager
+def _source() -> Iterator[tuple[Any, Any]]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs,))
+    process.start()
+    theirs.close()
+    try:
+        assert ours.poll(60), "the source process did not start"
+        yield process, ours
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+
+
+def test_blocks_arrive_whole_stale_ones_are_seen_and_a_dead_sources_memory_is_unmapped() -> None:
+    with _source() as (process, pipe), _pool(7) as pool:
+        address, digests = pipe.recv()
+        assert digests[5] == checksum(_content(5))
+        link = CudaIpcLink(address, PeerPool(LAYOUT.layout_id, INCARNATION, NUM_BLOCKS, LAYOUT.block_bytes), pool)
+        blocks = list(range(NUM_BLOCKS))
+        for begin in range(0, NUM_BLOCKS, pool.batch_blocks):
+            part = blocks[begin : begin + pool.batch_blocks]
+            reads = [BlockRead((1, 1), block, 1, NUM_BLOCKS - 1 - block) for block in part]
+            assert link.read_blocks(reads) == [1] * len(part)
+        assert pool.digests(blocks[::-1]) == digests
+        with pool.lent(NUM_BLOCKS - 1 - 123) as held:
+            assert bytes(held) == _content(123)
+        pipe.send("bump")
+        assert pipe.recv() == 2
+        assert link.read_blocks([BlockRead((1, 1), 7, 1, 0)]) == [2]
+        os.kill(process.pid, 9)
+        end_s = time.monotonic() + 5
+        while len(pool.mappings):
+            assert time.monotonic() < end_s, "the dead source's memory is still mapped"
+            time.sleep(0.01)
+        with pytest.raises(TransportError):
+            link.read_blocks([BlockRead((1, 1), 7, 1, 0)])

@@ -1,0 +1,137 @@
+"""Sources and consumers whose pools lie on fake devices, for the same real channel as pools in host memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from fake_device import FakeDevice, FakeKernels
+from kv_pair import FINAL, KEY, LAYOUT, SOURCE_INCARNATION, Consumer, Source, pattern
+
+from kvtransfer.device_pool import DevicePoolMemory
+from kvtransfer.handoff import SourceAddress
+
+NUM_BLOCKS = 16
+
+
+def device_pool(incarnation: int, **options: Any) -> DevicePoolMemory:
+    device = FakeDevice(**options)
+    return DevicePoolMemory(LAYOUT, NUM_BLOCKS, incarnation, device, FakeKernels(device))
+
+
+class Writer:
+    """Writes blocks as an engine's kernels do: bumped first, launched on a stream, an event behind."""
+
+    def __init__(self, pool: DevicePoolMemory) -> None:
+        self.pool = pool
+        self.device: FakeDevice = pool.runtime  # type: ignore[assignment]
+        self.stream = self.device.new_stream()
+        self.event = self.device.new_event()
+        self.device.record(self.event, self.stream)
+
+    def write(self, blocks: list[int], seeds: list[int] | None = None) -> int:
+        """The event behind the write."""
+        size = self.pool.layout.block_bytes
+        for block, seed in zip(blocks, seeds or blocks, strict=True):
+            self.pool.bump(block)
+            place = self.pool.address + block * size
+            content = pattern(seed, size)
+            self.device.launch(
+                lambda at=place, new=content: self.device.write(at, new), [], [(place, size)], self.stream
+            )
+        self.device.record(self.event, self.stream)
+        return self.event
+
+    def close(self) -> None:
+        while not self.device.is_done(self.event):
+            pass
+        self.device.end_event(self.event)
+        self.device.end_stream(self.stream)
+
+
+def content(pool: DevicePoolMemory, block: int) -> bytes:
+    with pool.lent(block) as held:
+        return bytes(held)
+
+
+class DeviceSource(Source):
+    def __init__(self, transports: tuple[str, ...], *, device: dict[str, Any] | None = None, **options: Any) -> None:
+        super().__init__(transports, pool=device_pool(SOURCE_INCARNATION, **(device or {})), **options)
+        self.writer = Writer(self.pool)
+
+    def announce_all(self, count: int = 8) -> None:
+        blocks = list(range(count))
+        self.kv.announce(KEY, 0, blocks, count * LAYOUT.block_tokens, FINAL, self.writer.write(blocks))
+
+    async def close(self) -> None:
+        await self.server.stop(0)
+        await self.kv.close()
+        self.writer.close()
+        await asyncio.to_thread(self.pool.close)
+
+
+class DeviceConsumer(Consumer):
+    def __init__(self, transports: tuple[str, ...], *, device: dict[str, Any] | None = None, **options: Any) -> None:
+        super().__init__(transports, pool=device_pool(7, **{"seed": 2, **(device or {})}), **options)
+
+    async def close(self) -> None:
+        await self.kv.close()
+        await asyncio.to_thread(self.pool.close)
+
+
+@contextlib.asynccontextmanager
+async def device_pair(
+    transports: tuple[str, ...] = ("cuda_ipc",),
+    *,
+    source: dict[str, Any] | None = None,
+    consumer: dict[str, Any] | None = None,
+) -> AsyncIterator[tuple[DeviceSource, SourceAddress, DeviceConsumer]]:
+    """Both in this process, as two instances of the device; no order was wrong and nothing is left at the end."""
+    served = DeviceSource(transports, **(source or {}))
+    address = await served.start()
+    pulling = DeviceConsumer(**({"transports": transports} | (consumer or {})))
+    await pulling.kv.start()
+    try:
+        yield served, address, pulling
+    finally:
+        await pulling.close()
+        await served.close()
+    for pool in (served.pool, pulling.pool):
+        pool.runtime.check()
+        assert not pool.runtime.left
+
+
+def _serve(pipe: Any, transports: tuple[str, ...], final: bool) -> None:
+    async def run() -> None:
+        source = DeviceSource(transports, ttl_s=30.0)
+        address = await source.start()
+        blocks = list(range(NUM_BLOCKS))
+        written = source.writer.write(blocks)
+        last = FINAL if final else None
+        source.kv.announce(KEY, 0, blocks, NUM_BLOCKS * LAYOUT.block_tokens, last, written)
+        pipe.send((address.worker_id, address.incarnation, address.endpoint))
+        await asyncio.to_thread(pipe.recv)
+        await source.close()
+        pipe.send((source.released, source.pool.runtime.breaches, source.pool.runtime.left))
+
+    asyncio.run(run())
+
+
+@contextlib.contextmanager
+def device_source_process(transports: tuple[str, ...] = ("cuda_ipc",), *, final: bool = True) -> Iterator[Any]:
+    """(process, its address, a pipe: anything sent stops it, and it answers (released, breaches, what is left))"""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, transports, final))
+    process.start()
+    theirs.close()
+    try:
+        assert ours.poll(30), "the source process did not start"
+        yield process, SourceAddress(*ours.recv()), ours
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
