@@ -8,7 +8,7 @@
 namespace splice::cuda {
 namespace {
 
-SPLICE_KERNEL __launch_bounds__(ROW_THREADS) quantise_rows(splice_cuda_quantise args) {
+SPLICE_KERNEL __launch_bounds__(ROW_THREADS) quantise_rows(splice_cuda_row_codes args) {
   const int64_t row = block_x(), chunks = args.size / CHUNK_ELEMENTS;
   const auto* x = reinterpret_cast<const Chunk*>(static_cast<const uint16_t*>(args.x) + row * args.x_stride);
   Chunk kept[ROW_KEPT];
@@ -23,7 +23,7 @@ SPLICE_KERNEL __launch_bounds__(ROW_THREADS) quantise_rows(splice_cuda_quantise 
 }  // namespace
 }  // namespace splice::cuda
 
-extern "C" int splice_cuda_quantise_fp8(const splice_cuda_quantise* args, void* stream) {
+extern "C" int splice_cuda_quantise_fp8(const splice_cuda_row_codes* args, void* stream) {
   using namespace splice::cuda;
   if (args->rows < 0 || args->size <= 0 || args->x_stride % CHUNK_ELEMENTS || !aligned(args->x))
     return fail(SPLICE_CUDA_INVALID, "quantise_fp8: size %lld and x_stride %lld, expected rows aligned to 16 bytes",

@@ -162,8 +162,8 @@ typedef struct {
   splice_cuda_codes to;
   const void* x;
   int64_t rows, size, x_stride;
-} splice_cuda_quantise;
-int splice_cuda_quantise_fp8(const splice_cuda_quantise* args, void* stream);
+} splice_cuda_row_codes;
+int splice_cuda_quantise_fp8(const splice_cuda_row_codes* args, void* stream);
 
 // splice_cuda_rms_norm and splice_cuda_gated_mul whose rounded results become codes without a way through memory: the same codes and
 // scales as one after the other. y may be NULL, and is not written then.

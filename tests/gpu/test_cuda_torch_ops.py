@@ -9,12 +9,12 @@ from latent_cases import latent_case
 from paged_cases import paged_case
 from quantised_cases import matrix_of
 
-from engine.ops.cuda import torch_ops
 from engine.ops.cuda.block_products import pack_weight
 from engine.ops.cuda.draw import DrawChoice, draw_columns
 from engine.ops.cuda.fp8_reference import quantise_weight
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.rows import add_rms_norm
+from engine.ops.cuda.torch_operators.register import register
 from wire.errors import SpliceError
 
 CHECKS = ("test_schema", "test_faketensor")
@@ -24,7 +24,7 @@ CHECKS = ("test_schema", "test_faketensor")
 def operators(platform):
     """One library a process: whichever platform comes second in a run with both is left out."""
     try:
-        torch_ops.register(platform.library)
+        register(platform.library)
     except SpliceError as error:
         pytest.skip(f"the other platform's operators are registered: {error}")
     return torch.ops.splice
@@ -86,6 +86,8 @@ def test_a_product_of_codes_has_its_shape_where_nothing_can_compute_it(platform,
         scales = torch.empty(5), torch.empty(24)
     found = operators.gemm_fp8(x, scales[0], "rows", weight, scales[1], "rows", None, 1)
     assert (found.shape, found.dtype) == ((5, 24), torch.bfloat16)
+
+
 def _latent_calls(operators, platform, drawn):
     case = latent_case([(30, 2), (4, 1)], 2, (256, 32), platform.device)
     rows, table = case.rows, torch.ones(8, 32, device=platform.device)
@@ -114,8 +116,8 @@ def test_an_exported_function_gives_the_same_bits(platform, operators, drawn):
 
 
 def test_a_process_has_one_library(platform, operators, tmp_path):
-    torch_ops.register(platform.library)
+    register(platform.library)
     other = tmp_path / "libother.so"
     other.write_bytes(platform.library.path.read_bytes())
     with pytest.raises(SpliceError, match="expected one library"):
-        torch_ops.register(Library(other))
+        register(Library(other))

@@ -97,9 +97,9 @@ OTHERS = (
     " prometheus_client safetensors tokenizers transformers triton"
 )
 CHECK = (
-    "benchmarks.gpu.__main__ benchmarks.gpu.measuring_process benchmarks.gpu.last_run engine.ops.cuda.torch_ops"
-    " benchmarks.gpu.steps benchmarks.gpu.peers engine.tuning.tuner engine.tuning.products engine.tuning.table"
-    " engine.tuning.row_operations engine.tuning.cache"
+    "benchmarks.gpu.__main__ benchmarks.gpu.measuring_process benchmarks.gpu.last_run"
+    " engine.ops.cuda.torch_operators.register benchmarks.gpu.steps benchmarks.gpu.peers engine.tuning.tuner"
+    " engine.tuning.products engine.tuning.table engine.tuning.row_operations engine.tuning.cache"
 )
 
 

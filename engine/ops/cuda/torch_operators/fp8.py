@@ -1,4 +1,4 @@
-"""FP8's part of `torch_ops`. Operators know tensors and no `Fp8Matrix`: codes and scales stand side by side.
+"""Operators of FP8. They know tensors and no `Fp8Matrix`: codes and scales stand side by side.
 
 Where the scaling is `tensor` the scale was the caller's, and an operator may not give back what it was given: its
 second result is empty then.
@@ -66,8 +66,6 @@ def implementations(library: Library) -> dict[str, Callable[..., Any]]:
 
 
 def fakes() -> dict[str, Callable[..., Any]]:
-    """Shapes and dtypes of results."""
-
     def rows(x: torch.Tensor, scaling: Scaling, size: int) -> _Parts:
         codes = x.new_empty(x.shape[0], size, dtype=fp8.E4M3)
         if scaling == "blocks":

@@ -1,4 +1,4 @@
-"""Products with quantised weights as operators of torch: schemas, implementations and fakes for `torch_ops`.
+"""Operators of products with quantised weights.
 
 A weight is its bytes and what `BlockWeight` says of them: `Tensor weight, str kind, int n, int k`.
 """
@@ -59,8 +59,6 @@ def implementations(library: Library) -> dict[str, Callable[..., Any]]:
 
 
 def fakes() -> dict[str, Callable[..., Any]]:
-    """Shapes and dtypes of results."""
-
     def quantise(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         m, k = x.shape
         return x.new_empty(m, k, dtype=torch.int8), x.new_empty(2, m, scale_stride(k), dtype=FLOAT32)
