@@ -14,7 +14,7 @@ namespace {
 constexpr int THREADS = 256;
 
 template <int activation>
-SPLICE_DEVICE Chunk gated(const Chunk& gate, const Chunk& up) {
+SPLICE_DEVICE Chunk gated_chunk(const Chunk& gate, const Chunk& up) {
   Chunk out;
   SPLICE_UNROLL
   for (int w = 0; w < 4; ++w)
@@ -29,7 +29,7 @@ SPLICE_KERNEL __launch_bounds__(THREADS) gate_rows(splice_cuda_gate args) {
   if (at >= args.rows * chunks) return;
   const int64_t row = at / chunks, chunk = at % chunks;
   const auto* x = reinterpret_cast<const Chunk*>(static_cast<const uint16_t*>(args.x) + row * args.x_stride);
-  static_cast<Chunk*>(args.y)[at] = gated<activation>(x[chunk], x[chunks + chunk]);
+  static_cast<Chunk*>(args.y)[at] = gated_chunk<activation>(x[chunk], x[chunks + chunk]);
 }
 
 template <int activation>
@@ -42,7 +42,7 @@ SPLICE_KERNEL __launch_bounds__(ROW_THREADS) gate_rows_to_codes(splice_cuda_gate
   for (int i = 0; i < ROW_KEPT; ++i) {
     const int64_t at = thread_index() + static_cast<int64_t>(i) * block_threads();
     if (at >= chunks) continue;
-    kept[i] = gated<activation>(x[at], x[chunks + at]);
+    kept[i] = gated_chunk<activation>(x[at], x[chunks + at]);
     if (y) y[at] = kept[i];
   }
   write_codes(to, row, chunks, kept, reinterpret_cast<float*>(shared_memory()));
