@@ -16,8 +16,9 @@ from engine.ops.cuda.library import Library
 
 SHAPES = [(1, 64, 64), (3, 576, 576), (64, 1536, 576), (65, 128, 4096), (257, 1000, 208), (512, 6144, 4096)]
 BLOCK_SHAPES = [(m, n, -(-k // 128) * 128) for m, n, k in SHAPES]
-MATRIX_UNITS = {0: 1e-3, 1: 1e-3, 2: 1e-2, 3: 1e-2}
-"""What summing in the matrix units may cost beside `ROUNDING`, by tile."""
+MATRIX_UNITS = {0: 1e-3, 1: 1e-3, 2: 3e-2, 3: 3e-2}
+"""What summing in the matrix units may cost beside `ROUNDING`, by tile: up to 2 % where they sum all of 4096
+(DeepSeek-V3, arXiv 2412.19437, section 3.3.2)."""
 
 
 @pytest.fixture
