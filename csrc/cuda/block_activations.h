@@ -29,7 +29,8 @@ struct Int8Rows {
   }
   SPLICE_DEVICE static void start_scales(const BlockArgs& args, int plane, int64_t row, int slice, Chunk* to) {
     const int64_t slices = slices_of(args.k);
-    start_copy(to, args.scales + ((plane * args.m + row) * slices + slice) * SLICE_BLOCKS, row < args.m && slice < slices);
+    const float* from = args.scales + (plane * args.m + row) * slices * SLICE_BLOCKS + int64_t{slice} * SLICE_BLOCKS;
+    start_copy(to, from, row < args.m && slice < slices);
   }
 
   template <int fragments>

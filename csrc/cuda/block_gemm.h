@@ -20,7 +20,7 @@ constexpr int64_t MAX_DEPTH = int64_t{1} << 30;
 
 inline int check_block_gemm(const char* name, const BlockArgs& args, int chunk_elements) {
   if (args.m < 0 || args.n <= 0 || args.k <= 0 || args.k > MAX_DEPTH || args.k % BLOCK_DEPTH || args.x_stride % chunk_elements)
-    return fail(SPLICE_CUDA_INVALID, "%s: n %lld, k %lld, x_stride %lld, expected at least 1, a multiple of 32 up to 2^30, and one of %d", name,
+    return fail(SPLICE_CUDA_INVALID, "%s: n %lld, k %lld, x_stride %lld, expected at least 1, a multiple of 32 to 2^30, one of %d", name,
                 static_cast<long long>(args.n), static_cast<long long>(args.k), static_cast<long long>(args.x_stride), chunk_elements);
   if (!aligned(args.x) || !aligned(args.scales) || !aligned(args.w))
     return fail(SPLICE_CUDA_INVALID, "%s: x, scales and w must be aligned to 16 bytes", name);

@@ -17,7 +17,8 @@ SPLICE_DEVICE void start_weights(const BlockArgs& args, int64_t panel, int slice
   const int64_t slices = slices_of(args.k);
   const int lane = thread_index() % WARP;
   const bool valid = panel < panels_of(args.n) && slice < slices;
-  const Chunk* from = static_cast<const Chunk*>(args.w) + (panel * slices + slice) * Form::slice_chunks + lane;
+  // What does not depend on the slice comes first, so that it stays in registers.
+  const Chunk* from = static_cast<const Chunk*>(args.w) + panel * slices * Form::slice_chunks + lane + int64_t{slice} * Form::slice_chunks;
   SPLICE_UNROLL
   for (int i = 0; i < Form::slice_chunks; i += WARP)
     if (i + WARP <= Form::slice_chunks || i + lane < Form::slice_chunks) start_copy(to + i + lane, from + i, valid);

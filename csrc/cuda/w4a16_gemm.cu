@@ -7,9 +7,9 @@
 // the matrix unit does within an instruction is the hardware's: bits are one GPU generation's, not the CPU's.
 //
 // Moves n·k weights once a tile of rows (4.25 to 5 bits each), 2·m·k bytes once a tile of columns, and y; 2·m·n·k operations. Up to
-// some 64 rows bound by the weights' bytes. Above, a thread's work for a fragment of 16 columns, 8 rows and 32 depths is two matrix
-// instructions and 4 fp32 operations, 8 with a minimum, and 22 more to unpack a panel's block for all four fragments of a warp's rows:
-// 12 to 16 issue slots, about those of block_gemm.cu. How work is divided: block_few.h, block_many.h.
+// some 64 rows bound by the weights' bytes, above by issue slots: two matrix instructions for a fragment of 16 columns, 8 rows and 32
+// depths, 4 fp32 operations, 8 with a minimum, and its share of unpacking. Counted in the machine code for sm_90, not measured: 18 slots
+// a fragment in Q4_0, so at most 0.41 Pflop/s on a Hopper. How work is divided: block_few.h, block_many.h.
 #include "block_gemm.h"
 
 extern "C" int splice_cuda_w4a16_gemm(const splice_cuda_block_gemm_args* args, void* stream) {
