@@ -49,7 +49,7 @@ SPLICE_DEVICE void start_step(const splice_cuda_head_product& args, int64_t firs
 
 // Block (x, y, z): row tile x, columns y, head z.
 template <int row_warps, int row_fragments, bool by_columns>
-SPLICE_KERNEL __launch_bounds__(THREADS) multiply_heads(splice_cuda_head_product args) {
+SPLICE_KERNEL __launch_bounds__(THREADS, 2) multiply_heads(splice_cuda_head_product args) {
   using Tile = HeadTile<row_warps, row_fragments, by_columns>;
   auto& tile = *reinterpret_cast<Tile*>(shared_memory());
   const int64_t first_row = block_x() * Tile::rows, first_column = block_y() * COLUMNS, head = block_z();
