@@ -71,11 +71,11 @@ struct QueryRows {
 
 // Which positions a row sees: [low, high).
 struct Sight {
-  int64_t low, high;
+  int low, high;
 
   // Of a query at a position.
-  SPLICE_DEVICE Sight(const splice_cuda_attention& args, int64_t position) : low(0), high(position + 1) {
-    if (args.window > 0 && high > args.window) low = high - args.window;
+  SPLICE_DEVICE Sight(const splice_cuda_attention& args, int64_t position) : low(0), high(static_cast<int>(position) + 1) {
+    if (args.window > 0 && high > args.window) low = high - static_cast<int>(args.window);
   }
   // Of a row; of rows past the last, nothing.
   SPLICE_DEVICE Sight(const QueryRows& rows, int64_t row) : Sight(rows.args, rows.position(row)) {
@@ -207,7 +207,7 @@ SPLICE_DEVICE float quad_maximum(float value) {
 
 // Raw products become weights, in fragments that multiply_values takes. `rescale[r]` is what the accumulators of row r are to be
 // multiplied with.
-SPLICE_DEVICE void soften(const splice_cuda_attention& args, int64_t first_key, const Sight (&sight)[2], float (&scores)[TILE_COLUMNS][4],
+SPLICE_DEVICE void soften(const splice_cuda_attention& args, int first_key, const Sight (&sight)[2], float (&scores)[TILE_COLUMNS][4],
                           RowState& state, float (&rescale)[2], uint32_t (&weights)[TILE_COLUMNS][2]) {
   const int quad = thread_index() % 4;
   const bool capped = args.softcap != 0.0f;
@@ -216,8 +216,8 @@ SPLICE_DEVICE void soften(const splice_cuda_attention& args, int64_t first_key, 
   int low[2], high[2];  // of the tile's keys
   SPLICE_UNROLL
   for (int row = 0; row < 2; ++row) {
-    low[row] = sight[row].low > first_key ? static_cast<int>(sight[row].low - first_key) : 0;
-    high[row] = sight[row].high < first_key + TILE_KEYS ? static_cast<int>(sight[row].high - first_key) : TILE_KEYS;
+    low[row] = sight[row].low > first_key ? sight[row].low - first_key : 0;
+    high[row] = sight[row].high < first_key + TILE_KEYS ? sight[row].high - first_key : TILE_KEYS;
   }
   SPLICE_UNROLL
   for (int column = 0; column < TILE_COLUMNS; ++column) {

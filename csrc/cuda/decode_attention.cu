@@ -76,7 +76,7 @@ SPLICE_DEVICE void attend_span(const splice_cuda_attention& args, const QueryRow
     float scores[TILE_COLUMNS][4], rescale[2];
     uint32_t weights[TILE_COLUMNS][2];
     read_scores(shared.scores, scores);
-    soften(args, first + tile * TILE_KEYS, sight, scores, state, rescale, weights);
+    soften(args, static_cast<int>(first) + tile * TILE_KEYS, sight, scores, state, rescale, weights);
     multiply_values<head_dim, fragments>(weights, rescale, shared.values[tile % STAGES], warp * fragments, acc);
     barrier();  // everybody is done with this stage
     start(tile + STAGES);

@@ -23,41 +23,47 @@ struct HeadTile {
   Chunk x[STAGES][rows * row_chunks], w[STAGES][COLUMNS * row_chunks];
 };
 
-SPLICE_DEVICE const Chunk* chunk_at(const void* data, int64_t element) {
-  return reinterpret_cast<const Chunk*>(static_cast<const uint16_t*>(data) + element);
+// Starts copies of `count` rows of `width` elements of a matrix from `from` on, as far as there are `rows` and `columns` left; what is
+// past them is zeros. A thread keeps to one chunk of rows that are a step apart.
+template <int width, int count>
+SPLICE_DEVICE void start_rows(const uint16_t* from, int64_t stride, int rows, int columns, Chunk* to) {
+  constexpr int chunks = width / CHUNK_ELEMENTS, step = THREADS / chunks;
+  static_assert(step % 8 == 0 && (count % step == 0 || count < step));
+  const int row = thread_index() / chunks, chunk = thread_index() % chunks;
+  if (count < step && row >= count) return;
+  const uint16_t* source = from + row * stride + chunk * CHUNK_ELEMENTS;
+  Chunk* place = to + chunk_place<width>(row, chunk);
+  const int left = chunk * CHUNK_ELEMENTS < columns ? rows - row : 0;
+  SPLICE_ROLLED  // unrolled it takes registers that products need
+  for (int down = 0; down < count; down += step, source += step * stride)
+    start_copy(place + down * chunks, down < left ? source : from, down < left);
 }
 
 template <class Tile, bool by_columns>
-SPLICE_DEVICE void start_step(const splice_cuda_head_product& args, int64_t first_row, int64_t first_column, int64_t head, int64_t from,
-                              int stage, Tile& tile) {
-  for (int i = thread_index(); i < Tile::rows * Tile::row_chunks; i += THREADS) {
-    const int row = i / Tile::row_chunks, chunk = i % Tile::row_chunks;
-    const int64_t at = from + chunk * CHUNK_ELEMENTS;
-    const bool valid = first_row + row < args.rows && at < args.k;
-    const int64_t place = (first_row + row) * args.x_row_stride + head * args.x_head_stride + at;
-    start_copy(tile.x[stage] + chunk_place<STEP>(row, chunk), chunk_at(args.x, valid ? place : 0), valid);
-  }
-  constexpr int width = by_columns ? STEP : COLUMNS, chunks = width / CHUNK_ELEMENTS;
-  for (int i = thread_index(); i < COLUMNS * Tile::row_chunks; i += THREADS) {
-    const int row = i / chunks, chunk = i % chunks;
-    const int64_t across = (by_columns ? from : first_column) + chunk * CHUNK_ELEMENTS, down = (by_columns ? first_column : from) + row;
-    const bool valid = across < (by_columns ? args.k : args.n) && down < (by_columns ? args.n : args.k);
-    const int64_t place = head * args.w_head_stride + down * args.w_row_stride + across;
-    start_copy(tile.w[stage] + chunk_place<width>(row, chunk), chunk_at(args.w, valid ? place : 0), valid);
-  }
+SPLICE_DEVICE void start_step(const splice_cuda_head_product& args, int first_row, int first_column, int64_t head, int from, int stage,
+                              Tile& tile) {
+  const int rows = static_cast<int>(args.rows) - first_row, n = static_cast<int>(args.n) - first_column, k = static_cast<int>(args.k) - from;
+  const auto* x = static_cast<const uint16_t*>(args.x) + first_row * args.x_row_stride + head * args.x_head_stride + from;
+  start_rows<STEP, Tile::rows>(x, args.x_row_stride, rows, k, tile.x[stage]);
+  const auto* w = static_cast<const uint16_t*>(args.w) + head * args.w_head_stride;
+  if constexpr (by_columns)
+    start_rows<STEP, COLUMNS>(w + first_column * args.w_row_stride + from, args.w_row_stride, n, k, tile.w[stage]);
+  else
+    start_rows<COLUMNS, STEP>(w + from * args.w_row_stride + first_column, args.w_row_stride, k, n, tile.w[stage]);
 }
 
 // Block (x, y, z): row tile x, columns y, head z.
 template <int row_warps, int row_fragments, bool by_columns>
-SPLICE_KERNEL __launch_bounds__(THREADS) multiply_heads(splice_cuda_head_product args) {
+SPLICE_KERNEL __launch_bounds__(THREADS, 2) multiply_heads(splice_cuda_head_product args) {
   using Tile = HeadTile<row_warps, row_fragments, by_columns>;
   auto& tile = *reinterpret_cast<Tile*>(shared_memory());
-  const int64_t first_row = block_x() * Tile::rows, first_column = block_y() * COLUMNS, head = block_z();
+  const int first_row = static_cast<int>(block_x()) * Tile::rows, first_column = static_cast<int>(block_y()) * COLUMNS;
+  const int64_t head = block_z();
   const int lane = thread_index() % WARP, warp = thread_index() / WARP, matrix = lane / 8, row = lane % 8;
   const int own_row = warp % row_warps * row_fragments * FRAGMENT_ROWS, own_column = warp / row_warps * Tile::fragments * FRAGMENT_COLUMNS;
-  const int steps = static_cast<int>((args.k + STEP - 1) / STEP);
+  const int steps = (static_cast<int>(args.k) + STEP - 1) / STEP;
   const auto start = [&](int step) {
-    if (step < steps) start_step<Tile, by_columns>(args, first_row, first_column, head, int64_t{step} * STEP, step % STAGES, tile);
+    if (step < steps) start_step<Tile, by_columns>(args, first_row, first_column, head, step * STEP, step % STAGES, tile);
     close_copies();
   };
   for (int step = 0; step < STAGES - 1; ++step) start(step);
@@ -67,20 +73,22 @@ SPLICE_KERNEL __launch_bounds__(THREADS) multiply_heads(splice_cuda_head_product
     barrier();
     start(step + STAGES - 1);  // where the step before was: everybody is done with it
     const Chunk *x = tile.x[step % STAGES], *w = tile.w[step % STAGES];
+    const SharedRow<STEP> left(x, own_row + matrix % 2 * 8 + row, matrix / 2);
+    const SharedRow<STEP> columns(w, own_column + matrix / 2 * 8 + row, matrix % 2);
+    const auto across = value_row<COLUMNS>(w, own_column / CHUNK_ELEMENTS);
     SPLICE_UNROLL
     for (int part = 0; part < STEP / 16; ++part) {
       uint32_t a[row_fragments][4];
       SPLICE_UNROLL
       for (int i = 0; i < row_fragments; ++i)
-        load_matrices(a[i], x + chunk_place<STEP>(own_row + i * FRAGMENT_ROWS + matrix % 2 * 8 + row, 2 * part + matrix / 2));
+        load_matrices(a[i], left.at(2 * part, i * FRAGMENT_ROWS));
       SPLICE_UNROLL
       for (int fragment = 0; fragment < Tile::fragments; fragment += 2) {
         uint32_t b[4];
-        const int column = own_column + fragment * FRAGMENT_COLUMNS;
         if constexpr (by_columns)
-          load_matrices(b, w + chunk_place<STEP>(column + matrix / 2 * 8 + row, 2 * part + matrix % 2));
+          load_matrices(b, columns.at(2 * part, fragment * FRAGMENT_COLUMNS));
         else
-          load_matrices_transposed(b, w + chunk_place<COLUMNS>(part * 16 + matrix % 2 * 8 + row, column / CHUNK_ELEMENTS + matrix / 2));
+          load_matrices_transposed(b, across.at(fragment, part * 16));
         SPLICE_UNROLL
         for (int i = 0; i < row_fragments; ++i) {
           multiply_fragments(acc[i][fragment], a[i], b[0], b[1]);
@@ -92,12 +100,12 @@ SPLICE_KERNEL __launch_bounds__(THREADS) multiply_heads(splice_cuda_head_product
   wait_copies<0>();
   SPLICE_UNROLL
   for (int i = 0; i < 2 * row_fragments; ++i) {
-    const int64_t at = first_row + own_row + i * 8 + lane / 4;
+    const int at = first_row + own_row + i * 8 + lane / 4;
     if (at >= args.rows) continue;
     auto* to = static_cast<uint16_t*>(args.y) + at * args.y_row_stride + head * args.y_head_stride;
     SPLICE_UNROLL
     for (int fragment = 0; fragment < Tile::fragments; ++fragment) {
-      const int64_t column = first_column + own_column + fragment * FRAGMENT_COLUMNS + lane % 4 * 2;
+      const int column = first_column + own_column + fragment * FRAGMENT_COLUMNS + lane % 4 * 2;
       const float* pair = acc[i / 2][fragment] + i % 2 * 2;
       if (column < args.n) *reinterpret_cast<uint32_t*>(to + column) = to_bf16_pair(pair[0], pair[1]);
     }
@@ -121,8 +129,9 @@ extern "C" int splice_cuda_head_products(const splice_cuda_head_product* args, v
   for (const int64_t size : sizes)
     if (size % CHUNK_ELEMENTS)
       return fail(SPLICE_CUDA_INVALID, "head_products: a size or stride of %lld, expected a multiple of 8", static_cast<long long>(size));
-  if (args->rows < 0 || args->heads <= 0 || args->k <= 0 || args->n <= 0)
-    return fail(SPLICE_CUDA_INVALID, "head_products: %lld rows of %lld heads, %lld to %lld, expected sizes above 0",
+  constexpr int64_t most = int64_t{1} << 30;
+  if (args->rows < 0 || args->heads <= 0 || args->k <= 0 || args->n <= 0 || args->rows > most || args->k > most || args->n > most)
+    return fail(SPLICE_CUDA_INVALID, "head_products: %lld rows of %lld heads, %lld to %lld, expected sizes above 0 and to 2^30",
                 static_cast<long long>(args->rows), static_cast<long long>(args->heads), static_cast<long long>(args->k),
                 static_cast<long long>(args->n));
   if (!aligned(args->x) || !aligned(args->w) || !aligned(args->y))

@@ -73,12 +73,12 @@ SPLICE_KERNEL __launch_bounds__(LATENT_THREADS, 1) attend_latent_span(splice_cud
   auto& shared = *reinterpret_cast<LatentShared<Shape, groups>*>(shared_memory());
   const LatentRows rows(args, block_z());
   const uint32_t first = static_cast<uint32_t>(block_x()) * shared.rows;
-  const int64_t span = block_y();
+  const int span = static_cast<int>(block_y());
   if (first >= rows.count) return;
-  const int64_t end = rows.end(first + shared.rows <= rows.count ? first + shared.rows - 1 : rows.count - 1);
+  const int end = rows.end(first + shared.rows <= rows.count ? first + shared.rows - 1 : rows.count - 1);
   if (span * LATENT_SPAN_KEYS >= end) return;
-  const int64_t tiles = (end + TILE_KEYS - 1) / TILE_KEYS, first_tile = span * LATENT_SPAN_TILES;
-  const int64_t last_tile = tiles < first_tile + LATENT_SPAN_TILES ? tiles : first_tile + LATENT_SPAN_TILES;
+  const int tiles = (end + TILE_KEYS - 1) / TILE_KEYS, first_tile = span * LATENT_SPAN_TILES;
+  const int last_tile = tiles < first_tile + LATENT_SPAN_TILES ? tiles : first_tile + LATENT_SPAN_TILES;
   const Parts parts(args, spans);
   const Gathered<Shape, groups> gathered{rows, first, shared};
   gathered.begin();
@@ -90,7 +90,7 @@ SPLICE_KERNEL __launch_bounds__(LATENT_THREADS, 1) attend_latent_span(splice_cud
     to[0] = maximum;
     to[1] = total;
   };
-  const auto close = [&](int64_t, const float(&acc)[groups][Shape::fragments][4]) {
+  const auto close = [&](int, const float(&acc)[groups][Shape::fragments][4]) {
     const int lane = thread_index() % WARP, warp = thread_index() / WARP;
     SPLICE_UNROLL
     for (int i = 0; i < 2 * groups; ++i) {
@@ -142,20 +142,21 @@ SPLICE_KERNEL __launch_bounds__(Shape::rank / 4) join_latent_spans(splice_cuda_l
 
 // A grid of any width; item i is a sequence's row tile, the last tiles first, since they see most.
 template <class Shape, int groups>
-SPLICE_KERNEL __launch_bounds__(LATENT_THREADS, 1) attend_latent_rows(splice_cuda_latent_attention args, int shift, int halves, int64_t items) {
+SPLICE_KERNEL __launch_bounds__(LATENT_THREADS, 1) attend_latent_rows(splice_cuda_latent_attention args, int shift, int halves, uint32_t items) {
   auto& shared = *reinterpret_cast<LatentShared<Shape, groups>*>(shared_memory());
   auto* place = static_cast<Quad*>(args.workspace) + block_x() * groups * Shape::fragments * LATENT_THREADS + thread_index();
-  for (int64_t item = block_x(); item < items; item += grid_x()) {
-    const LatentRows rows(args, item % args.sequences);
-    const auto first = static_cast<uint32_t>((items - 1 - item) / args.sequences) * static_cast<uint32_t>(shared.rows);
+  const auto sequences = static_cast<uint32_t>(args.sequences);
+  for (auto item = static_cast<uint32_t>(block_x()); item < items; item += static_cast<uint32_t>(grid_x())) {
+    const LatentRows rows(args, item % sequences);
+    const uint32_t first = (items - 1 - item) / sequences * static_cast<uint32_t>(shared.rows);
     if (first >= rows.count) continue;
-    const int64_t end = rows.end(first + shared.rows <= rows.count ? first + shared.rows - 1 : rows.count - 1);
-    const int64_t tiles = (end + TILE_KEYS - 1) / TILE_KEYS, last_span = (end - 1) / LATENT_SPAN_KEYS;
+    const int end = rows.end(first + shared.rows <= rows.count ? first + shared.rows - 1 : rows.count - 1);
+    const int tiles = (end + TILE_KEYS - 1) / TILE_KEYS, last_span = (end - 1) / LATENT_SPAN_KEYS;
     const Gathered<Shape, groups> gathered{rows, first, shared};
     barrier();  // everybody has written the rows before
     gathered.begin();
     const auto fold = [&](int row, float maximum, float total) { gathered.join(row, maximum, total); };
-    const auto close = [&](int64_t span, const float(&acc)[groups][Shape::fragments][4]) {
+    const auto close = [&](int span, const float(&acc)[groups][Shape::fragments][4]) {
       SPLICE_UNROLL
       for (int group = 0; group < groups; ++group) {
         const int upper = group * FRAGMENT_ROWS + thread_index() % WARP / 4;
@@ -279,9 +280,9 @@ int check(const char* name, const splice_cuda_latent_attention& args, int64_t wo
   if (args.max_context <= 0 || args.max_query <= 0 || args.max_context > args.table_stride * cache.block_tokens)
     return fail(SPLICE_CUDA_INVALID, "%s: a context of up to %lld in block tables for %lld tokens", name,
                 static_cast<long long>(args.max_context), static_cast<long long>(args.table_stride * cache.block_tokens));
-  if (args.heads <= 0 || args.max_query * args.heads > (int64_t{1} << 31) - 64)
-    return fail(SPLICE_CUDA_INVALID, "%s: %lld heads and up to %lld rows, expected some, and fewer than 2^31 rows of heads", name,
-                static_cast<long long>(args.heads), static_cast<long long>(args.max_query));
+  if (args.heads <= 0 || args.max_query * args.heads * args.sequences >= int64_t{1} << 30 || args.max_context >= int64_t{1} << 30)
+    return fail(SPLICE_CUDA_INVALID, "%s: %lld heads of up to %lld rows of %lld sequences, expected some, and fewer than 2^30 in all", name,
+                static_cast<long long>(args.heads), static_cast<long long>(args.max_query), static_cast<long long>(args.sequences));
   if (args.halves && (args.halves < MIN_HALVES || args.halves > MAX_HALVES))
     return fail(SPLICE_CUDA_INVALID, "%s: halves %d, expected 0 or 2 to 4", name, args.halves);
   if (workspace && (!args.workspace || !aligned(args.workspace)))

@@ -22,7 +22,8 @@ struct LatentShape {
 // Query row r of a sequence is token r / heads, head r mod heads.
 struct LatentRows {
   const splice_cuda_latent_attention& args;
-  int64_t first_row, start;
+  int64_t first_row;
+  int start;
   uint32_t count, heads;
   const int32_t* blocks;
 
@@ -32,7 +33,7 @@ struct LatentRows {
         blocks(a.block_tables + sequence * a.table_stride) {}
 
   // One past the last position that a row sees; of rows past the last, 0.
-  SPLICE_DEVICE int64_t end(uint32_t row) const { return row < count ? start + row / heads + 1 : 0; }
+  SPLICE_DEVICE int end(uint32_t row) const { return row < count ? start + static_cast<int>(row / heads) + 1 : 0; }
   SPLICE_DEVICE int64_t token(uint32_t row) const { return first_row + row / heads; }
   SPLICE_DEVICE int64_t place(uint32_t row) const { return token(row) * heads + row % heads; }
   SPLICE_DEVICE uint16_t* out(uint32_t row) const {
@@ -66,16 +67,16 @@ SPLICE_DEVICE void start_latent_queries(const LatentRows& rows, uint32_t first, 
 
 // Starts copies of 32 positions; from `end` on they are zeros: what the cache holds there is never read.
 template <class Shape>
-SPLICE_DEVICE void start_half(const LatentRows& rows, int shift, int64_t half, int64_t end, Chunk* to) {
+SPLICE_DEVICE void start_half(const LatentRows& rows, int shift, int half, int end, Chunk* to) {
   const splice_cuda_latent_attention& args = rows.args;
   SPLICE_UNROLL_BY_3
   for (int i = thread_index(); i < HALF_KEYS * Shape::chunks; i += block_threads()) {
     const int row = i / Shape::chunks, chunk = i % Shape::chunks;
-    const int64_t key = half * HALF_KEYS + row;
+    const int key = half * HALF_KEYS + row;
     const bool valid = key < end;
     const auto* from = static_cast<const uint16_t*>(args.cache.data);
     if (valid)
-      from = latent_row(args.cache, args.layer, rows.blocks[key >> shift], key & ((int64_t{1} << shift) - 1)) + chunk * CHUNK_ELEMENTS;
+      from = latent_row(args.cache, args.layer, rows.blocks[key >> shift], key & ((1 << shift) - 1)) + chunk * CHUNK_ELEMENTS;
     start_copy(to + chunk_place<Shape::width>(row, chunk), from, valid);
   }
 }

@@ -142,7 +142,7 @@ struct LatentScores {
       : shared(s), lane(thread_index() % WARP), part(thread_index() / WARP % KEY_PARTS), row_part(thread_index() / WARP / KEY_PARTS),
         scale(product(rows.args.scale, LOG2_E)) {
     SPLICE_UNROLL
-    for (int i = 0; i < 2 * count; ++i) ends[i / 2][i % 2] = static_cast<int>(rows.end(first + static_cast<uint32_t>(row(i))));
+    for (int i = 0; i < 2 * count; ++i) ends[i / 2][i % 2] = rows.end(first + static_cast<uint32_t>(row(i)));
     begin_span();
   }
 
@@ -159,14 +159,14 @@ struct LatentScores {
   }
 
   // The scores of a tile; each row's largest goes to shared memory.
-  SPLICE_DEVICE void multiply(int64_t tile, const Chunk* first_half, const Chunk* second_half) {
+  SPLICE_DEVICE void multiply(int tile, const Chunk* first_half, const Chunk* second_half) {
     if (idle()) return;
     const Chunk* keys = (part < KEY_PARTS / 2 ? first_half : second_half) + part % (KEY_PARTS / 2) * PART_KEYS * Shape::row_chunks;
     int limit[count][2];
     float most[count][2];
     SPLICE_UNROLL
     for (int i = 0; i < 2 * count; ++i) {
-      const int seen = ends[i / 2][i % 2] - static_cast<int>(tile) * TILE_KEYS - part * PART_KEYS;
+      const int seen = ends[i / 2][i % 2] - tile * TILE_KEYS - part * PART_KEYS;
       limit[i / 2][i % 2] = seen < 0 ? 0 : seen < PART_KEYS ? seen : PART_KEYS;
     }
     SPLICE_UNROLL
@@ -218,9 +218,9 @@ struct LatentScores {
 // with the span's accumulators; before it, fold(row, maximum, total) once for each row with the span's own. Nobody may be using
 // `shared` any more.
 template <class Shape, int groups, class Fold, class Close>
-SPLICE_DEVICE void attend_latents(const LatentRows& rows, uint32_t first, int shift, int64_t first_tile, int64_t last_tile, int64_t end,
-                                  int halves, LatentShared<Shape, groups>& shared, const Fold& fold, const Close& close) {
-  const auto start = [&](int64_t half, int place) {
+SPLICE_DEVICE void attend_latents(const LatentRows& rows, uint32_t first, int shift, int first_tile, int last_tile, int end, int halves,
+                                  LatentShared<Shape, groups>& shared, const Fold& fold, const Close& close) {
+  const auto start = [&](int half, int place) {
     if (half < 2 * last_tile) start_half<Shape>(rows, shift, half, end, shared.half(place));
     close_copies();
   };
@@ -230,7 +230,7 @@ SPLICE_DEVICE void attend_latents(const LatentRows& rows, uint32_t first, int sh
   LatentScores<Shape, groups> scores(rows, first, shared);
   float acc[groups][Shape::fragments][4] = {};
   int place = 0;  // of the tile's first half in the ring
-  for (int64_t tile = first_tile; tile < last_tile; ++tile) {
+  for (int tile = first_tile; tile < last_tile; ++tile) {
     const int next = place + 1 == halves ? 0 : place + 1;
     const Chunk *first_half = shared.half(place), *second_half = shared.half(next);
     wait_for_all_but(halves - MIN_HALVES);

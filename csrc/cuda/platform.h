@@ -17,6 +17,7 @@
 #define SPLICE_UNROLL _Pragma("unroll")
 #define SPLICE_UNROLL_BY_8 _Pragma("unroll 8")
 #define SPLICE_UNROLL_BY_3 _Pragma("unroll 3")
+#define SPLICE_ROLLED _Pragma("unroll 1")
 
 #include "device_operations.h"
 
@@ -28,6 +29,7 @@
 #define SPLICE_UNROLL
 #define SPLICE_UNROLL_BY_8
 #define SPLICE_UNROLL_BY_3
+#define SPLICE_ROLLED
 #define __launch_bounds__(...)
 
 #include "emulator/emulator.h"

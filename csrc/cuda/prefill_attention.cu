@@ -71,20 +71,18 @@ SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention ar
   const int64_t first_row = (grid_x() - 1 - block_x()) * BLOCK_ROWS<head_dim>;
   if (first_row >= rows.count()) return;
   const int64_t last_row = (first_row + BLOCK_ROWS<head_dim> < rows.count() ? first_row + BLOCK_ROWS<head_dim> : rows.count()) - 1;
-  const int64_t end = Sight(rows, last_row).high, tiles = (end + TILE_KEYS - 1) / TILE_KEYS;
-  const int64_t begin = Sight(rows, first_row).low / TILE_KEYS;
+  const int end = Sight(rows, last_row).high, tiles = (end + TILE_KEYS - 1) / TILE_KEYS, begin = Sight(rows, first_row).low / TILE_KEYS;
 
   constexpr int sharing = SHARING<head_dim>, columns = TILE_COLUMNS / sharing, fragments = Gathered<head_dim>::fragments;
   const int lane = thread_index() % WARP, warp = thread_index() / WARP / sharing, share = thread_index() / WARP % sharing;
   const int64_t own_row = first_row + warp * FRAGMENT_ROWS;
   const Sight sight[2] = {{rows, own_row + lane / 4}, {rows, own_row + lane / 4 + 8}};
   const int64_t own_last = own_row + FRAGMENT_ROWS - 1 < last_row ? own_row + FRAGMENT_ROWS - 1 : last_row;
-  const int64_t own_low = Sight(rows, own_row).low, own_end = own_row <= last_row ? Sight(rows, own_last).high : 0;
+  const int own_low = Sight(rows, own_row).low, own_end = own_row <= last_row ? Sight(rows, own_last).high : 0;
 
-  const auto start = [&](int64_t tile) {
+  const auto start = [&](int tile) {
     if (tile < tiles) {
-      const int64_t span = tile / SPAN_TILES;
-      const int within = static_cast<int>(tile % SPAN_TILES);
+      const int span = tile / SPAN_TILES, within = tile % SPAN_TILES;
       start_tile<head_dim>(args, shared.blocks[span % 2], shift, rows.kv_head, 0, span, within, end, shared.keys[tile % STAGES]);
       start_tile<head_dim>(args, shared.blocks[span % 2], shift, rows.kv_head, 1, span, within, end, shared.values[tile % STAGES]);
     }
@@ -98,14 +96,14 @@ SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention ar
 
   const Chunk* queries = shared.queries + warp * FRAGMENT_ROWS * Shared<head_dim>::row_chunks;
   Gathered<head_dim> gathered;
-  for (int64_t tile = begin; tile < tiles; ++tile) {
+  for (int tile = begin; tile < tiles; ++tile) {
     wait_copies<STAGES - 1>();
     // The first tile of a span is started after this one: by now nobody reads the blocks of the span before the last any more.
-    const int64_t next = tile + STAGES;
+    const int next = tile + STAGES;
     if (next % SPAN_TILES == 0 && next < tiles)
       read_blocks(args, sequence, next / SPAN_TILES, shift, end, shared.blocks[next / SPAN_TILES % 2]);
     barrier();
-    const int64_t first_key = tile * TILE_KEYS;
+    const int first_key = tile * TILE_KEYS;
     const bool seen = first_key < own_end && first_key + TILE_KEYS > own_low;
     Chunk* keys = shared.keys[tile % STAGES];
     float scores[TILE_COLUMNS][4] = {};

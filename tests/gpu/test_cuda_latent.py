@@ -133,6 +133,7 @@ def test_what_no_kernel_takes_is_refused(platform, kernel):
         ({"absorbed": case.absorbed.transpose(1, 2)}, r"absorbed is strided"),
         ({"cache": case.cache.float()}, r"kv_cache is of torch.float32"),
         ({"rows": dataclasses.replace(case.rows, max_context=1000)}, r"context of up to 1000 in block tables for 64"),
+        ({"rows": dataclasses.replace(case.rows, max_query=1 << 30)}, r"2 heads of up to 1073741824 rows"),
         ({"rows": dataclasses.replace(case.rows, starts=case.rows.starts.long())}, r"starts is of torch.int64"),
     ):
         with pytest.raises(SpliceError, match=words):
