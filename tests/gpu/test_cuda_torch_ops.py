@@ -34,11 +34,13 @@ def test_operators_keep_their_schemas_and_fakes(platform, operators, drawn):
     table = torch.rand(8, 64, generator=torch.Generator().manual_seed(3)).to(platform.device)
     logits = drawn(2, 100, dtype=torch.float32)
     columns = draw_columns([DrawChoice(1.0, 5, 1, top_k=3)] * 2).to(platform.device)
+    stored = (heads, heads[:, :1], heads[:, 1:2], at, table, case.cache.nan_to_num(), 0, at)
     for operator, arguments in (
         (operators.rms_norm, (drawn(3, 64), drawn(64), 1e-6)),
         (operators.add_rms_norm, (drawn(3, 64), drawn(3, 64), drawn(64), 1e-6)),
         (operators.gated_mul, (drawn(3, 64), "silu")),
-        (operators.rope_and_store, (heads, heads[:, :1], heads[:, 1:2], at, table, case.cache.nan_to_num(), 0, at)),
+        (operators.rope_and_store, stored),
+        (operators.rope_store_and_push, (*stored, torch.zeros_like(at), at)),
         (operators.decode_attention, paged),
         (operators.prefill_attention, paged),
         (operators.draw, (logits, columns)),
