@@ -128,7 +128,7 @@ class _Driver:
 
 
 class CudaRuntime:
-    """One GPU. Any thread may call: each is given the device's primary context with its first call."""
+    """One GPU, the process's only one: each thread is given its primary context with its first call, and keeps it."""
 
     def __init__(self, ordinal: int = 0, library: str = LIBRARY) -> None:
         """`ordinal` counts the devices this process sees. Raises SpliceError(MISSING_PART) where there is no driver,

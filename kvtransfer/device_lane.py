@@ -126,6 +126,11 @@ class DeviceLanes:
         self._closed = False
         self._changed = threading.Condition()
 
+    def prepare(self, count: int) -> None:
+        """Makes so many now: to allocate memory may hold up the whole device, which no step should find out."""
+        for lane in [self.take() for _ in range(count)]:
+            self.give_back(lane)
+
     def take(self) -> DeviceLane:
         """To be given back. Raises DeviceError when closed, or when the device has no memory for another."""
         with self._changed:

@@ -20,6 +20,8 @@ from wire.kv_layout import KVLayout
 
 _log = structlog.get_logger(__name__)
 _BATCH_BLOCKS = 256
+_LANES = 6
+"""Two copies, and seals of steps that overlap; more are made when they are needed."""
 
 
 class DevicePoolMemory:
@@ -60,10 +62,12 @@ class DevicePoolMemory:
         self.address = 0
         try:
             self.address = runtime.allocate(self.nbytes)
+            self._lanes.prepare(_LANES)
             with self._lanes.lane() as lane:
                 lane.clear(self.address, self.nbytes)
         except DeviceError as error:
             self._table.close()
+            self._lanes.close()
             if self.address:
                 runtime.free(self.address)
             raise SpliceError(

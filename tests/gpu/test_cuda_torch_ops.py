@@ -43,11 +43,13 @@ def test_operators_keep_their_schemas_and_fakes(platform, operators, drawn):
     # What fills up the scales of rows is never written, so their operator is compared by what products make of them.
     quantised = [part.nan_to_num() for part in operators.quantise_rows(drawn(3, 64))]
     ids, shares = torch.tensor([[0, 2], [1, 0], [2, 1]], device=platform.device), drawn(3, 2, dtype=torch.float32)
+    stored = (heads, heads[:, :1], heads[:, 1:2], at, table, case.cache.nan_to_num(), 0, at)
     for operator, arguments in (
         (operators.rms_norm, (drawn(3, 64), drawn(64), 1e-6)),
         (operators.add_rms_norm, (drawn(3, 64), drawn(3, 64), drawn(64), 1e-6)),
         (operators.gated_mul, (drawn(3, 64), "silu")),
-        (operators.rope_and_store, (heads, heads[:, :1], heads[:, 1:2], at, table, case.cache.nan_to_num(), 0, at)),
+        (operators.rope_and_store, stored),
+        (operators.rope_store_and_push, (*stored, torch.zeros_like(at), at)),
         (operators.decode_attention, paged),
         (operators.prefill_attention, paged),
         (operators.draw, (logits, columns)),

@@ -10,9 +10,10 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from benchmarks.gpu.cases.case import BLOCK, HEAD_DIM, KV_HEADS, Call, Case, drawn
+from benchmarks.gpu.cases.case import BLOCK, HEAD_DIM, HEADS, KV_HEADS, Call, Case, drawn, paged, sets
 from engine.ops.cuda.cache import PoolPart, copy_blocks
 from engine.ops.cuda.library import Library
+from engine.ops.cuda.push import PeerRows, rope_store_and_push
 from kvtransfer.cuda_runtime import CudaRuntime
 from kvtransfer.device_kernels import CudaBlockKernels
 
@@ -31,6 +32,10 @@ def cases() -> Iterator[Case]:
         moved = 2 * blocks * _BLOCK_BYTES
         name = f"pull of {blocks} KV blocks from another process"
         yield Case(name, "kv_copy", moved, 0, partial(_pulls, blocks), partial(_copies, blocks), "device memcpy")
+    for rows in (64, 8192):
+        moved = rows * HEAD_DIM * (4 * (HEADS + 2 * KV_HEADS) + 4 + 4 * KV_HEADS)
+        name = f"rope and KV write, {rows} rows, pushed to another process"
+        yield Case(name, "rope_push", moved, 6 * rows * (HEADS + KV_HEADS) * HEAD_DIM, partial(_pushes, rows))
 
 
 def _gathers(blocks: int, library: Library) -> list[Call]:
@@ -69,6 +74,19 @@ def _pulls(blocks: int, library: Library) -> list[Call]:
 def _copies(blocks: int) -> list[Call]:
     to, source = _pool(blocks), _pool(blocks)
     return [lambda: to.copy_(source)]
+
+
+def _pushes(rows: int, library: Library) -> list[Call]:
+    cache, at = paged(1, max(rows, BLOCK), rows)
+    address = CudaRuntime().open_export(_lender(cache.nbytes))
+    angles, positions = torch.rand(rows, HEAD_DIM, device="cuda"), torch.arange(rows, device="cuda")
+    slots = at.block_tables[0].long()[positions // BLOCK] * BLOCK + positions % BLOCK
+    peers = PeerRows(torch.full_like(slots, address), slots)
+    calls: list[Call] = []
+    for _ in sets(4 * rows * (HEADS + 2 * KV_HEADS) * HEAD_DIM):
+        q, k, v = torch.split(drawn(rows, HEADS + 2 * KV_HEADS, HEAD_DIM), [HEADS, KV_HEADS, KV_HEADS], dim=1)
+        calls.append(partial(rope_store_and_push, library, q, k, v, positions, angles, cache, 0, slots, peers))
+    return calls
 
 
 def _pool(blocks: int) -> torch.Tensor:

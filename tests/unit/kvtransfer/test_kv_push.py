@@ -245,7 +245,7 @@ KEYS = [(1, 1), (2, 1)]
 EVENTS = st.sampled_from(["grant", "begin", "finish", "end", "lost", "other"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(st.tuples(EVENTS, st.sampled_from(KEYS)), max_size=40))
 def test_each_grant_ends_in_one_quiet_and_never_while_a_launch_is_under_way(events: list[tuple[str, Any]]) -> None:
     table = PushTable()
@@ -280,7 +280,7 @@ def test_each_grant_ends_in_one_quiet_and_never_while_a_launch_is_under_way(even
         assert len(table) == granted - quiet
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.sampled_from(["announce", "good", "absent", "bad", "quiet", "cancel", "lost", "final"]), max_size=30),
     st.booleans(),

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from engine.ops.cuda import attention, cache, draw, gemm, rows
+from engine.ops.cuda import attention, cache, draw, gemm, push, rows
 from engine.ops.cuda.library import Library
 
 _PAGED = "Tensor q, Tensor kv_cache, int layer, Tensor block_tables, Tensor query_starts, Tensor starts"
@@ -18,6 +18,8 @@ SCHEMAS = {
     "gated_mul": "(Tensor gate_up, str activation) -> Tensor",
     "rope_and_store": "(Tensor q, Tensor k, Tensor v, Tensor positions, Tensor cos_sin, Tensor(a!) kv_cache, int layer,"
     " Tensor slots) -> Tensor",
+    "rope_store_and_push": "(Tensor q, Tensor k, Tensor v, Tensor positions, Tensor cos_sin, Tensor(a!) kv_cache,"
+    " int layer, Tensor slots, Tensor peer_caches, Tensor peer_slots) -> Tensor",
     "decode_attention": f"({_PAGED}, {_BOUNDS}) -> Tensor",
     "prefill_attention": f"({_PAGED}, {_BOUNDS}) -> Tensor",
     "gemm": "(Tensor x, Tensor weight, Tensor? bias, str kernel, int tile, bool float32=False) -> Tensor",
@@ -45,6 +47,11 @@ def implementations(library: Library) -> dict[str, Callable[..., Any]]:
         dtype = torch.float32 if float32 else torch.bfloat16
         return gemm.gemm(library, x, weight, bias, kernel=kernel, tile=tile, out_dtype=dtype)
 
+    def store_and_push(*arguments: Any) -> torch.Tensor:
+        q, k, v, positions, table, kv_cache, layer, slots, *there = arguments
+        peers = push.PeerRows(*there)
+        return push.rope_store_and_push(library, q, k, v, positions, table, kv_cache, layer, slots, peers)
+
     def bound(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *arguments: function(library, *arguments)
 
@@ -53,6 +60,7 @@ def implementations(library: Library) -> dict[str, Callable[..., Any]]:
         "add_rms_norm": lambda *arguments: rows.add_rms_norm(library, *arguments)[0],
         "gated_mul": bound(rows.gated_mul),
         "rope_and_store": bound(cache.rope_and_store),
+        "rope_store_and_push": store_and_push,
         "decode_attention": attend(attention.decode_attention),
         "prefill_attention": attend(attention.prefill_attention),
         "gemm": product,
