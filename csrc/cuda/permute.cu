@@ -12,7 +12,7 @@
 namespace splice::cuda {
 namespace {
 
-constexpr int THREADS = 512, WARPS = THREADS / WARP, MAX_EXPERTS = 1024, ROW_THREADS = 128;
+constexpr int THREADS = 512, WARPS = THREADS / WARP, MAX_EXPERTS = 1024, COPY_THREADS = 128;
 constexpr int64_t MAX_ROWS = (int64_t{1} << 31) - 1;
 
 struct Shared {
@@ -89,8 +89,8 @@ SPLICE_KERNEL __launch_bounds__(THREADS) permute_choices(splice_cuda_permutation
 }
 
 // Thread t of a token's blocks has chunk t.
-SPLICE_KERNEL __launch_bounds__(ROW_THREADS) gather_chunks(splice_cuda_gathering args) {
-  const int64_t chunks = args.size / CHUNK_ELEMENTS, at = block_x() * ROW_THREADS + thread_index();
+SPLICE_KERNEL __launch_bounds__(COPY_THREADS) gather_chunks(splice_cuda_gathering args) {
+  const int64_t chunks = args.size / CHUNK_ELEMENTS, at = block_x() * COPY_THREADS + thread_index();
   if (at >= args.tokens * chunks) return;
   const int64_t token = at / chunks, chunk = at % chunks;
   const Chunk value = reinterpret_cast<const Chunk*>(static_cast<const uint16_t*>(args.x) + token * args.x_stride)[chunk];
@@ -100,8 +100,8 @@ SPLICE_KERNEL __launch_bounds__(ROW_THREADS) gather_chunks(splice_cuda_gathering
   }
 }
 
-SPLICE_KERNEL __launch_bounds__(ROW_THREADS) sum_choices(splice_cuda_unpermutation args) {
-  const int64_t chunks = args.size / CHUNK_ELEMENTS, at = block_x() * ROW_THREADS + thread_index();
+SPLICE_KERNEL __launch_bounds__(COPY_THREADS) sum_choices(splice_cuda_unpermutation args) {
+  const int64_t chunks = args.size / CHUNK_ELEMENTS, at = block_x() * COPY_THREADS + thread_index();
   if (at >= args.tokens * chunks) return;
   const int64_t token = at / chunks, chunk = at % chunks;
   float total[CHUNK_ELEMENTS] = {};
@@ -131,7 +131,7 @@ SPLICE_KERNEL __launch_bounds__(ROW_THREADS) sum_choices(splice_cuda_unpermutati
   static_cast<Chunk*>(args.out)[at] = out;
 }
 
-int64_t row_blocks(int64_t tokens, int64_t size) { return (tokens * (size / CHUNK_ELEMENTS) + ROW_THREADS - 1) / ROW_THREADS; }
+int64_t row_blocks(int64_t tokens, int64_t size) { return (tokens * (size / CHUNK_ELEMENTS) + COPY_THREADS - 1) / COPY_THREADS; }
 
 }  // namespace
 }  // namespace splice::cuda
@@ -163,7 +163,7 @@ int splice_cuda_gather_rows(const splice_cuda_gathering* args, void* stream) {
   if (a.tokens < 0 || a.top_k <= 0 || a.size <= 0 || a.size % CHUNK_ELEMENTS || a.x_stride % CHUNK_ELEMENTS || !aligned(a.x) || !aligned(a.y))
     return fail(SPLICE_CUDA_INVALID, "gather_rows: size %lld and x_stride %lld, expected multiples of 8, x and y aligned to 16 bytes",
                 static_cast<long long>(a.size), static_cast<long long>(a.x_stride));
-  return launch("gather_rows", gather_chunks, {row_blocks(a.tokens, a.size)}, ROW_THREADS, 0, stream, a);
+  return launch("gather_rows", gather_chunks, {row_blocks(a.tokens, a.size)}, COPY_THREADS, 0, stream, a);
 }
 
 int splice_cuda_unpermute(const splice_cuda_unpermutation* args, void* stream) {
@@ -173,7 +173,7 @@ int splice_cuda_unpermute(const splice_cuda_unpermutation* args, void* stream) {
       !aligned(a.out) || !aligned(a.shared))
     return fail(SPLICE_CUDA_INVALID, "unpermute: size %lld and shared_stride %lld, expected multiples of 8, matrices aligned to 16 bytes",
                 static_cast<long long>(a.size), static_cast<long long>(a.shared_stride));
-  return launch("unpermute", sum_choices, {row_blocks(a.tokens, a.size)}, ROW_THREADS, 0, stream, a);
+  return launch("unpermute", sum_choices, {row_blocks(a.tokens, a.size)}, COPY_THREADS, 0, stream, a);
 }
 
 }
