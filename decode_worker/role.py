@@ -37,7 +37,7 @@ class DecodeRole(Role):
         super().__init__(parts)
         self._intake: dict[RequestKey, _Intake] = {}
         self._consumer = KvConsumer(
-            parts.pool_memory,
+            parts.place.pool,
             parts.identity,
             transports=parts.settings.kv_transports,
             on_ready=lambda key, final, stats: parts.post(lambda: self._fetched(key, final, stats)),

@@ -22,8 +22,9 @@ class PrefillRole(Role):
     def __init__(self, parts: RoleParts) -> None:
         super().__init__(parts)
         self._held: set[RequestKey] = set()
+        self._written = parts.place.written
         self._source = KvSource(
-            parts.pool_memory,
+            parts.place.pool,
             parts.identity,
             lease_ttl_s=parts.settings.lease_ttl_s,
             transports=parts.settings.kv_transports,
@@ -39,7 +40,9 @@ class PrefillRole(Role):
             row = rows.get(blocks.key)
             final = _final(row) if blocks.is_last and row is not None else None
             with self._only(blocks.key):
-                self._source.announce(blocks.key, blocks.first_block, blocks.block_ids, blocks.num_tokens, final)
+                self._source.announce(
+                    blocks.key, blocks.first_block, blocks.block_ids, blocks.num_tokens, final, self._written
+                )
                 if final is not None:
                     self._held.add(blocks.key)
         super().on_output(output)

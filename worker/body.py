@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
 from engine.blocks.block_pool import BlockPool
-from engine.blocks.kv_cache import KVCache
 from engine.config import EngineConfig
 from engine.engine import Engine
+from engine.gpu_place import GpuPlace
 from engine.loader import LoadedModel, load_model
 from engine.ops.cpu_isa import choose_cpu_isa
-from kvtransfer.pool_memory import KVPoolMemory
 from wire.errors import ErrorCode, SpliceError
 from wire.kv_layout import KVLayout
 from wire.worker_record import draw_incarnation
-from worker.settings import DEFAULT_KV_BYTES, WorkerSettings
+from worker.pool_place import PoolPlace, make_pool, num_blocks
+from worker.settings import WorkerSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
     loaded: LoadedModel
     layout: KVLayout
-    memory: KVPoolMemory
+    place: PoolPlace
     engine: Engine
     incarnation: int
 
@@ -37,10 +38,11 @@ def build_body(settings: WorkerSettings) -> Body:
         activations=settings.activations,
         max_model_len=settings.max_model_len,
         num_threads=settings.num_threads,
+        gpu=_gpu_place(settings),
     )
     layout = loaded.model.kv_layout(settings.block_size, settings.kv_cache_dtype)
     config = EngineConfig(
-        num_blocks=_num_blocks(settings, layout),
+        num_blocks=num_blocks(settings, loaded.model, layout),
         num_host_blocks=_num_host_blocks(settings, layout),
         block_tokens=settings.block_size,
         max_num_seqs=settings.max_num_seqs,
@@ -53,27 +55,23 @@ def build_body(settings: WorkerSettings) -> Body:
         eos_token_ids=loaded.card.eos_token_ids,
     )
     incarnation = draw_incarnation()
-    memory = KVPoolMemory.create(layout, config.num_blocks, incarnation)
-    kv_cache = KVCache.over(layout, memory.data())
-    pool = BlockPool(config.num_blocks, memory, config.num_host_blocks, config.host_min_tokens)
-    engine = Engine(loaded.model, kv_cache, config, pool)
+    place = make_pool(settings, layout, config.num_blocks, incarnation)
+    pool = BlockPool(config.num_blocks, place.pool, config.num_host_blocks, config.host_min_tokens)
+    engine = Engine(loaded.model, place.cache, config, pool)
     engine.warm_up()
-    return Body(loaded, layout, memory, engine, incarnation)
+    return Body(loaded, layout, place, engine, incarnation)
 
 
-def _num_blocks(settings: WorkerSettings, layout: KVLayout) -> int:
-    if settings.num_kv_blocks is not None:
-        return settings.num_kv_blocks
-    num_bytes = DEFAULT_KV_BYTES if settings.kv_cache_bytes is None else settings.kv_cache_bytes
-    num_blocks = num_bytes // layout.block_bytes
-    if num_blocks < 2:
-        raise SpliceError(
-            ErrorCode.BAD_SETTING,
-            f"{num_bytes} bytes hold {num_blocks} KV blocks of {layout.block_bytes} bytes; "
-            "at least 2 are needed: raise --kv-cache-memory",
-            param="kv_cache_bytes",
-        )
-    return num_blocks
+def _gpu_place(settings: WorkerSettings) -> GpuPlace | None:
+    if settings.gpu_index is None:
+        return None
+    return GpuPlace(
+        index=settings.gpu_index,
+        max_num_seqs=settings.max_num_seqs,
+        enforce_eager=settings.enforce_eager,
+        tactics=Path(settings.tactics_folder) if settings.tactics_folder is not None else None,
+        is_deterministic=settings.deterministic,
+    )
 
 
 def _num_host_blocks(settings: WorkerSettings, layout: KVLayout) -> int:

@@ -62,12 +62,12 @@ async def serve_worker(
     server, port = _bind(settings)
     body = await _build(settings)
     async with AsyncExitStack() as cleanup:
-        cleanup.callback(body.memory.close)
+        cleanup.callback(body.place.pool.close)
         card = body.loaded.card
         loop = EngineLoop(body.engine, on_dead=lambda _: os._exit(70), nice=settings.nice)
         identity = _identity(settings, body)
         role = build_role(
-            RoleParts(body.engine, AnswerTexts(card), body.memory, identity, settings, loop.post, time.monotonic)
+            RoleParts(body.engine, AnswerTexts(card), body.place, identity, settings, loop.post, time.monotonic)
         )
         record = _record(settings, body, identity, f"{settings.host}:{port}")
         listener = TokenListener(settings.host)
@@ -182,7 +182,7 @@ def _record(settings: WorkerSettings, body: Body, identity: WorkerIdentity, endp
         compat_id=identity.compat_id,
         layout=body.layout,
         numerics_id=body.loaded.numerics_id,
-        num_blocks=body.memory.num_blocks,
+        num_blocks=body.place.pool.num_blocks,
         max_num_seqs=settings.max_num_seqs,
         max_model_len=card.max_model_len,
         host_id=identity.host_id,

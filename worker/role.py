@@ -16,7 +16,6 @@ from engine.engine import Engine
 from engine.scheduling.request import Request, RequestKey, RequestKind
 from engine.steps.step_output import ScoredPrompt, StepOutput, TokenRow
 from kvtransfer.handoff import WorkerIdentity
-from kvtransfer.pool_memory import KVPoolMemory
 from wire.block_hash import root_hash
 from wire.convert import sampling_from_proto
 from wire.errors import ErrorCode, SpliceError
@@ -24,6 +23,7 @@ from wire.sampling import FinishReason
 from wire.v1 import worker_pb2
 from worker.answer_texts import AnswerTexts
 from worker.frames import beam_answer, step_frame
+from worker.pool_place import PoolPlace
 from worker.request_table import RequestTable, Tracked
 from worker.session import RouterSession
 from worker.settings import WorkerSettings
@@ -43,7 +43,7 @@ class RoleParts:
 
     engine: Engine
     texts: AnswerTexts
-    pool_memory: KVPoolMemory
+    place: PoolPlace
     identity: WorkerIdentity
     settings: WorkerSettings
     post: Callable[[Callable[[], None]], None]

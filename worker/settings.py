@@ -35,6 +35,10 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the GPU's memory that this worker may take."""
     enforce_eager: bool = False
     """On a GPU: no graphs are captured."""
+    tactics_folder: str | None = None
+    """Where measured choices among GPU kernels are kept; None: nothing is measured."""
+    deterministic: bool = True
+    """Of measured choices: only such as give a row the same bits in any company."""
     async_scheduling: bool = True
     """See `EngineConfig`."""
     swap_space_bytes: int = 0

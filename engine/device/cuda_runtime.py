@@ -40,6 +40,7 @@ class CudaRuntime:
         self._device = torch.device("cuda", index)
         self._pool: Any = None
         torch.cuda.set_device(self._device)
+        self._taken_before = self._taken()
 
     @property
     def device(self) -> torch.device:
@@ -84,13 +85,17 @@ class CudaRuntime:
         torch.cuda.empty_cache()
 
     def reserved_bytes(self) -> int:
-        """See `DeviceRuntime.reserved_bytes`; graphs' own memory, which torch does not count, included."""
-        free, total = torch.cuda.mem_get_info(self._device)
-        return int(total - free)
+        """See `DeviceRuntime.reserved_bytes`; graphs' own memory, which torch does not count, included. So is what
+        another process takes meanwhile."""
+        return self._taken() - self._taken_before
 
     def total_bytes(self) -> int:
         """See `DeviceRuntime.total_bytes`."""
         return int(torch.cuda.mem_get_info(self._device)[1])
+
+    def _taken(self) -> int:
+        free, total = torch.cuda.mem_get_info(self._device)
+        return int(total - free)
 
     def _copy(self, dest: torch.Tensor, source: torch.Tensor) -> EventFence:
         dest.copy_(source, non_blocking=True)

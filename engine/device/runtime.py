@@ -42,7 +42,7 @@ class DeviceRuntime(Protocol):
         """What was captured is used no more, and later captures share other memory."""
 
     def reserved_bytes(self) -> int:
-        """Device memory that is taken, by whomever."""
+        """Device memory that has been taken since this was made."""
 
     def total_bytes(self) -> int:
         """Device memory there is."""

@@ -12,7 +12,7 @@ from engine.device.captured_steps import CapturedSteps
 from engine.device.device_logits import DeviceLogits
 from engine.device.draw_memory import DrawMemory
 from engine.device.kv_memory import DeviceKVCache
-from engine.device.memory_budget import MemoryNeeds, measure_needs
+from engine.device.memory_budget import MemoryNeeds, kv_bytes, measure_needs
 from engine.device.runtime import DeviceRuntime
 from engine.models.decoder import Decoder
 from engine.ops.cuda.library import Library
@@ -94,6 +94,12 @@ class DeviceDecoder:
         finally:
             self._kv_cache = None
             self._runtime.forget_captures()
+
+    def kv_bytes(self, block_tokens: int, max_num_batched_tokens: int, utilization: float) -> int:
+        """What is left for the KV cache where the share `utilization` of the GPU's memory may be taken. Raises
+        SpliceError where nothing is."""
+        needs = self.memory_needs(block_tokens, max_num_batched_tokens)
+        return kv_bytes(self._runtime.total_bytes(), needs, utilization)
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch) -> DeviceLogits:

@@ -9,6 +9,7 @@ from splice.settings import parse
 from splice.settings.setting import setting
 
 TRANSPORTS = ("shm", "ucx", "tcp")
+GPU_TRANSPORTS = ("cuda_ipc", "tcp")
 DTYPES = ("auto", "float32", "bfloat16")
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -124,6 +125,21 @@ class EngineSettings:
     enforce_eager: bool = setting(
         False, parse.switch, "Launch every step anew and capture no CUDA graphs.", group="GPU", is_switch=True
     )
+    autotune: bool = setting(
+        False,
+        parse.switch,
+        "Measure at start which kernels are fastest for the model's shapes, and keep what was found.",
+        group="GPU",
+        is_switch=True,
+    )
+    deterministic: bool = setting(
+        True,
+        parse.switch,
+        "Of measured kernels choose such as give a row the same bits in any company. Without, the fastest for each "
+        "number of rows.",
+        group="GPU",
+        is_switch=True,
+    )
     async_scheduling: bool = setting(
         True,
         parse.switch,
@@ -131,10 +147,11 @@ class EngineSettings:
         group="GPU",
         is_switch=True,
     )
-    kv_transport: tuple[str, ...] = setting(
-        TRANSPORTS,
-        parse.words(*TRANSPORTS),
-        "Ways to hand KV over, best first. Each pair of workers takes the first that both can.",
+    kv_transport: tuple[str, ...] | None = setting(
+        None,
+        parse.words(*TRANSPORTS, *GPU_TRANSPORTS[:1]),
+        "Ways to hand KV over, best first. Each pair of workers takes the first that both can. Default: "
+        f"{','.join(TRANSPORTS)}; between GPUs {','.join(GPU_TRANSPORTS)}.",
         group="KV hand-off",
         metavar="LIST",
     )

@@ -9,7 +9,8 @@ from engine.ops.cpu_isa import CpuIsa
 from router.settings import RouterSettings
 from splice.models import find_model
 from splice.settings.commands import RouterCommandSettings, ServeSettings, WorkerCommandSettings
-from splice.settings.groups import EngineSettings, ModelSettings
+from splice.settings.environment import cache_home
+from splice.settings.groups import GPU_TRANSPORTS, TRANSPORTS, EngineSettings, ModelSettings
 from wire.worker_record import Role
 from worker.settings import WorkerSettings
 
@@ -94,6 +95,8 @@ def _worker(model: ModelSettings, engine: EngineSettings, **rest: Any) -> Worker
         device=engine.device,
         gpu_memory_utilization=engine.gpu_memory_utilization,
         enforce_eager=engine.enforce_eager,
+        tactics_folder=str(cache_home() / "tactics") if engine.autotune else None,
+        deterministic=engine.deterministic,
         async_scheduling=engine.async_scheduling,
         swap_space_bytes=engine.swap_space or 0,
         num_host_blocks=engine.num_host_blocks,
@@ -103,7 +106,7 @@ def _worker(model: ModelSettings, engine: EngineSettings, **rest: Any) -> Worker
         max_step_ms=engine.max_step_ms,
         max_mixed_step_ms=engine.max_mixed_step_ms,
         enable_prefix_caching=engine.enable_prefix_caching,
-        kv_transports=engine.kv_transport,
+        kv_transports=engine.kv_transport or (TRANSPORTS if engine.device == "cpu" else GPU_TRANSPORTS),
         lease_ttl_s=engine.lease_ttl,
         cpu_isa=cast(CpuIsa, engine.cpu_isa),
         **rest,

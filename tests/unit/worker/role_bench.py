@@ -19,6 +19,7 @@ from wire.sampling import SamplingParams
 from wire.v1 import worker_pb2
 from wire.worker_record import WorkerRecord
 from worker.answer_texts import AnswerTexts
+from worker.pool_place import PoolPlace
 from worker.role import Role, RoleParts
 from worker.session import RouterSession
 from worker.settings import WorkerSettings
@@ -64,7 +65,8 @@ class RoleBench(Generic[R]):
         )
         self.memory = KVPoolMemory.create(layout, NUM_BLOCKS, 7)
         self.pool = BlockPool(NUM_BLOCKS, self.memory)
-        self.engine = Engine(loaded.model, KVCache.over(layout, self.memory.data()), config, self.pool)
+        place = PoolPlace(self.memory, KVCache.over(layout, self.memory.data()))
+        self.engine = Engine(loaded.model, place.cache, config, self.pool)
         self.now_s = 0.0
         self.session = RecordingSession()
         self._commands: deque[Callable[[], None]] = deque()
@@ -73,7 +75,7 @@ class RoleBench(Generic[R]):
         chosen = WorkerSettings(role=role, model_path=str(model), kv_transports=("shm",), **settings)  # type: ignore[arg-type]
         identity = WorkerIdentity(role, 7, "compat", "host")
         self.parts = RoleParts(
-            self.engine, AnswerTexts(self.card), self.memory, identity, chosen, self._post, lambda: self.now_s
+            self.engine, AnswerTexts(self.card), place, identity, chosen, self._post, lambda: self.now_s
         )
         self.role = kind(self.parts)
 
