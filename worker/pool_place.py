@@ -1,0 +1,77 @@
+"""Where a worker's KV blocks lie: memory of the CPU, or of the GPU that computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.blocks.kv_cache import KVCache, KVMemory
+from engine.models.causal_lm import CausalLM
+from kvtransfer.cuda_runtime import CudaRuntime
+from kvtransfer.device_kernels import CudaBlockKernels
+from kvtransfer.device_pool import DevicePoolMemory
+from kvtransfer.pool import KVPool
+from kvtransfer.pool_memory import KVPoolMemory
+from wire.errors import ErrorCode, SpliceError
+from wire.kv_layout import KVLayout
+from worker.settings import DEFAULT_KV_BYTES, WorkerSettings
+
+if TYPE_CHECKING:
+    from engine.models.device_decoder import DeviceDecoder
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlace:
+    """One pool, as a hand-off sees it and as a model computes in it."""
+
+    pool: KVPool
+    cache: KVMemory
+    written: int | None = None
+    """An event behind every write the engine tells of: it does so when the device has made them, so the event is done.
+    None where blocks are written by the host."""
+
+
+def num_blocks(settings: WorkerSettings, model: CausalLM, layout: KVLayout) -> int:
+    """As many as were asked for, else as fit. Raises SpliceError (bad_setting) where that is not enough."""
+    if settings.num_kv_blocks is not None:
+        return settings.num_kv_blocks
+    num_bytes = settings.kv_cache_bytes
+    if num_bytes is None:
+        num_bytes = DEFAULT_KV_BYTES if settings.gpu_index is None else _left_on_gpu(settings, model)
+    found = num_bytes // layout.block_bytes
+    if found < 2:
+        raise SpliceError(
+            ErrorCode.BAD_SETTING,
+            f"{num_bytes} bytes hold {found} KV blocks of {layout.block_bytes} bytes; "
+            "at least 2 are needed: raise --kv-cache-memory",
+            param="kv_cache_bytes",
+        )
+    return found
+
+
+def make_pool(settings: WorkerSettings, layout: KVLayout, count: int, incarnation: int) -> PoolPlace:
+    """Raises SpliceError: bad_setting where the memory cannot be had, missing_part for what a GPU needs and lacks."""
+    if settings.gpu_index is None:
+        memory = KVPoolMemory.create(layout, count, incarnation)
+        return PoolPlace(memory, KVCache.over(layout, memory.data()))
+    return _on_gpu(settings.gpu_index, layout, count, incarnation)
+
+
+def _on_gpu(index: int, layout: KVLayout, count: int, incarnation: int) -> PoolPlace:
+    import torch  # noqa: PLC0415 (seconds, which workers on CPUs do not spend)
+
+    from engine.device.kv_memory import DeviceKVCache  # noqa: PLC0415 (torch)
+    from engine.ops.cuda.library import INSTALLED  # noqa: PLC0415 (torch)
+
+    spans = layout.num_layers * layout.planes * layout.num_kv_heads
+    runtime = CudaRuntime(index)
+    pool = DevicePoolMemory(layout, count, incarnation, runtime, CudaBlockKernels(INSTALLED, spans))
+    blocks = torch.as_tensor(pool, device=torch.device("cuda", index))
+    written = runtime.new_event()
+    runtime.record(written, runtime.new_stream())
+    return PoolPlace(pool, DeviceKVCache(layout, blocks), written)
+
+
+def _left_on_gpu(settings: WorkerSettings, model: CausalLM) -> int:
+    decoder: DeviceDecoder = model  # type: ignore[assignment]  # what `load_model` gives for a GPU
+    return decoder.kv_bytes(settings.block_size, settings.max_num_batched_tokens, settings.gpu_memory_utilization)
