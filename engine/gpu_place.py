@@ -14,6 +14,8 @@ class GpuPlace:
     max_num_seqs: int = 64
     enforce_eager: bool = False
     """Launches every step and captures none: a start in less time, steps that take longer."""
+    is_quantised: bool = False
+    """Whether matrices that are quantised stay so and meet int8 activations; otherwise all are bfloat16."""
     tactics: Path | None = None
     """The folder where measured choices among kernels are kept; None: nothing is measured, ranks choose."""
     is_deterministic: bool = True

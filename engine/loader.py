@@ -7,7 +7,7 @@ import importlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -82,9 +82,10 @@ def load_model(
     float32; weights are multiplied in the type they are stored in. `max_model_len` defaults to the model's context
     length. `num_threads` share each step; in this process, it holds for all models. `activations` are what weights
     meet, see `engine.ops.names`: `auto` is int8 for quantised files and for others bfloat16 where kernels have tiles
-    for it, else float32; another choice is another `numerics_id`. On a `gpu` all of these are bfloat16. torch is loaded
-    only for what the native kernels do not compute. Raises SpliceError: bad_model_file for anything wrong with the
-    files, bad_setting for the arguments, missing_part for a GPU that is not there.
+    for it, else float32; another choice is another `numerics_id`. On a `gpu` bfloat16 lies between operations, and
+    what is not quantised is bfloat16. torch is loaded only for what the native kernels do not compute. Raises
+    SpliceError: bad_model_file for anything wrong with the files, bad_setting for the arguments, missing_part for a
+    GPU that is not there.
     """
     description = _describe(path)
     text = description.read_text()
@@ -100,7 +101,8 @@ def load_model(
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as digests:
         digest = digests.submit(_digest, spec, description.weight_files)  # hashing and packing both leave the GIL
         if gpu is not None:
-            model, numerics = _build_on_gpu(spec, weights, length, gpu)
+            is_quantised = description.is_quantised and rows == "int8"
+            model, numerics = _build_on_gpu(spec, weights, length, replace(gpu, is_quantised=is_quantised))
         else:
             model, numerics = _build(_Build(spec, weights, length, kind, kv_dtype, ops, num_threads, rows))
     _say_unread(path, spec, weights)
@@ -212,7 +214,7 @@ def _build_on_gpu(spec: ModelSpec, weights: WeightSource, length: int, gpu: GpuP
 
 def _expect_bfloat16(dtype: DtypeChoice, activations: ActivationsChoice) -> None:
     for param, value in (("dtype", dtype), ("activations", activations)):
-        if value not in ("auto", "bfloat16"):
+        if value == "float32":
             raise SpliceError(
                 ErrorCode.BAD_SETTING,
                 f"{param} is {value}, but GPUs compute in bfloat16: use auto or bfloat16, or --device cpu",

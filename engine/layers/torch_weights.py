@@ -12,11 +12,20 @@ from engine.weights import FLOAT_KINDS, StoredMatrix, WeightSource
 class TorchWeights:
     """See `engine.layers.weights.Weights`. Tensors are copies: a file may be replaced under its mapping."""
 
-    def __init__(self, source: WeightSource, dtype: torch.dtype, device: torch.device | None = None) -> None:
-        """`device` of the tensors, by default the CPU."""
+    def __init__(
+        self,
+        source: WeightSource,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+        *,
+        keeps_quantised: bool | None = None,
+    ) -> None:
+        """`device` of the tensors, by default the CPU. `keeps_quantised`: whether matrices stay as they are quantised
+        where the operation takes them, by default if `dtype` is float32, which holds their values exactly."""
         self._source = source
         self._dtype = dtype
         self._device = device
+        self._keeps_quantised = dtype == torch.float32 if keeps_quantised is None else keeps_quantised
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
         """See `Weights.take`."""
@@ -25,7 +34,9 @@ class TorchWeights:
 
     def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> WeightMatrix:
         """See `Weights.take_matrix`."""
-        wanted = kinds - FLOAT_KINDS if self._dtype == torch.float32 else frozenset({"bfloat16"})
+        wanted = kinds - FLOAT_KINDS if self._keeps_quantised else frozenset[str]()
+        if self._dtype == torch.bfloat16:
+            wanted |= {"bfloat16"}
         matrix = self._source.take_matrix(name, shape, wanted)
         if matrix.kind in FLOAT_KINDS:
             return _tensor(matrix).to(self._device, self._dtype)

@@ -14,7 +14,7 @@ from engine.models.decoder import Decoder
 from engine.models.device_decoder import DeviceDecoder
 from engine.numerics import gpu_numerics_id
 from engine.ops import reference
-from engine.ops.cuda.candidates import best_product, candidates, obstacle
+from engine.ops.cuda.candidates import best_product, candidates, obstacle, quantised_candidates
 from engine.ops.cuda.library import Library
 from engine.ops.features import features_of
 from engine.ops.registry import choose
@@ -26,7 +26,7 @@ from wire.errors import ErrorCode, SpliceError
 
 
 def build_on_gpu(spec: ModelSpec, weights: WeightSource, length: int, place: GpuPlace) -> tuple[DeviceDecoder, str]:
-    """The model in bfloat16, and its `numerics_id`.
+    """The model with activations in bfloat16, and its `numerics_id`.
 
     `length`: positions the rotary tables cover. Raises SpliceError for weights that are not the spec's, for a model
     that no kernel computes, and where GPU or kernels are missing.
@@ -44,8 +44,11 @@ def build_on_gpu(spec: ModelSpec, weights: WeightSource, length: int, place: Gpu
     if place.tactics is not None:
         tuned = TunedOperations(library, runtime.device, "deterministic" if place.is_deterministic else "fast")
     offered = [*reference.CANDIDATES, *candidates(library, product), *(tuned.candidates() if tuned is not None else ())]
+    if place.is_quantised:  # what is tuned of products takes plain matrices
+        offered = [each for each in offered if each.op != "linear"]
+        offered += quantised_candidates(library, product, runtime.device)
     ops = choose(offered, torch.bfloat16, features_of(spec))
-    on_device = TorchWeights(weights, torch.bfloat16, runtime.device)
+    on_device = TorchWeights(weights, torch.bfloat16, runtime.device, keeps_quantised=place.is_quantised)
     decoder = Decoder(spec, ops, on_device, length, "bfloat16", runtime.device)
     buckets = None if place.enforce_eager else Buckets.up_to(place.max_num_seqs, length)
     tactics: Mapping[str, str] = {}

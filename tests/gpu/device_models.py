@@ -14,10 +14,11 @@ from engine.device.buckets import Buckets
 from engine.device.cuda_runtime import CudaRuntime
 from engine.device.kv_memory import DeviceKVCache
 from engine.device.runtime import DeviceRuntime
+from engine.layers.weights import Weights
 from engine.models.decoder import Decoder
 from engine.models.device_decoder import DeviceDecoder
 from engine.ops import reference
-from engine.ops.cuda.candidates import best_product, candidates
+from engine.ops.cuda.candidates import best_product, candidates, quantised_candidates
 from engine.ops.features import features_of
 from engine.ops.registry import choose
 from engine.rope_spec import RopeSpec
@@ -60,14 +61,20 @@ def runtime_of(platform: Platform) -> DeviceRuntime:
 
 
 def device_decoder(
-    platform: Platform, runtime: DeviceRuntime, buckets: Buckets | None, spec: ModelSpec = SPEC
+    platform: Platform,
+    runtime: DeviceRuntime,
+    buckets: Buckets | None,
+    spec: ModelSpec = SPEC,
+    weights: Weights | None = None,
 ) -> DeviceDecoder:
-    """On the platform's kernels, and torch's products where it has none."""
+    """On the platform's kernels, and torch's products where it has none; `weights` that are quantised stay so."""
     capability = torch.cuda.get_device_capability() if platform.name == "gpu" else (0, 0)
     product = best_product(platform.library, capability) if platform.name == "gpu" else None
     offered = [*reference.CANDIDATES, *candidates(platform.library, product)]
+    if weights is not None:
+        offered += quantised_candidates(platform.library, product, platform.device)
     ops = choose(offered, torch.bfloat16, features_of(spec))
-    decoder = Decoder(spec, ops, DrawnByName(platform.device), 512, "bfloat16", platform.device)
+    decoder = Decoder(spec, ops, weights or DrawnByName(platform.device), 512, "bfloat16", platform.device)
     return DeviceDecoder(decoder, platform.library, runtime, buckets, MAX_NUM_SEQS)
 
 
@@ -79,7 +86,7 @@ def bound(model: DeviceDecoder, platform: Platform, num_blocks: int) -> DeviceDe
     return model
 
 
-def reference_decoder(spec: ModelSpec = SPEC) -> Decoder:
+def reference_decoder(spec: ModelSpec = SPEC, weights: Weights | None = None) -> Decoder:
     """The same model by the plain operations on the CPU."""
     ops = choose(list(reference.CANDIDATES), torch.bfloat16, features_of(spec))
-    return Decoder(spec, ops, DrawnByName(torch.device("cpu")), 512, "bfloat16")
+    return Decoder(spec, ops, weights or DrawnByName(torch.device("cpu")), 512, "bfloat16")

@@ -7,36 +7,13 @@ import numpy as np
 import pytest
 import torch
 from device_models import bound, device_decoder, reference_decoder, runtime_of
+from device_run import BUCKETS, PROMPTS, Run, answers
 from fake_runtime import FakeRuntime
 
 from engine.blocks.kv_cache import KVCache
 from engine.device.buckets import Buckets
 from engine.device.memory_budget import kv_bytes
-from engine.steps.batch import SequenceSlice, StepBatch
 from wire.errors import SpliceError
-
-BUCKETS = Buckets((1, 2, 4), (64, 256))
-PROMPTS = [[(7 * i * i + 3 * i + seed) % 300 for i in range(length)] for seed, length in ((1, 40), (2, 5), (3, 33))]
-
-
-class Run:
-    """Feeds a model sequences, and keeps the logits of their last tokens."""
-
-    def __init__(self, model, blocks_of_one: int = 4) -> None:
-        self.model = model
-        self.blocks_of_one = blocks_of_one
-        self.lengths: dict[int, int] = {}
-
-    def slice(self, sequence: int, tokens: list[int], *, all_logits: bool = False) -> SequenceSlice:
-        start = self.lengths.get(sequence, 0)
-        self.lengths[sequence] = start + len(tokens)
-        first = 1 + sequence * self.blocks_of_one
-        table = list(range(first, first + -(-(start + len(tokens)) // 32)))
-        return SequenceSlice(tokens, start, table, True, all_logits)
-
-    def step(self, parts: list[tuple[int, list[int]]], **options: bool) -> np.ndarray:
-        logits = self.model.forward(StepBatch(tuple(self.slice(*part, **options) for part in parts)))
-        return logits if isinstance(logits, np.ndarray) else logits.host(slice(None)).copy()
 
 
 @pytest.fixture
@@ -47,30 +24,21 @@ def make(platform):
     return model
 
 
-def _answers(model, steps: int = 2) -> list[np.ndarray]:
-    """Three prompts at once, then a few tokens of each: logits `[3, vocab]` a step."""
-    run = Run(model)
-    found = [run.step(list(enumerate(PROMPTS)))]
-    for step in range(steps):
-        found.append(run.step([(sequence, [40 + step + sequence]) for sequence in range(3)]))
-    return found
-
-
 def test_it_is_the_model_of_the_plain_operations(make):
     plain = reference_decoder()
     plain.bind_kv_cache(KVCache.zeros(plain.kv_layout(32, "auto"), 16))
-    for wanted, found in zip(_answers(plain), _answers(make(BUCKETS)), strict=True):
+    for wanted, found in zip(answers(plain), answers(make(BUCKETS)), strict=True):
         error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
         assert error < 0.03
 
 
 def test_a_replayed_step_has_the_bits_of_a_launched_one(make):
-    for launched, replayed in zip(_answers(make(None)), _answers(make(BUCKETS)), strict=True):
+    for launched, replayed in zip(answers(make(None)), answers(make(BUCKETS)), strict=True):
         np.testing.assert_array_equal(launched, replayed)
 
 
 def test_a_sequence_has_one_set_of_bits_alone_in_company_and_in_chunks(make):
-    together = _answers(make(BUCKETS))
+    together = answers(make(BUCKETS))
     model = make(BUCKETS)
     for sequence, prompt in enumerate(PROMPTS):
         run = Run(model)
@@ -86,7 +54,7 @@ def test_a_step_of_prompts_and_answers_keeps_their_order(make):
     run = Run(make(BUCKETS))
     run.step([(0, PROMPTS[0]), (2, PROMPTS[2])])
     mixed = run.step([(1, PROMPTS[1]), (0, [40]), (2, [42])])
-    together = _answers(make(BUCKETS))
+    together = answers(make(BUCKETS))
     np.testing.assert_array_equal(mixed[0], together[0][1])
     np.testing.assert_array_equal(mixed[1], together[1][0])
     np.testing.assert_array_equal(mixed[2], together[1][2])
@@ -127,7 +95,7 @@ def test_more_sequences_than_any_graph_has_are_launched(make):
     run = Run(make(Buckets((1, 2), (256,))))
     run.step(list(enumerate(PROMPTS)))
     row = run.step([(sequence, [40 + sequence]) for sequence in range(3)])
-    np.testing.assert_array_equal(row, _answers(make(BUCKETS))[1])
+    np.testing.assert_array_equal(row, answers(make(BUCKETS))[1])
 
 
 def test_a_step_is_one_copy_to_the_device_and_one_replay():

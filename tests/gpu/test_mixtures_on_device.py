@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from device_models import SPEC, bound, device_decoder, reference_decoder, runtime_of
-from test_device_decoder import Run
+from device_run import Run
 
 from engine.blocks.kv_cache import KVCache
 from engine.device.buckets import Buckets

@@ -7,17 +7,21 @@ from functools import partial
 
 import torch
 
+from engine.ops import reference
 from engine.ops.candidate import Candidate
 from engine.ops.cuda import rows
 from engine.ops.cuda.attention import DECODE_HEAD_DIMS, PREFILL_HEAD_DIMS, PagedRows, Scores
 from engine.ops.cuda.attention import decode_attention as attend_few
 from engine.ops.cuda.attention import prefill_attention as attend_many
+from engine.ops.cuda.block_pack import FILE_KINDS
+from engine.ops.cuda.block_products import BlockProducts
 from engine.ops.cuda.cache import rope_and_store
 from engine.ops.cuda.expert_kernels import CudaExperts
 from engine.ops.cuda.experts import pack_experts
 from engine.ops.cuda.gemm import GemmKernel, gemm
 from engine.ops.cuda.latent_ops import LatentOps, latent_obstacle
 from engine.ops.cuda.library import Library
+from engine.ops.cuda.mixed_products import MixedProducts
 from engine.ops.cuda.route import MAX_CHOICES, MAX_EXPERTS, MAX_GROUPS, route
 from engine.spec import AttentionSpec, ModelSpec, MoeSpec
 from engine.steps.step_plan import StepBounds
@@ -172,6 +176,19 @@ def candidates(library: Library, product: GemmKernel | None) -> tuple[Candidate,
         found.append(Candidate("linear", product, ops.linear, _supports, _RANK))
         found.append(Candidate("lm_head", product, ops.lm_head, _supports, _RANK))
     return tuple(found)
+
+
+def quantised_candidates(library: Library, product: GemmKernel | None, device: torch.device) -> tuple[Candidate, ...]:
+    """Products that take matrices as GGUF files quantise them, with int8 activations and the bits of the CPU's; others
+    they leave to `product`, or to torch where it is None. They go before `candidates`."""
+    dense = CudaOps(library, product)
+    linear, lm_head = (reference.linear, reference.lm_head) if product is None else (dense.linear, dense.lm_head)
+    ops = MixedProducts(BlockProducts(library, device), linear, lm_head)
+    name, rank = f"cuda_int8+{product or 'torch'}", _RANK + 1
+    return (
+        Candidate("linear", name, ops.linear, _supports, rank, pack=ops.pack, kinds=FILE_KINDS),
+        Candidate("lm_head", name, ops.lm_head, _supports, rank, pack=ops.pack, rows=ops.rows, kinds=FILE_KINDS),
+    )
 
 
 def best_product(library: Library, capability: tuple[int, int]) -> GemmKernel | None:
