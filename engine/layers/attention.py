@@ -7,6 +7,7 @@ import torch
 from engine.layers.linear import Linear
 from engine.layers.norm import take_norm
 from engine.layers.weights import Weights
+from engine.ops.head_norms import HeadNorms
 from engine.ops.registry import OpTable
 from engine.spec import AttentionSpec, ModelSpec
 from engine.steps.step_plan import StepPlan
@@ -22,7 +23,6 @@ class Attention:
         self._ops = ops
         self._layer = layer
         self._spec = spec
-        self._eps = model.rms_norm_eps
         self.cos_sin = cos_sin
         name = f"model.layers.{layer}.self_attn"
         q_rows, kv_rows = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
@@ -30,11 +30,12 @@ class Attention:
         hidden = model.hidden_size
         self.qkv = Linear.load(ops, weights, parts, hidden, bias=spec.qkv_bias)
         self.output = Linear.load(ops, weights, [(f"{name}.o_proj", hidden)], q_rows, bias=spec.output_bias)
-        self.q_norm: torch.Tensor | None = None
-        self.k_norm: torch.Tensor | None = None
+        self._norms: HeadNorms | None = None
         if spec.qk_norm:
-            self.q_norm = take_norm(weights, f"{name}.q_norm.weight", spec.head_dim, model.norm_offset)
-            self.k_norm = take_norm(weights, f"{name}.k_norm.weight", spec.head_dim, model.norm_offset)
+            q_norm, k_norm = (
+                take_norm(weights, f"{name}.{part}_norm.weight", spec.head_dim, model.norm_offset) for part in "qk"
+            )
+            self._norms = HeadNorms(q_norm, k_norm, model.rms_norm_eps)
         self.sinks = weights.take(f"{name}.sinks", (spec.num_heads,)).float() if spec.sinks else None
 
     def __call__(self, x: torch.Tensor, plan: StepPlan, kv_cache: torch.Tensor) -> torch.Tensor:
@@ -43,8 +44,9 @@ class Attention:
         heads = self.qkv(x).view(len(x), -1, spec.head_dim)
         last_k = spec.num_heads + spec.num_kv_heads
         q, k, v = heads[:, : spec.num_heads], heads[:, spec.num_heads : last_k], heads[:, last_k:]
-        q, k = self._normed(q, self.q_norm), self._normed(k, self.k_norm)
-        rotated = ops.rope_and_store(q, k, v, plan.positions, self.cos_sin, kv_cache, self._layer, plan.slots)
+        rotated = ops.rope_and_store(
+            q, k, v, plan.positions, self.cos_sin, kv_cache, self._layer, plan.slots, self._norms
+        )
         attended = ops.paged_attention(
             rotated,
             kv_cache,
@@ -59,8 +61,3 @@ class Attention:
             bounds=plan.bounds,
         )
         return self.output(attended.view(len(x), -1))
-
-    def _normed(self, heads: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-        if weight is None:
-            return heads
-        return self._ops.rms_norm(heads.reshape(-1, self._spec.head_dim), weight, self._eps).view(heads.shape)

@@ -14,6 +14,7 @@ import torch
 from engine._native import Kernels, PackedLinear
 from engine.ops.candidate import Candidate
 from engine.ops.experts import GatheredExperts
+from engine.ops.head_norms import HeadNorms
 from engine.ops.names import Activations
 from engine.ops.native_decoder import routing_of
 from engine.ops.native_kernels import KERNELS, QUANTISED_KINDS, Packed, pack, product_name
@@ -84,8 +85,11 @@ class NativeOps:
         kv_cache: torch.Tensor,
         layer: int,
         slots: torch.Tensor,
+        norms: HeadNorms | None = None,
     ) -> torch.Tensor:
         """See `signatures.RopeAndStoreOp`."""
+        if norms is not None:
+            q, k = norms.apart(self.rms_norm, q, k)
         out = torch.empty(q.shape)
         wide = q.float(), k.float(), v.float()
         self._kernels.rope_and_store(out, *wide, positions, cos_sin, kv_cache, layer, slots)

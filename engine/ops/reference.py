@@ -20,6 +20,7 @@ from engine.ops import scaled_kv
 from engine.ops.candidate import Candidate
 from engine.ops.experts import GatheredExperts
 from engine.ops.features import FEATURES
+from engine.ops.head_norms import HeadNorms
 from engine.ops.latent_attention import latent_attention, store_latents
 from engine.ops.names import OpName
 from engine.ops.routing import route
@@ -79,8 +80,11 @@ def rope_and_store(
     kv_cache: torch.Tensor,
     layer: int,
     slots: torch.Tensor,
+    norms: HeadNorms | None = None,
 ) -> torch.Tensor:
     """See `signatures.RopeAndStoreOp`."""
+    if norms is not None:
+        q, k = norms.apart(rms_norm, q, k)
     cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)
     rotated = _rotate(k, cos, sin)
     if scaled_kv.is_scaled(kv_cache):

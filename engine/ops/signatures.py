@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
+from engine.ops.head_norms import HeadNorms
 from engine.ops.weight_matrix import ExpertMatrices, WeightMatrix
 from engine.spec import Activation, RoutingSpec
 from engine.steps.step_plan import StepBounds
@@ -66,9 +67,10 @@ class RopeAndStoreOp(Protocol):
         kv_cache: torch.Tensor,
         layer: int,
         slots: torch.Tensor,
+        norms: HeadNorms | None = None,
     ) -> torch.Tensor:
-        """Rotates q and k (i with i + R/2 of the first R dimensions, which may be 0), writes k and v into the cache,
-        returns the rotated q.
+        """Norms heads of q and k where `norms` are given, rotates them (i with i + R/2 of the first R dimensions, which
+        may be 0), writes k and v into the cache, returns the rotated q.
 
         `q` `[M, num_heads, D]`, `k`, `v` `[M, num_kv_heads, D]`: rows may be strided (views into one fused QKV
         row), the last two axes are contiguous. `positions` `[M]` int64; `cos_sin` `[max_len, R]` float32, R <= D: cos

@@ -7,8 +7,9 @@ import torch
 from closeness import distance, same_bits
 
 from engine.ops import reference
-from engine.ops.cuda.cache import HeadNorms, PoolPart, copy_blocks, rope_and_store
+from engine.ops.cuda.cache import PoolPart, copy_blocks, rope_and_store
 from engine.ops.cuda.rows import rms_norm
+from engine.ops.head_norms import HeadNorms
 from wire.errors import SpliceError
 
 SHAPES = [(64, 64, 9, 3), (128, 128, 8, 2), (128, 64, 4, 4), (80, 0, 2, 1), (256, 256, 3, 1), (96, 32, 2, 2)]

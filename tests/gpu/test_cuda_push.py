@@ -6,8 +6,9 @@ import pytest
 import torch
 from closeness import same_bits
 
-from engine.ops.cuda.cache import HeadNorms, rope_and_store
+from engine.ops.cuda.cache import rope_and_store
 from engine.ops.cuda.push import PeerRows, rope_store_and_push
+from engine.ops.head_norms import HeadNorms
 from wire.errors import SpliceError
 
 TOKENS, BLOCK_TOKENS = 6, 16

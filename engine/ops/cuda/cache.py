@@ -9,6 +9,7 @@ import torch
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.structs import Copy, Kv, Pool, Rope
 from engine.ops.cuda.tensors import refuse, require, require_rows
+from engine.ops.head_norms import HeadNorms
 
 BF16 = torch.bfloat16
 _ALIGN = 16
@@ -21,15 +22,6 @@ def kv_struct(kv_cache: torch.Tensor, layer: int, device_type: str) -> Kv:
     if not 0 <= layer < kv_cache.shape[1]:
         raise refuse("layer", layer, f"0 to {kv_cache.shape[1] - 1}")
     return Kv(address, kv_cache.shape[1], kv_cache.shape[3], kv_cache.shape[4], kv_cache.shape[5])
-
-
-@dataclass(frozen=True, slots=True)
-class HeadNorms:
-    """Weights `[head_dim]` of norms that q and k heads go through before they turn; bfloat16, or both float32."""
-
-    q: torch.Tensor
-    k: torch.Tensor
-    eps: float
 
 
 def rope_and_store(

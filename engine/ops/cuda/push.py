@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.ops.cuda.cache import HeadNorms, rope_arguments
+from engine.ops.cuda.cache import rope_arguments
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.structs import Rope
 from engine.ops.cuda.tensors import require
+from engine.ops.head_norms import HeadNorms
 
 
 class Push(Structure):
