@@ -28,6 +28,23 @@ class SamplingRow:
     stopping_ids: Sequence[int] = ()
     """Tokens that would end the answer, not drawn before `min_tokens`."""
     _plan: Plan | None = field(default=None, init=False, repr=False)
+    _is_greedy: bool = field(init=False, repr=False)
+    _is_plain: bool = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        params = self.params
+        # No logit is changed or forbidden before temperature and filters.
+        unchanged = (
+            not params.logit_bias
+            and not params.allowed_token_ids
+            and not params.bad_words
+            and params.repetition_penalty == 1.0
+            and params.frequency_penalty == 0.0
+            and params.presence_penalty == 0.0
+        )
+        filters = params.is_greedy or params.typical_p == 1.0
+        self._is_greedy = params.is_greedy and unchanged
+        self._is_plain = params.logprobs is None and filters and unchanged
 
     @property
     def plan(self) -> Plan:
@@ -39,28 +56,15 @@ class SamplingRow:
     @property
     def is_argmax(self) -> bool:
         """Nothing but the largest logit matters."""
-        return self.params.is_greedy and self.takes_logits_as_they_are
+        return self._is_greedy and self._may_stop()
 
     @property
     def is_plain(self) -> bool:
         """Temperature, min_p, top_k and top_p say all there is to say, and no more is wanted than the token."""
-        params = self.params
-        filters = params.is_greedy or params.typical_p == 1.0
-        return params.logprobs is None and filters and self.takes_logits_as_they_are
+        return self._is_plain and self._may_stop()
 
-    @property
-    def takes_logits_as_they_are(self) -> bool:
-        """No logit is changed or forbidden before temperature and filters."""
-        params = self.params
-        return (
-            not params.logit_bias
-            and not params.allowed_token_ids
-            and not params.bad_words
-            and params.repetition_penalty == 1.0
-            and params.frequency_penalty == 0.0
-            and params.presence_penalty == 0.0
-            and len(self.tokens) - self.num_prompt_tokens >= params.min_tokens
-        )
+    def _may_stop(self) -> bool:
+        return len(self.tokens) - self.num_prompt_tokens >= self.params.min_tokens
 
 
 class DrawnToken(msgspec.Struct, frozen=True):
