@@ -4,8 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # CUDA kernels in the build: auto, on, or off, which leaves them to `make cuda`.
 SPLICE_CUDA ?= off
-# Architectures that `make cuda` compiles for, such as 90;90a; empty: all of csrc/cuda/units.txt.
+# Architectures that `make cuda` compiles for, such as 90;90a, and units it compiles; empty: all of csrc/cuda/units.txt.
 CUDA_ARCHITECTURES ?=
+CUDA_UNITS ?=
 # One of them may take 6 GiB.
 CUDA_JOBS ?= 2
 PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
@@ -96,7 +97,7 @@ $(VENV)/.native: $(VENV)/.build $(NATIVE)
 $(VENV)/.cuda: $(VENV)/.build $(shell find csrc/cuda -type f)
 	$(SAY) "CUDA kernels"
 	@$(PIP) install -c constraints.txt --no-deps --target build/cutlass --upgrade nvidia-cutlass
-	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/cuda -G Ninja -DSPLICE_CUDA=on "-DSPLICE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)" -DCUTLASS_ROOT=$(CURDIR)/build/cutlass/cutlass_library -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python >build/.log 2>&1 || { cat build/.log; exit 1; }
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/cuda -G Ninja -DSPLICE_CUDA=on "-DSPLICE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)" "-DSPLICE_CUDA_UNITS=$(CUDA_UNITS)" -DCUTLASS_ROOT=$(CURDIR)/build/cutlass/cutlass_library -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python >build/.log 2>&1 || { cat build/.log; exit 1; }
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/cuda --target splice_cuda -j $(CUDA_JOBS) >build/.log 2>&1 || { cat build/.log; exit 1; }
 	@cp build/cuda/csrc/cuda/libsplice_cuda.so engine/
 	@touch $@

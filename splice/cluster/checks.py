@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 
 from membership.server import find_etcd
+from splice.gpu_probe import probe_gpu
+from splice.gpu_state import gpu_findings
 from splice.models import find_model
 from splice.settings.commands import ServeSettings
 from wire.errors import ErrorCode, SpliceError
@@ -38,6 +40,8 @@ def check_serve(settings: ServeSettings) -> list[str]:
     if settings.ray_address is None:
         done.append(check_shm())
         done.append(check_memory(settings))
+        if settings.device != "cpu":
+            done.append(check_gpu(settings.device))
     else:
         done.append(check_reachable("ray_address", (settings.ray_address,)))
     return done
@@ -118,6 +122,20 @@ def check_memory(settings: ServeSettings) -> str:
             param="kv_cache_memory",
         )
     return f"memory     {needed >> 20} of {free >> 20} MiB"
+
+
+def check_gpu(device: str) -> str:
+    """Whether workers that start here can compute on this machine's GPU, by all that can be seen without one."""
+    findings = [each for each in gpu_findings(probe_gpu()) if each.part != "nvcc"]
+    lacking = next((each for each in findings if each.verdict != "ok"), None)
+    if lacking is not None:
+        raise SpliceError(
+            ErrorCode.MISSING_PART,
+            f"--device {device} cannot be used here: {lacking.part}: {lacking.found}; {lacking.remedy}, or use "
+            "--device cpu",
+            param="device",
+        )
+    return f"GPU        {findings[0].found}"
 
 
 def _pool_bytes(settings: ServeSettings) -> int:

@@ -9,6 +9,7 @@ import pytest
 
 from splice.cluster.launcher import Launcher
 from splice.cluster.run_dir import RunDirectory
+from splice.gpu_probe import probe_gpu
 from splice.settings.commands import ServeSettings, WorkerCommandSettings
 from splice.settings.parts import pool_settings, worker_settings
 from wire.errors import ErrorCode, SpliceError
@@ -31,6 +32,19 @@ def test_a_damaged_model_is_refused_before_etcd_and_ray_start(tmp_path: Path) ->
     assert launcher.state.processes == ()
     assert not run_dir.path.exists()
     assert said == []
+
+
+@pytest.mark.skipif(probe_gpu().gpus != (), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_refused_before_etcd_and_ray_start(tmp_path: Path) -> None:
+    run_dir = RunDirectory("c", tmp_path / "run")
+    (tmp_path / "model.gguf").touch()
+    launcher = Launcher(
+        ServeSettings(model=str(tmp_path / "model.gguf"), port=0, grpc_port=0, device="cuda"), run_dir, print
+    )
+    with pytest.raises(SpliceError, match="use --device cpu") as caught, launcher.running():
+        pytest.fail("it started")
+    assert (caught.value.code, caught.value.param) == (ErrorCode.MISSING_PART, "device")
+    assert launcher.state.processes == ()
 
 
 @pytest.mark.parametrize(
