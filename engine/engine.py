@@ -217,7 +217,7 @@ class Engine:
         try:
             drawing = [part for part in plan.scheduled if part.completes]
             rows = [self._sampling_row(part.request) for part in drawing]
-            return LaunchedStep(plan, self._run(plan).start_draw(range(len(rows)), rows), began_s)
+            return LaunchedStep(plan, drawing, self._run(plan).start_draw(range(len(rows)), rows), began_s)
         except Exception:  # what is wrong with the batch shows when it is computed again, request by request
             _log.exception(
                 "a batch of %d was not launched; it is computed once the one before it is done", len(plan.scheduled)

@@ -42,8 +42,10 @@ class DeviceLogits:
     def draw(self, places: Sequence[int], rows: Sequence[SamplingRow]) -> list[DrawnToken | Exception]:
         """See `StepLogits.draw`. Rows that ask for more than the kernel does are drawn from on the host: the same
         tokens, later."""
-        here = [index for index, row in enumerate(rows) if row.is_plain]
-        away = [index for index, row in enumerate(rows) if not row.is_plain]
+        here: list[int] = []
+        away: list[int] = []
+        for index, row in enumerate(rows):
+            (here if row.is_plain else away).append(index)
         drawn: dict[int, DrawnToken | Exception] = {}
         if here:
             plain = self.start_draw([places[index] for index in here], [rows[index] for index in here])

@@ -14,7 +14,7 @@ from engine.models.decoder import Decoder
 from engine.models.device_decoder import DeviceDecoder
 from engine.numerics import gpu_numerics_id
 from engine.ops import reference
-from engine.ops.cuda.candidates import best_product, candidates, obstacle, quantised_candidates
+from engine.ops.cuda.candidates import best_product, candidates, obstacle
 from engine.ops.cuda.library import Library
 from engine.ops.features import features_of
 from engine.ops.registry import choose
@@ -43,10 +43,9 @@ def build_on_gpu(spec: ModelSpec, weights: WeightSource, length: int, place: Gpu
     tuned = None
     if place.tactics is not None:
         tuned = TunedOperations(library, runtime.device, "deterministic" if place.is_deterministic else "fast")
-    offered = [*reference.CANDIDATES, *candidates(library, product), *(tuned.candidates() if tuned is not None else ())]
-    if place.is_quantised:  # what is tuned of products takes plain matrices
-        offered = [each for each in offered if each.op != "linear"]
-        offered += quantised_candidates(library, product, runtime.device)
+    offered = [*reference.CANDIDATES, *candidates(library, product, runtime.device if place.is_quantised else None)]
+    if tuned is not None:  # its products take plain matrices
+        offered += [each for each in tuned.candidates() if not (place.is_quantised and each.op == "linear")]
     ops = choose(offered, torch.bfloat16, features_of(spec))
     on_device = TorchWeights(weights, torch.bfloat16, runtime.device, keeps_quantised=place.is_quantised)
     decoder = Decoder(spec, ops, on_device, length, "bfloat16", runtime.device)

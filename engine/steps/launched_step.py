@@ -13,10 +13,7 @@ class LaunchedStep:
     """What it computes, and where its tokens will be. Nothing it computes can be seen before `draw` is waited for."""
 
     plan: SchedulePlan
+    drawing: list[ScheduledRequest]
+    """Those whose next token is drawn, in the order of the draws."""
     draw: PendingDraw
     began_s: float
-
-    @property
-    def drawing(self) -> list[ScheduledRequest]:
-        """Those whose next token is drawn, in the order of the draws."""
-        return [part for part in self.plan.scheduled if part.completes]

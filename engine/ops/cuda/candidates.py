@@ -19,6 +19,7 @@ from engine.ops.cuda.cache import rope_and_store
 from engine.ops.cuda.expert_kernels import CudaExperts
 from engine.ops.cuda.experts import pack_experts
 from engine.ops.cuda.gemm import GemmKernel, gemm
+from engine.ops.cuda.latent import store_latents
 from engine.ops.cuda.latent_ops import LatentOps, latent_obstacle
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.mixed_products import MixedProducts
@@ -128,8 +129,11 @@ class CudaOps:
         return attend(self._library, q, kv_cache, layer, paged, scores)
 
 
-def candidates(library: Library, product: GemmKernel | None) -> tuple[Candidate, ...]:
-    """On this library; products by `product`, or by torch where it is None."""
+def candidates(
+    library: Library, product: GemmKernel | None, quantised_on: torch.device | None = None
+) -> tuple[Candidate, ...]:
+    """On this library; products by `product`, or by torch where it is None. With `quantised_on`, the library's device,
+    products take matrices as GGUF files quantise them too, with int8 activations and the bits of the CPU's."""
     ops, latents = CudaOps(library, product), LatentOps(library)
     experts = CudaExperts(library, is_hopper=product == "gemm_sm90")
     found = [
@@ -169,26 +173,22 @@ def candidates(library: Library, product: GemmKernel | None) -> tuple[Candidate,
             frozenset({"gelu_tanh", "swiglu_oai"}),
             pack_experts=pack_experts,
         ),
-        Candidate("store_latents", "cuda", latents.store_latents, _supports, _RANK),
+        Candidate("store_latents", "cuda", partial(store_latents, library), _supports, _RANK),
         Candidate("latent_attention", "cuda", latents.latent_attention, _supports, _RANK),
     ]
-    if product is not None:
+    if quantised_on is not None:
+        dense = (reference.linear, reference.lm_head) if product is None else (ops.linear, ops.lm_head)
+        mixed, name = MixedProducts(BlockProducts(library, quantised_on), *dense), f"cuda_int8+{product or 'torch'}"
+        found += [
+            Candidate("linear", name, mixed.linear, _supports, _RANK, pack=mixed.pack, kinds=FILE_KINDS),
+            Candidate(
+                "lm_head", name, mixed.lm_head, _supports, _RANK, pack=mixed.pack, rows=mixed.rows, kinds=FILE_KINDS
+            ),
+        ]
+    elif product is not None:
         found.append(Candidate("linear", product, ops.linear, _supports, _RANK))
         found.append(Candidate("lm_head", product, ops.lm_head, _supports, _RANK))
     return tuple(found)
-
-
-def quantised_candidates(library: Library, product: GemmKernel | None, device: torch.device) -> tuple[Candidate, ...]:
-    """Products that take matrices as GGUF files quantise them, with int8 activations and the bits of the CPU's; others
-    they leave to `product`, or to torch where it is None. They go before `candidates`."""
-    dense = CudaOps(library, product)
-    linear, lm_head = (reference.linear, reference.lm_head) if product is None else (dense.linear, dense.lm_head)
-    ops = MixedProducts(BlockProducts(library, device), linear, lm_head)
-    name, rank = f"cuda_int8+{product or 'torch'}", _RANK + 1
-    return (
-        Candidate("linear", name, ops.linear, _supports, rank, pack=ops.pack, kinds=FILE_KINDS),
-        Candidate("lm_head", name, ops.lm_head, _supports, rank, pack=ops.pack, rows=ops.rows, kinds=FILE_KINDS),
-    )
 
 
 def best_product(library: Library, capability: tuple[int, int]) -> GemmKernel | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from engine.ops.cuda.attention import PagedRows
-from engine.ops.cuda.latent import LATENT_DIMS, LatentKernel, absorb, attend_latents, expand, store_latents
+from engine.ops.cuda.latent import LATENT_DIMS, LatentKernel, absorb, attend_latents, expand
 from engine.ops.cuda.library import Library
 from engine.spec import LatentAttentionSpec
 from engine.steps.step_plan import StepBounds
@@ -30,20 +30,6 @@ class LatentOps:
 
     def __init__(self, library: Library) -> None:
         self._library = library
-
-    def store_latents(
-        self,
-        q: torch.Tensor,
-        latents: torch.Tensor,
-        keys: torch.Tensor,
-        positions: torch.Tensor,
-        cos_sin: torch.Tensor,
-        kv_cache: torch.Tensor,
-        layer: int,
-        slots: torch.Tensor,
-    ) -> torch.Tensor:
-        """See `signatures.StoreLatentsOp`; q turns where it is."""
-        return store_latents(self._library, q, latents, keys, positions, cos_sin, kv_cache, layer, slots)
 
     def latent_attention(
         self,
