@@ -168,6 +168,9 @@ class KvConsumer:
     def _attach(self, key: RequestKey) -> None:
         with self._lock:
             fetch = self._fetches.get(key)
+        if fetch is not None:
+            self._part(fetch.source)  # a copy thread that has just found its last transport broken may yet say so
+        with self._lock:
             if fetch is None or not fetch.machine.is_live:
                 return
             known = self._peers.get(fetch.source)
@@ -256,19 +259,19 @@ class KvConsumer:
         if self._door is not None:
             self._door.lost(peer)
 
-    def _part(self, peer: Peer) -> None:
+    def _part(self, source: SourceAddress) -> None:
         """Gives up a channel with no transport left: the next fetch says Hello again and gets fresh offers.
 
         What broke the transports may have passed (a source that was frozen), the channel alone would not show it.
         """
-        known = self._peers.get(peer.source)
-        if known is None or known[0] is not peer:
+        peer, task = self._peers.get(source, (None, None))
+        if peer is None or task is None or peer.links is None or not peer.links.exhausted:
             return
-        code, source = ErrorCode.KV_TRANSFER_FAILED, peer.source.worker_id
-        self._lost(peer, SpliceError(code, f"no transport to {source} is left; another request may find it well"))
-        self._parting.add(known[1])
-        known[1].add_done_callback(self._parting.discard)
-        known[1].cancel()
+        code, name = ErrorCode.KV_TRANSFER_FAILED, source.worker_id
+        self._lost(peer, SpliceError(code, f"no transport to {name} is left; another request may find it well"))
+        self._parting.add(task)
+        task.add_done_callback(self._parting.discard)
+        task.cancel()
 
     async def _tick(self) -> None:
         while True:
@@ -297,9 +300,8 @@ class KvConsumer:
             _log.exception("kv copy failed", blocks=[copy.block().read for copy in live])
             results = [(copy, CopyOutcome.BROKEN, repr(unexpected)) for copy in live]
         self._report(results)
-        with self._lock:
-            if peer.links is not None and peer.links.exhausted:
-                self._on_loop(self._part, peer)
+        if peer.links is not None and peer.links.exhausted:
+            self._on_loop(self._part, peer.source)
 
     def _copy_and_check(self, peer: Peer, copies: Sequence[QueuedCopy]) -> list[CopyOutcome]:
         if peer.links is None:

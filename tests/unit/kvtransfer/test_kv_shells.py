@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from kv_pair import FINAL, KEY, LAYOUT, fill, pair, until
 
 from kvtransfer.faults import DROP_FINAL, FaultPlan
@@ -70,11 +71,15 @@ class BrokenOnce:
         raise TransportError("timed out")
 
 
-async def test_a_source_whose_transports_all_failed_once_is_not_given_up_for_good() -> None:
+@pytest.mark.parametrize("noticed", ["at once", "after the next fetch"])
+async def test_a_source_whose_transports_all_failed_once_is_not_given_up_for_good(noticed: str) -> None:
     links = BrokenOnce()
     async with pair(("tcp",), consumer={"factories": {"tcp": links}}) as (source, address, consumer):
         fill(source.pool, [0, 1])
         source.kv.announce(KEY, 0, [0], LAYOUT.block_tokens, FINAL)
+        if noticed == "after the next fetch":
+            on_loop = consumer.kv._on_loop
+            consumer.kv._on_loop = lambda call, *args: call == consumer.kv._part or on_loop(call, *args)
         consumer.kv.fetch(KEY, address, [0], 0, 5.0)
         await until(lambda: consumer.drained)
         assert consumer.failed[0][1].code is ErrorCode.KV_TRANSFER_FAILED
