@@ -24,7 +24,7 @@ from engine.formats.hf_weights import SafetensorsWeights, weight_files
 from engine.gpu_place import GpuPlace
 from engine.heap import return_freed
 from engine.models.causal_lm import CausalLM
-from engine.models.kv_layouts import auto_kv_dtype
+from engine.models.kv_layouts import auto_kv_dtype, decoder_kv_layout
 from engine.models.needed_tensors import needed_tensors
 from engine.models.registry import architecture_of_config, architecture_of_gguf
 from engine.numerics import numerics_id, supports_fast_bfloat16
@@ -33,7 +33,7 @@ from engine.ops.names import Activations, ActivationsChoice, OpsChoice
 from engine.spec import ModelSpec
 from engine.weights import WeightSource
 from wire.errors import ErrorCode, SpliceError
-from wire.kv_layout import KVDtype
+from wire.kv_layout import KVDtype, KVLayout
 from wire.model_card import ModelCard, TokenizerData
 
 _log = logging.getLogger(__name__)
@@ -65,80 +65,6 @@ class _Description:
     """Raises SpliceError for what the files' headers show."""
 
 
-def load_model(
-    path: Path,
-    *,
-    served_name: str | None,
-    dtype: DtypeChoice,
-    max_model_len: int | None,
-    ops: OpsChoice = "auto",
-    num_threads: int = 1,
-    activations: ActivationsChoice = "auto",
-    gpu: GpuPlace | None = None,
-) -> LoadedModel:
-    """Reads, checks and lays out a model.
-
-    `served_name` defaults to the file's or directory's name. `dtype` is of what lies between operations, `auto`
-    float32; weights are multiplied in the type they are stored in. `max_model_len` defaults to the model's context
-    length. `num_threads` share each step; in this process, it holds for all models. `activations` are what weights
-    meet, see `engine.ops.names`: `auto` is int8 for quantised files and for others bfloat16 where kernels have tiles
-    for it, else float32; another choice is another `numerics_id`. On a `gpu` bfloat16 lies between operations, and
-    what is not quantised is bfloat16. torch is loaded only for what the native kernels do not compute. Raises
-    SpliceError: bad_model_file for anything wrong with the files, bad_setting for the arguments, missing_part for a
-    GPU that is not there.
-    """
-    description = _describe(path)
-    text = description.read_text()
-    return_freed()  # so that weights do not come on top of what the tokenizer needed
-    length = _checked_length(max_model_len, description.spec)
-    spec = description.spec.served(length)
-    kind: Dtype = "float32" if dtype == "auto" else dtype
-    rows = _activations(activations, ops, is_quantised=description.is_quantised)
-    if gpu is not None:
-        _expect_bfloat16(dtype, activations)
-    weights = description.open_weights()
-    kv_dtype = auto_kv_dtype(spec, kind, weights)
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as digests:
-        digest = digests.submit(_digest, spec, description.weight_files)  # hashing and packing both leave the GIL
-        if gpu is not None:
-            is_quantised = description.is_quantised and rows == "int8"
-            model, numerics = _build_on_gpu(spec, weights, length, replace(gpu, is_quantised=is_quantised))
-        else:
-            model, numerics = _build(_Build(spec, weights, length, kind, kv_dtype, ops, num_threads, rows))
-    _say_unread(path, spec, weights)
-    card = ModelCard(
-        name=served_name or path.resolve().name.removesuffix(".gguf"),
-        architecture=spec.architecture,
-        model_digest=digest.result(),
-        vocab_size=spec.vocab_size,
-        max_model_len=length,
-        **msgspec.structs.asdict(text),
-    )
-    del description, weights  # the file's own vocabulary is in the card now
-    return_freed()
-    return LoadedModel(
-        model=model,
-        card=card,
-        numerics_id=numerics,
-    )
-
-
-def check_model(path: Path, max_model_len: int | None = None) -> ModelSpec:
-    """What can be said of a model from its headers alone, in a fraction of a second.
-
-    Raises SpliceError as `load_model` does: for an unknown architecture, a field that cannot be, a damaged header, a
-    file that ends before its tensors do, a tensor that is missing, of another shape or of a type nobody multiplies, a
-    context length the model does not have.
-    """
-    description = _describe(path)
-    _checked_length(max_model_len, description.spec)
-    description.check_weights()
-    weights = description.open_weights()
-    for tensor in needed_tensors(description.spec):
-        weights.expect(tensor.name, tensor.shape)
-    return description.spec
-
-
 _Built = tuple[CausalLM, str]
 """A model and its `numerics_id`."""
 
@@ -155,6 +81,133 @@ class _Build:
     ops: OpsChoice
     num_threads: int
     activations: Activations
+
+
+class OpenedModel:
+    """A model whose headers are read: what its KV blocks look like is known while its weights are still to be laid
+    out, which takes most of the time."""
+
+    def __init__(self, path: Path, name: str, description: _Description, build: _Build, gpu: GpuPlace | None) -> None:
+        self._path = path
+        self._name = name
+        self._description = description
+        self._build = build
+        self._gpu = gpu
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of its files; in memory weights take about as much."""
+        return sum(file.stat().st_size for file in self._description.weight_files)
+
+    def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
+        """As the loaded model's `CausalLM.kv_layout`."""
+        return decoder_kv_layout(self._build.spec, self._build.kv_dtype, block_tokens, kv_dtype)
+
+    def load(self) -> LoadedModel:
+        """Once. Raises SpliceError as `load_model` does."""
+        description, build = self._description, self._build
+        text = description.read_text()
+        return_freed()  # so that weights do not come on top of what the tokenizer needed
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as digests:
+            digest = digests.submit(_digest, build.spec, description.weight_files)  # as packing, it leaves the GIL
+            if self._gpu is not None:
+                is_quantised = description.is_quantised and build.activations == "int8"
+                place = replace(self._gpu, is_quantised=is_quantised)
+                model, numerics = _build_on_gpu(build.spec, build.weights, build.length, place)
+            else:
+                model, numerics = _build(build)
+        _say_unread(self._path, build.spec, build.weights)
+        card = ModelCard(
+            name=self._name,
+            architecture=build.spec.architecture,
+            model_digest=digest.result(),
+            vocab_size=build.spec.vocab_size,
+            max_model_len=build.length,
+            **msgspec.structs.asdict(text),
+        )
+        del self._description, self._build, description, build  # the file's own vocabulary is in the card now
+        return_freed()
+        return LoadedModel(model=model, card=card, numerics_id=numerics)
+
+
+def open_model(
+    path: Path,
+    *,
+    served_name: str | None,
+    dtype: DtypeChoice,
+    max_model_len: int | None,
+    ops: OpsChoice = "auto",
+    num_threads: int = 1,
+    activations: ActivationsChoice = "auto",
+    gpu: GpuPlace | None = None,
+) -> OpenedModel:
+    """Reads and checks what a model's headers say.
+
+    `served_name` defaults to the file's or directory's name. `dtype` is of what lies between operations, `auto`
+    float32; weights are multiplied in the type they are stored in. `max_model_len` defaults to the model's context
+    length. `num_threads` share each step; in this process, it holds for all models. `activations` are what weights
+    meet, see `engine.ops.names`: `auto` is int8 for quantised files and for others bfloat16 where kernels have tiles
+    for it, else float32; another choice is another `numerics_id`. On a `gpu` bfloat16 lies between operations, and
+    what is not quantised is bfloat16. torch is loaded only for what the native kernels do not compute. Raises
+    SpliceError: bad_model_file for anything wrong with the files, bad_setting for the arguments.
+    """
+    description = _describe(path)
+    length = _checked_length(max_model_len, description.spec)
+    spec = description.spec.served(length)
+    kind: Dtype = "float32" if dtype == "auto" else dtype
+    rows = _activations(activations, ops, is_quantised=description.is_quantised)
+    if gpu is not None:
+        _expect_bfloat16(dtype, activations)
+    weights = description.open_weights()
+    kv_dtype = auto_kv_dtype(spec, kind, weights) if gpu is None else "bfloat16"
+    build = _Build(spec, weights, length, kind, kv_dtype, ops, num_threads, rows)
+    name = served_name or path.resolve().name.removesuffix(".gguf")
+    return OpenedModel(path, name, description, build, gpu)
+
+
+def load_model(
+    path: Path,
+    *,
+    served_name: str | None,
+    dtype: DtypeChoice,
+    max_model_len: int | None,
+    ops: OpsChoice = "auto",
+    num_threads: int = 1,
+    activations: ActivationsChoice = "auto",
+    gpu: GpuPlace | None = None,
+) -> LoadedModel:
+    """Reads, checks and lays out a model; arguments as of `open_model`.
+
+    Raises SpliceError: bad_model_file for anything wrong with the files, bad_setting for the arguments, missing_part
+    for a GPU that is not there.
+    """
+    opened = open_model(
+        path,
+        served_name=served_name,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        ops=ops,
+        num_threads=num_threads,
+        activations=activations,
+        gpu=gpu,
+    )
+    return opened.load()
+
+
+def check_model(path: Path, max_model_len: int | None = None) -> ModelSpec:
+    """What can be said of a model from its headers alone, in a fraction of a second.
+
+    Raises SpliceError as `load_model` does: for an unknown architecture, a field that cannot be, a damaged header, a
+    file that ends before its tensors do, a tensor that is missing, of another shape or of a type nobody multiplies, a
+    context length the model does not have.
+    """
+    description = _describe(path)
+    _checked_length(max_model_len, description.spec)
+    description.check_weights()
+    weights = description.open_weights()
+    for tensor in needed_tensors(description.spec):
+        weights.expect(tensor.name, tensor.shape)
+    return description.spec
 
 
 def _build(this: _Build) -> _Built:

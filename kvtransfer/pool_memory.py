@@ -52,24 +52,30 @@ class KVPoolMemory:
         self._block_bytes = layout.block_bytes
 
     @classmethod
-    def create(cls, layout: KVLayout, num_blocks: int, incarnation: int) -> KVPoolMemory:
-        """A zeroed pool with all generations 0; raises SpliceError(BAD_SETTING) if the machine cannot hold it."""
+    def create(cls, layout: KVLayout, num_blocks: int, incarnation: int, *, beside_bytes: int = 0) -> KVPoolMemory:
+        """A zeroed pool with all generations 0; raises SpliceError(BAD_SETTING) if the machine cannot hold it.
+
+        `beside_bytes` is what the caller is about to take besides. The interpreter goes on meanwhile: a large pool
+        takes as long as reading a small model.
+        """
         if num_blocks < 1:
             raise SpliceError(ErrorCode.BAD_SETTING, f"a KV pool needs ≥ 1 block, got {num_blocks}", param="num_blocks")
         header = PoolHeader(layout.layout_id, incarnation, num_blocks, layout.block_bytes)
         # The kernel would hand out pages until it has to kill somebody: a memfd has no size limit of its own.
         available = psutil.virtual_memory().available
-        if header.total_bytes > available:
+        if header.total_bytes + beside_bytes > available:
+            beside = f", {beside_bytes} of them for weights" if beside_bytes else ""
             raise SpliceError(
                 ErrorCode.BAD_SETTING,
-                f"a KV pool of {num_blocks} blocks takes {header.total_bytes} bytes and {available} are available; "
-                "use fewer blocks or free memory",
+                f"a KV pool of {num_blocks} blocks takes {header.total_bytes} bytes and {available} are available"
+                f"{beside}; use fewer blocks or free memory",
                 param="num_blocks",
             )
         fd = os.memfd_create("splice-kv-pool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.posix_fallocate(fd, 0, header.total_bytes)
-            mapping = mmap.mmap(fd, header.total_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+            mapping = mmap.mmap(fd, header.total_bytes, flags=mmap.MAP_SHARED)
+            _native.map_pages(mapping)
             mapping[: len(header.encode())] = header.encode()
             seal_size(fd)
         except OSError as error:

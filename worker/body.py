@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +13,12 @@ from engine.blocks.block_pool import BlockPool
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.gpu_place import GpuPlace
-from engine.loader import LoadedModel, load_model
+from engine.loader import LoadedModel, OpenedModel, open_model
 from engine.ops.cpu_isa import choose_cpu_isa
 from wire.errors import ErrorCode, SpliceError
 from wire.kv_layout import KVLayout
 from wire.worker_record import draw_incarnation
-from worker.pool_place import PoolPlace, make_pool, num_blocks
+from worker.pool_place import PoolPlace, pool_on_gpu, pool_on_host
 from worker.settings import WorkerSettings
 
 
@@ -31,7 +33,7 @@ class Body:
 
 def build_body(settings: WorkerSettings) -> Body:
     choose_cpu_isa(settings.cpu_isa)
-    loaded = load_model(
+    opened = open_model(
         settings.path,
         served_name=settings.served_model_name,
         dtype=settings.dtype,
@@ -40,9 +42,38 @@ def build_body(settings: WorkerSettings) -> Body:
         num_threads=settings.num_threads,
         gpu=_gpu_place(settings),
     )
-    layout = loaded.model.kv_layout(settings.block_size, settings.kv_cache_dtype)
+    layout = opened.kv_layout(settings.block_size, settings.kv_cache_dtype)
+    incarnation = draw_incarnation()
+    with ExitStack() as undo:
+        if settings.gpu_index is None:
+            loaded, place = _with_host_pool(settings, opened, layout, incarnation)
+        else:
+            loaded = opened.load()
+            place = pool_on_gpu(settings, settings.gpu_index, loaded.model, layout, incarnation)
+        undo.callback(place.pool.close)
+        engine = _engine(settings, loaded, layout, place)
+        undo.pop_all()
+    return Body(loaded, layout, place, engine, incarnation)
+
+
+def _with_host_pool(
+    settings: WorkerSettings, opened: OpenedModel, layout: KVLayout, incarnation: int
+) -> tuple[LoadedModel, PoolPlace]:
+    """Memory for the pool comes while weights are read: each takes about as long, and neither needs the other."""
+    with ThreadPoolExecutor(1, thread_name_prefix="kv-pool") as aside:
+        reserved = aside.submit(pool_on_host, settings, layout, incarnation, beside_bytes=opened.weight_bytes)
+        try:
+            loaded = opened.load()
+        except BaseException:
+            if reserved.exception() is None:
+                reserved.result().pool.close()
+            raise
+    return loaded, reserved.result()
+
+
+def _engine(settings: WorkerSettings, loaded: LoadedModel, layout: KVLayout, place: PoolPlace) -> Engine:
     config = EngineConfig(
-        num_blocks=num_blocks(settings, loaded.model, layout),
+        num_blocks=place.pool.num_blocks,
         num_host_blocks=_num_host_blocks(settings, layout),
         block_tokens=settings.block_size,
         max_num_seqs=settings.max_num_seqs,
@@ -54,12 +85,10 @@ def build_body(settings: WorkerSettings) -> Body:
         async_scheduling=settings.async_scheduling,
         eos_token_ids=loaded.card.eos_token_ids,
     )
-    incarnation = draw_incarnation()
-    place = make_pool(settings, layout, config.num_blocks, incarnation)
     pool = BlockPool(config.num_blocks, place.pool, config.num_host_blocks, config.host_min_tokens)
     engine = Engine(loaded.model, place.cache, config, pool)
     engine.warm_up()
-    return Body(loaded, layout, place, engine, incarnation)
+    return engine
 
 
 def _gpu_place(settings: WorkerSettings) -> GpuPlace | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,38 +32,26 @@ class PoolPlace:
     None where blocks are written by the host."""
 
 
-def num_blocks(settings: WorkerSettings, model: CausalLM, layout: KVLayout) -> int:
-    """As many as were asked for, else as fit. Raises SpliceError (bad_setting) where that is not enough."""
-    if settings.num_kv_blocks is not None:
-        return settings.num_kv_blocks
-    num_bytes = settings.kv_cache_bytes
-    if num_bytes is None:
-        num_bytes = DEFAULT_KV_BYTES if settings.gpu_index is None else _left_on_gpu(settings, model)
-    found = num_bytes // layout.block_bytes
-    if found < 2:
-        raise SpliceError(
-            ErrorCode.BAD_SETTING,
-            f"{num_bytes} bytes hold {found} KV blocks of {layout.block_bytes} bytes; "
-            "at least 2 are needed: raise --kv-cache-memory",
-            param="kv_cache_bytes",
-        )
-    return found
+def pool_on_host(settings: WorkerSettings, layout: KVLayout, incarnation: int, *, beside_bytes: int) -> PoolPlace:
+    """`beside_bytes`: see `KVPoolMemory.create`. Raises SpliceError (bad_setting) where the memory cannot be had."""
+    count = _num_blocks(settings, layout, lambda: DEFAULT_KV_BYTES)
+    memory = KVPoolMemory.create(layout, count, incarnation, beside_bytes=beside_bytes)
+    return PoolPlace(memory, KVCache.over(layout, memory.data()))
 
 
-def make_pool(settings: WorkerSettings, layout: KVLayout, count: int, incarnation: int) -> PoolPlace:
+def pool_on_gpu(settings: WorkerSettings, index: int, model: CausalLM, layout: KVLayout, incarnation: int) -> PoolPlace:
     """Raises SpliceError: bad_setting where the memory cannot be had, missing_part for what a GPU needs and lacks."""
-    if settings.gpu_index is None:
-        memory = KVPoolMemory.create(layout, count, incarnation)
-        return PoolPlace(memory, KVCache.over(layout, memory.data()))
-    return _on_gpu(settings.gpu_index, layout, count, incarnation)
-
-
-def _on_gpu(index: int, layout: KVLayout, count: int, incarnation: int) -> PoolPlace:
     import torch  # noqa: PLC0415 (seconds, which workers on CPUs do not spend)
 
     from engine.device.kv_memory import DeviceKVCache  # noqa: PLC0415 (torch)
     from engine.ops.cuda.library import INSTALLED  # noqa: PLC0415 (torch)
 
+    decoder: DeviceDecoder = model  # type: ignore[assignment]  # what is loaded for a GPU
+    count = _num_blocks(
+        settings,
+        layout,
+        lambda: decoder.kv_bytes(settings.block_size, settings.max_num_batched_tokens, settings.gpu_memory_utilization),
+    )
     spans = layout.num_layers * layout.planes * layout.num_kv_heads
     runtime = CudaRuntime(index)
     pool = DevicePoolMemory(layout, count, incarnation, runtime, CudaBlockKernels(INSTALLED, spans))
@@ -72,6 +61,17 @@ def _on_gpu(index: int, layout: KVLayout, count: int, incarnation: int) -> PoolP
     return PoolPlace(pool, DeviceKVCache(layout, blocks), written)
 
 
-def _left_on_gpu(settings: WorkerSettings, model: CausalLM) -> int:
-    decoder: DeviceDecoder = model  # type: ignore[assignment]  # what `load_model` gives for a GPU
-    return decoder.kv_bytes(settings.block_size, settings.max_num_batched_tokens, settings.gpu_memory_utilization)
+def _num_blocks(settings: WorkerSettings, layout: KVLayout, spare_bytes: Callable[[], int]) -> int:
+    """As many as were asked for, else as fit. Raises SpliceError (bad_setting) where that is not enough."""
+    if settings.num_kv_blocks is not None:
+        return settings.num_kv_blocks
+    num_bytes = spare_bytes() if settings.kv_cache_bytes is None else settings.kv_cache_bytes
+    found = num_bytes // layout.block_bytes
+    if found < 2:
+        raise SpliceError(
+            ErrorCode.BAD_SETTING,
+            f"{num_bytes} bytes hold {found} KV blocks of {layout.block_bytes} bytes; "
+            "at least 2 are needed: raise --kv-cache-memory",
+            param="kv_cache_bytes",
+        )
+    return found

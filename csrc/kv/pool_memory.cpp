@@ -3,6 +3,8 @@
 // MSPC 2012): the owner bumps, fences, then overwrites; a reader copies, fences, then compares. A reader that finds
 // the granted generation after its copy has read exactly what was granted; any other value means discard.
 #include <nanobind/nanobind.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstddef>
@@ -61,6 +63,20 @@ std::uint64_t copy_granted(nb::handle dest, nb::handle source, nb::handle table,
     return generation.load(std::memory_order_relaxed);
 }
 
+// Maps every page of memory that nobody else writes to yet, so that no later access faults.
+void map_pages(nb::handle memory) {
+    Span span(memory, true);
+    nb::gil_scoped_release unlocked;
+#ifdef MADV_POPULATE_WRITE
+    if (madvise(span.data(), span.size(), MADV_POPULATE_WRITE) == 0)
+        return;
+#endif
+    const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));  // Linux before 5.14, or its headers
+    volatile auto *bytes = reinterpret_cast<volatile unsigned char *>(span.data());
+    for (std::size_t at = 0; at < span.size(); at += page)
+        bytes[at] = bytes[at];
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -70,4 +86,5 @@ NB_MODULE(_native, m) {
     m.def("copy", &copy, nb::arg("dest"), nb::arg("source"));
     m.def("copy_granted", &copy_granted, nb::arg("dest"), nb::arg("source"), nb::arg("table"), nb::arg("block"),
           nb::arg("granted"));
+    m.def("map_pages", &map_pages, nb::arg("memory"));
 }

@@ -20,8 +20,8 @@ async def test_a_hold_nobody_fetches_is_released_when_its_lease_ends() -> None:
 
 
 async def test_a_waiting_consumer_keeps_its_lease_by_renewing() -> None:
-    async with pair(("shm",), source={"ttl_s": 0.3}) as (source, address, consumer):
-        consumer.kv.fetch(KEY, address, [0], 0, 1.5)
+    async with pair(("shm",), source={"ttl_s": 1.0}) as (source, address, consumer):
+        consumer.kv.fetch(KEY, address, [0], 0, 2.5)
         await until(lambda: consumer.drained)
         ((_, error, _),) = consumer.failed
         assert error.code is ErrorCode.DEADLINE_EXCEEDED, "the lease ended before the consumer's own deadline"
