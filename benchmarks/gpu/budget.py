@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-FOR_FIGURES_S = 200.0
-"""Tests and memory checks end so long before the whole does."""
-_ONE_MEMORY_CHECK_S, _LEAST_MEMORY_CHECK_S, _LEAST_TEST_S = 100.0, 30.0, 15.0
+FOR_FIGURES_S = 240.0
+"""Builds, tests and the first memory checks end so long before the whole does."""
+_LEAST_BUILD_S, _ONE_TEST_S, _LEAST_TEST_S = 60.0, 120.0, 15.0
+_ONE_CHECK_S, _LEAST_CHECK_S, _AFTER_CHECKS_S = 75.0, 20.0, 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,19 +22,21 @@ class Budget:
     def left_s(self) -> float:
         return max(0.0, self.ends_s - self.clock())
 
-    def for_tests(self, files_left: int) -> float | None:
-        """Of one of so many files: half of what is left, all of it for the last. None where that is too little to
-        begin."""
-        left = self.left_s - FOR_FIGURES_S
-        allowed = left if files_left <= 1 else left / 2
+    def for_build(self) -> float:
+        """Of a compiler, from now on: without a library there is nothing to measure."""
+        return max(_LEAST_BUILD_S, self.left_s - FOR_FIGURES_S)
+
+    def for_test(self) -> float | None:
+        """Of one file, which runs beside others. None where that is too little to begin."""
+        allowed = min(_ONE_TEST_S, self.left_s - FOR_FIGURES_S)
         return allowed if allowed >= _LEAST_TEST_S else None
 
-    def for_memory_check(self) -> float | None:
-        """Of one tool."""
-        allowed = min(_ONE_MEMORY_CHECK_S, self.left_s - FOR_FIGURES_S)
-        return allowed if allowed >= _LEAST_MEMORY_CHECK_S else None
+    def for_check(self) -> float | None:
+        """Of one file under one memory checker, beside others."""
+        allowed = min(_ONE_CHECK_S, self.left_s - _AFTER_CHECKS_S)
+        return allowed if allowed >= _LEAST_CHECK_S else None
 
     def for_task(self, limit_s: float) -> float | None:
-        """Of a measurement that may take `limit_s`."""
+        """Of a measurement that may take `limit_s`. One that cannot have half of it is not begun."""
         left = self.left_s
-        return min(limit_s, left) if left > 1.0 else None
+        return min(limit_s, left) if left > max(1.0, limit_s / 2) else None

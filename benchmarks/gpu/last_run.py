@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.units import ROOT, SOURCES
+from benchmarks.gpu.units import ROOT, SOURCES, launches
 
 RESULTS = ROOT / "benchmarks" / "results" / "gpu"
 _GAP = r"(?:\s|//)+"
 _NOT_YET = _GAP.join(("not", "yet", "run", "on", "a", "GPU"))
 _LAST = _GAP.join(("last", "run", "on", r"(?P<gpu>[^,]+),", r"(?P<date>[\d-]{10}),", "commit", r"(?P<commit>[\w+]+)"))
 _STATEMENT = re.compile(f"{_NOT_YET}|{_LAST}")
-_FUNCTION = re.compile(r'^(?:extern "C" )?int splice_cuda_(\w+)\([^;{)]*void\* stream\)\s*\{', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +32,6 @@ class Run:
 
     def __str__(self) -> str:
         return f"last run on {self.gpu}, {self.date}, commit {self.commit}"
-
-
-def launches(text: str) -> set[str]:
-    """The functions that a source exports and that launch something."""
-    return set(_FUNCTION.findall(text))
 
 
 def stated(text: str) -> Run | None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from benchmarks.gpu.limited import end_group
+
 _TO_BEGIN_S = 60.0
 """For imports, before the first task begins."""
 _MARKS = ("begun", "index")
@@ -56,8 +58,9 @@ def _followed(
 ) -> Iterator[Outcome]:
     """At least one outcome; ends with the process, or ends it."""
     process = subprocess.Popen(
-        list(command), cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
+        list(command), cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        process_group=0,
+    )  # fmt: skip
     assert process.stdout is not None  # noqa: S101 - asked for above
     lines: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
@@ -89,7 +92,7 @@ def _followed(
                     return
                 allowed = limit
     finally:
-        process.kill()
+        end_group(process)
         process.wait()
 
 

@@ -1,11 +1,13 @@
-"""`python -m benchmarks.gpu.measuring_process FIRST`: runs the tasks from FIRST on and says of each, on a line, what
-came of it. A kernel that ends the process or the GPU's context ends this one: `measuring` starts another after it."""
+"""`python -m benchmarks.gpu.measuring_process PLAN FIRST`: runs the tasks that the file PLAN names, from number FIRST
+on, and says of each, on a line, what came of it. A kernel that ends the process or the GPU's context ends this one:
+`measuring` starts another after it."""
 
 from __future__ import annotations
 
 import gc
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +20,11 @@ LOST = 3
 
 
 def main() -> int:
-    library = Library()
-    for index, task in enumerate(tasks()[int(sys.argv[1]) :], start=int(sys.argv[1])):
+    plan, first = Path(sys.argv[1]), int(sys.argv[2])
+    library, known = Library(), {task.name: task for task in tasks()}
+    for index, name in list(enumerate(json.loads(plan.read_text())))[first:]:
         _say({"begun": index})
-        _say({"index": index} | _outcome(task, library))
+        _say({"index": index} | _outcome(known[name], library, plan.parent))
         try:
             torch.cuda.synchronize()
         except RuntimeError as error:
@@ -32,10 +35,10 @@ def main() -> int:
     return 0
 
 
-def _outcome(task: Task, library: Library) -> dict[str, Any]:
+def _outcome(task: Task, library: Library, shared: Path) -> dict[str, Any]:
     """Whatever a measurement raises is its result: others have nothing to do with it."""
     try:
-        return {"result": task.run(library)}
+        return {"result": task.run(library, shared)}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {str(error)[:600]}"}
 

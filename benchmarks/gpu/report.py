@@ -1,21 +1,25 @@
-"""What a check of a GPU found, as a file and as a table."""
+"""What a check of a GPU found: plain data that grows, is written after every step, and can be gone on from."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.ceilings import Ceilings, Precision
 from benchmarks.gpu.measuring import Outcome
+from benchmarks.gpu.natives import Natives
 from benchmarks.gpu.proofs import Proof
-from benchmarks.gpu.units import ROOT, Compiled
+from benchmarks.gpu.units import Compiled
 
 if TYPE_CHECKING:
     from benchmarks.gpu.tasks import Task
+
+NOT_BEGUN = "not measured"
+"""How the reason of a measurement begins for which there was no time."""
+_SAME = ("gpu", "sources", "torch", "cuda")
+"""Of the machine: where these differ, figures do not belong into one file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,10 @@ class Measured:
     function: str = ""
     """Of splice_cuda.h."""
     precision: Precision = "bf16"
+    goal: str = ""
+    """See `cases.case.Case`, as the next two."""
+    group: str = ""
+    is_exact: bool = True
 
 
 @dataclass(slots=True)
@@ -42,156 +50,102 @@ class Report:
     commit: str
     date: str
     units: list[Compiled] = field(default_factory=list)
+    natives: Natives | None = None
+    """None where they were there."""
     proofs: list[Proof] = field(default_factory=list)
     memory: list[Proof] = field(default_factory=list)
     ceilings: Ceilings | None = None
     measured: list[Measured] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
     """`steps.StepTime` each: whole decode steps."""
+    serving: list[dict[str, Any]] = field(default_factory=list)
+    """`serving.Rate` each: what an engine gives out."""
+    handoffs: list[dict[str, Any]] = field(default_factory=list)
+    """`handoff.Handoff` each: KV from one process to another."""
     tactics: list[dict[str, Any]] = field(default_factory=list)
     """`engine.tuning.decision.Entry` each."""
     peers: list[dict[str, Any]] = field(default_factory=list)
     """`peers.PeerRate` each."""
+    done: list[str] = field(default_factory=list)
+    """Measurements that gave what they were begun for."""
+    missed: dict[str, str] = field(default_factory=dict)
+    """Measurements that did not, and why."""
     errors: list[str] = field(default_factory=list)
-    """Measurements that failed as a whole."""
+    """Other steps that failed as a whole."""
     notes: list[str] = field(default_factory=list)
-    """Steps that were left out, and why."""
+    """What was left out, and why."""
 
     def take(self, task: Task, outcome: Outcome) -> None:
-        """What came of a measurement."""
-        if outcome.error is not None:
-            left_out = outcome.error.startswith("not measured")
-            (self.notes if left_out else self.errors).append(f"{task.name}: {outcome.error}")
-        elif task.kind == "ceilings":
+        """What came of a measurement; instead of what an earlier try came to."""
+        self.missed.pop(task.name, None)
+        error = outcome.error
+        if error is None and task.kind == "ceilings":
             self.ceilings = Ceilings(**outcome.result)
-        elif task.kind == "measured":
-            self.measured.append(Measured(**outcome.result))
-        else:
+        elif error is None and task.kind == "measured":
+            found = Measured(**outcome.result)
+            self.measured = [one for one in self.measured if one.name != found.name] + [found]
+            error = found.error
+        elif error is None:
             getattr(self, task.kind).extend(outcome.result)
+        if error is None:
+            self.done.append(task.name)
+        else:
+            self.missed[task.name] = error
+
+    def prove(self, proof: Proof, *, under_a_checker: bool) -> None:
+        """What came of a file's tests; instead of what an earlier run of it came to."""
+        proofs = self.memory if under_a_checker else self.proofs
+        proofs[:] = [one for one in proofs if one.name != proof.name] + [proof]
 
     def write(self, folder: Path) -> Path:
+        """At once or not at all: whoever is ended meanwhile leaves the file before."""
         folder.mkdir(parents=True, exist_ok=True)
         name = self.machine.get("gpu", "none").lower().replace(" ", "-")
         path = folder / f"{name}-{self.date}.json"
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        return path
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        return new.replace(path)
 
     @property
     def failed(self) -> bool:
         """Whether anything that was tried did not succeed."""
         built = any(one.error is not None and not one.error.startswith("is for") for one in self.units)
         proven = any(proof.failures for proof in (*self.proofs, *self.memory))
-        return built or proven or bool(self.errors) or any(one.error is not None for one in self.measured)
+        measured = any(not why.startswith(NOT_BEGUN) for why in self.missed.values())
+        return built or proven or measured or bool(self.errors)
 
 
-def commit() -> str:
-    """Of the tree this ran from, `unknown` outside a repository; with `+` where files differ from it."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=12"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+def read(path: Path) -> Report:
+    """What `write` wrote. Raises ValueError for what is no report."""
+    try:
+        data = json.loads(path.read_text())
+        report = Report(**{each.name: data[each.name] for each in fields(Report)})
+        report.units = [Compiled(**one) for one in report.units]  # type: ignore[arg-type]
+        report.natives = Natives(**_with_tuples(data["natives"])) if data["natives"] else None
+        report.proofs, report.memory = (
+            [Proof(**_with_tuples(one)) for one in data[name]] for name in ("proofs", "memory")
+        )
+        report.ceilings = Ceilings(**data["ceilings"]) if data["ceilings"] else None
+        report.measured = [Measured(**one) for one in data["measured"]]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no result of a check: {error!r}") from error
+    return report
 
 
-def table(report: Report) -> str:
-    """For people: units, proofs, then times with their shares of the measured ceilings."""
-    lines = [f"{report.machine.get('gpu', 'no GPU')}, {report.date}, commit {report.commit}", ""]
-    lines += [_unit_line(one) for one in report.units] + [""]
-    lines += [_proof_line("tests", one) for one in report.proofs]
-    lines += [_proof_line("memory", one) for one in report.memory] + [""]
-    ceilings = report.ceilings
-    if ceilings is not None:
-        copy, bf16, fp8 = (rate / 1e12 for rate in astuple(ceilings))
-        lines.append(f"copy {copy:.2f} TB/s, bf16 product {bf16:.0f} TFLOP/s, fp8 product {fp8:.0f} TFLOP/s")
-        lines.append(f"{'':58} {'µs':>9} {'GB/s':>7} {'%':>4} {'TFLOP/s':>8} {'%':>4}  against")
-        lines += [_measured_line(one, ceilings) for one in report.measured]
-        lines += [_step_line(one, ceilings) for one in report.steps]
-    lines += [_tactic_line(one) for one in report.tactics]
-    lines += [_cost_line(shape, costs) for shape, costs in exactness_costs(report.tactics).items()]
-    lines += [_peer_line(one) for one in report.peers]
-    lines += [f"failed: {error}" for error in report.errors]
-    return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
+def resumed(path: Path, machine: dict[str, str], commit: str) -> Report:
+    """The report of a run that was cut short, to go on with here. Raises ValueError where that was another GPU or
+    torch, or other kernels."""
+    report = read(path)
+    other = [name for name in _SAME if report.machine.get(name) != machine.get(name)]
+    if other:
+        said = ", ".join(f"{name} was {report.machine.get(name)} and is {machine.get(name)}" for name in other)
+        raise ValueError(f"{path} cannot be gone on with: {said}")
+    if report.commit != commit:
+        report.notes.append(f"begun at commit {report.commit}, with the same kernels")
+        report.commit = commit
+    report.errors.clear()
+    return report
 
 
-def shares(one: Measured, ceilings: Ceilings) -> tuple[float, float]:
-    """Of the measured copy bandwidth and matrix rate. Zero where there is no time."""
-    if not one.seconds:
-        return 0.0, 0.0
-    return (
-        one.moved_bytes / one.seconds / ceilings.copy_bytes_per_s,
-        one.operations / one.seconds / ceilings.flop_per_s(one.precision),
-    )
-
-
-def _measured_line(one: Measured, ceilings: Ceilings) -> str:
-    if one.seconds is None:
-        return f"{one.name:58} {one.error}"
-    memory, matrix = shares(one, ceilings)
-    against = one.rival if one.rival_seconds is None else f"{one.rival_seconds / one.seconds:.2f} × {one.rival}"
-    return (
-        f"{one.name:58} {one.seconds * 1e6:9.1f} {one.moved_bytes / one.seconds / 1e9:7.0f} {memory * 100:4.0f} "
-        f"{one.operations / one.seconds / 1e12:8.1f} {matrix * 100:4.0f}  {against}"
-    )
-
-
-def _step_line(one: dict[str, Any], ceilings: Ceilings) -> str:
-    floor = one["floor_bytes"] / ceilings.copy_bytes_per_s
-    queued = f"host {one['host_seconds'] * 1e6:.0f} µs"
-    return f"{one['name']:58} {one['seconds'] * 1e6:9.1f} {one['seconds'] / floor:.2f} × its floor, {queued}"
-
-
-def _tactic_line(entry: dict[str, Any]) -> str:
-    left_out = {trial["tactic"] for trial in entry["trials"] if trial["seconds"] is None}
-    chosen = ", ".join(f"{bucket or 'all'}: {name}" for bucket, name in entry["chosen"]) or "none"
-    said = f"; left out: {', '.join(sorted(left_out))}" if left_out else ""
-    return f"tactic {entry['mode']} {_shape(entry)}: {chosen}{said}"
-
-
-def exactness_costs(tactics: Sequence[dict[str, Any]]) -> dict[str, dict[int, float]]:
-    """By shape and rows: the time of deterministic mode's tactic over that of fast mode's, as the fast entry's trials
-    have them; of buckets where both were timed."""
-    costs: dict[str, dict[int, float]] = {}
-    always = {_shape(entry): entry["chosen"][0][1] for entry in tactics if _is_chosen(entry, "deterministic")}
-    for entry in tactics:
-        name = _shape(entry)
-        if not _is_chosen(entry, "fast") or name not in always:
-            continue
-        times = {(trial["tactic"], trial["bucket"]): trial["seconds"] for trial in entry["trials"]}
-        costs[name] = {}
-        for bucket, tactic in entry["chosen"]:
-            exact, fastest = times.get((always[name], bucket)), times.get((tactic, bucket))
-            if exact and fastest:
-                costs[name][bucket] = exact / fastest
-    return costs
-
-
-def _is_chosen(entry: dict[str, Any], mode: str) -> bool:
-    return bool(entry["mode"] == mode and entry["chosen"])
-
-
-def _shape(entry: dict[str, Any]) -> str:
-    shape = entry["shape"]
-    return f"{shape['op']} {shape['n']}x{shape['k']}"
-
-
-def _cost_line(shape: str, costs: dict[int, float]) -> str:
-    each = ", ".join(f"{bucket} rows {cost:.2f}" for bucket, cost in costs.items())
-    return f"cost of exactness, {shape}: {each}"
-
-
-def _peer_line(one: dict[str, Any]) -> str:
-    return f"{one['name']}: " + (one["error"] or f"{one['output_tokens_per_s']:.0f} output tokens/s")
-
-
-def _unit_line(one: Compiled) -> str:
-    if one.error is not None:
-        return f"unit {one.name}: not built: {one.error.strip().splitlines()[-1][:300]}"
-    return f"unit {one.name}: {one.seconds:.0f} s, {one.registers} registers, {one.spilled_bytes} bytes spilled"
-
-
-def _proof_line(kind: str, one: Proof) -> str:
-    counts = f"{one.passed} passed, {one.skipped} skipped, {len(one.failures)} failed"
-    head = f"{kind} {one.name}: {counts}, {one.seconds:.0f} s"
-    return "\n".join([head, *(f"    {failure[:400]}" for failure in _first(one.failures))])
-
-
-def _first(failures: Sequence[str]) -> Sequence[str]:
-    return failures[:5]
+def _with_tuples(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}

@@ -8,27 +8,23 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.gpu.model import BLOCK_TOKENS, LLAMA_8B, WeightFormat, build
+from engine.device.buckets import Buckets
 from engine.device.kv_memory import DeviceKVCache
 from engine.models.device_decoder import DeviceDecoder
-from engine.rope_spec import RopeSpec
-from engine.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
+from engine.spec import ModelSpec
 from engine.steps.batch import SequenceSlice, StepBatch
+from engine.tuning.decision import Mode
 from wire.kv_layout import KVLayout
 
-BLOCK_TOKENS = 32
 _ROUNDS, _STEPS = 5, 20
-LLAMA_8B = ModelSpec(
-    "llama", 4096, 128256, 131072, 1e-5,
-    (LayerSpec(AttentionSpec(32, 8, 128, RopeSpec(500000.0), scale=128**-0.5), MlpSpec(14336)),) * 32,
-    tie_embeddings=False,
-)  # fmt: skip
-"""Llama 3.1 8B, without the scaling of its rope, which costs nothing."""
 SIZES = ((1, 1024), (8, 1024), (64, 1024), (256, 1024), (1, 32768))
 """(sequences, positions of each)"""
 
@@ -41,25 +37,10 @@ class StepTime:
     seconds: float
     host_seconds: float
     floor_bytes: int
-
-
-class DrawnWeights:
-    """Normally distributed, scaled so that activations neither grow nor vanish; by order of asking, on a device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.num_bytes = 0
-
-    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> torch.Tensor:
-        """See `Weights.take`."""
-        drawn = torch.randn(tuple(shape), device=self._device, dtype=dtype or torch.bfloat16)
-        drawn = drawn.mul_(shape[-1] ** -0.5) if len(shape) > 1 else drawn.mul_(0.1).add_(1.0)
-        self.num_bytes += drawn.numel() * drawn.element_size()
-        return drawn
-
-    def take_matrix(self, name: str, shape: Sequence[int], kinds: frozenset[str]) -> torch.Tensor:
-        """See `Weights.take_matrix`."""
-        return self.take(name, shape)
+    sequences: int
+    context: int
+    mode: Mode
+    precision: WeightFormat
 
 
 def floor_bytes(spec: ModelSpec, layout: KVLayout, weight_bytes: int, sequences: int, context: int) -> int:
@@ -103,38 +84,21 @@ def decode_time(
     return statistics.median(whole), statistics.median(queued)
 
 
-def measure(spec: ModelSpec = LLAMA_8B, sizes: Sequence[tuple[int, int]] = SIZES) -> list[StepTime]:
-    """Of one model on the current GPU; builds it first."""
-    from engine.device.buckets import Buckets  # noqa: PLC0415
-    from engine.device.cuda_runtime import CudaRuntime  # noqa: PLC0415
-    from engine.models.decoder import Decoder  # noqa: PLC0415
-    from engine.ops import reference  # noqa: PLC0415
-    from engine.ops.cuda.candidates import best_product, candidates  # noqa: PLC0415
-    from engine.ops.cuda.library import Library  # noqa: PLC0415
-    from engine.ops.features import features_of  # noqa: PLC0415
-    from engine.ops.registry import choose  # noqa: PLC0415
-
-    library, runtime = Library(), CudaRuntime()
-    product = best_product(library, runtime.capability)
-    ops = choose([*reference.CANDIDATES, *candidates(library, product)], torch.bfloat16, features_of(spec))
-    weights = DrawnWeights(runtime.device)
-    longest = max(context for _, context in sizes)
-    decoder = Decoder(spec, ops, weights, longest, "bfloat16", runtime.device)
+def measure(mode: Mode, weights: WeightFormat, tactics: Path) -> list[dict[str, Any]]:
+    """A `StepTime` each, as plain data."""
     times: list[StepTime] = []
-    for sequences, context in sizes:
-        buckets = Buckets((sequences,), (context,))
-        model = DeviceDecoder(decoder, library, runtime, buckets, sequences)
-        bind(model, runtime.device, sequences, context)
-        seconds, host = decode_time(model, decode_batch(sequences, context), torch.cuda.synchronize)
-        floor = floor_bytes(spec, model.kv_layout(BLOCK_TOKENS, "auto"), weights.num_bytes, sequences, context)
-        name = f"{spec.architecture} decode step, {sequences} sequences at {context}"
-        times.append(StepTime(name, seconds, host, floor))
-        runtime.forget_captures()
-        del model
+    model = build(mode, weights, tactics)
+    for sequences, context in SIZES:
+        decoder = DeviceDecoder(
+            model.decoder, model.library, model.runtime, Buckets((sequences,), (context,)), sequences
+        )
+        bind(decoder, model.runtime.device, sequences, context)
+        seconds, host = decode_time(decoder, decode_batch(sequences, context), torch.cuda.synchronize)
+        layout = decoder.kv_layout(BLOCK_TOKENS, "auto")
+        floor = floor_bytes(LLAMA_8B, layout, model.weight_bytes, sequences, context)
+        name = f"8B {weights} decode step, {mode}, {sequences} sequences at {context}"
+        times.append(StepTime(name, seconds, host, floor, sequences, context, mode, weights))
+        model.runtime.forget_captures()
+        del decoder
         torch.cuda.empty_cache()
-    return times
-
-
-def as_data(times: Sequence[StepTime]) -> list[dict[str, Any]]:
-    """For the result file."""
-    return [{name: getattr(each, name) for name in StepTime.__slots__} for each in times]
+    return [asdict(each) for each in times]

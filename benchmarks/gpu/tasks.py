@@ -1,6 +1,7 @@
-"""Everything that is measured, in order, each by itself: the machine, kernels, tactics, whole steps, others' engines.
+"""Everything that is measured, each by itself: the machine, kernels, whole steps, hand-offs, engines, tactics.
 
-A task returns what goes into the result file, as plain data. What it needs is imported and allocated when it runs.
+In the order of what it is worth: where time runs out, what is left is what no target is about. A task returns what goes
+into the result file, as plain data. What it needs is imported and allocated when it runs.
 """
 
 from __future__ import annotations
@@ -8,20 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.gpu.cases import cases
 from benchmarks.gpu.cases.case import HIDDEN, WIDE, Case
+from benchmarks.gpu.targets import ENGINE_TARGETS, STEP_TARGETS
 from engine.ops.cuda.library import Library
 from engine.tuning.decision import Mode
 from engine.tuning.shapes import Shape
 from wire.errors import SpliceError
 
-Kind = Literal["ceilings", "measured", "tactics", "steps", "peers"]
+Kind = Literal["ceilings", "measured", "steps", "handoffs", "serving", "peers", "tactics"]
 """The field of `report.Report` that the result goes to."""
-MODES: tuple[Mode, ...] = ("fast", "deterministic")
-_TUNED_ROWS = (1, 16, 64, 256, 1024, 8192)
-_TUNED_SHAPES = (
+MODES: tuple[Mode, ...] = ("deterministic", "fast")
+_WINDOW_S = 10.0
+_SHAPES = (
     Shape("linear", 6144, HIDDEN),
     Shape("linear", HIDDEN, HIDDEN),
     Shape("linear", 2 * WIDE, HIDDEN),
@@ -36,34 +39,47 @@ class Task:
     name: str
     kind: Kind
     limit_s: float
-    run: Callable[[Library], Any]
+    run: Callable[[Library, Path], Any]
+    """Of the library, and a folder for what measurements of a run share."""
+    goals: tuple[str, ...] = ()
+    """The targets it is a figure for, as `targets` names them."""
 
 
 def tasks() -> list[Task]:
     """The same list in every process of a run."""
+    kernels = [_of_case(case) for case in cases()]
     return [
         Task("ceilings", "ceilings", 30, _ceilings),
-        *(Task(case.name, "measured", 40, partial(_case, case)) for case in cases()),
-        *_steps(),
-        *_tactics(),
-        *_peers(),
+        *(task for task in kernels if task.goals),
+        *(each(mode) for mode in MODES for each in (_steps, _at_once)),
+        Task("transformers", "peers", 150, _transformers, ("transformers",)),
+        Task("hand-off", "handoffs", 120, _handoff, ("hand-off",)),
+        *_serving(),
+        *(task for task in kernels if not task.goals),
+        *(Task(f"tactics, {mode}", "tactics", 60, partial(_tuned, mode)) for mode in MODES),
     ]
 
 
-def _ceilings(library: Library) -> dict[str, Any]:
+def _ceilings(library: Library, shared: Path) -> dict[str, Any]:
     from benchmarks.gpu.ceilings import measure  # noqa: PLC0415
 
-    del library
+    del library, shared
     return asdict(measure())
 
 
-def _case(case: Case, library: Library) -> dict[str, Any]:
+def _of_case(case: Case) -> Task:
+    return Task(case.name, "measured", 40, partial(_case, case), (case.goal,) if case.goal else ())
+
+
+def _case(case: Case, library: Library, shared: Path) -> dict[str, Any]:
     from benchmarks.gpu.report import Measured  # noqa: PLC0415
     from benchmarks.gpu.timing import seconds_of  # noqa: PLC0415
 
+    del shared
     known = Measured(
-        case.name, None, case.moved_bytes, case.operations, function=case.function, precision=case.precision
-    )
+        case.name, None, case.moved_bytes, case.operations, function=case.function, precision=case.precision,
+        goal=case.goal, group=case.group, is_exact=case.is_exact,
+    )  # fmt: skip
     try:
         if not library.has(case.function):
             raise LookupError(f"{case.function} was not built")
@@ -78,40 +94,70 @@ def _case(case: Case, library: Library) -> dict[str, Any]:
         return asdict(replace(measured, rival=f"{case.rival_name}: {str(error)[:200]}"))
 
 
-def _steps() -> Iterator[Task]:
-    def run(library: Library) -> list[dict[str, Any]]:
+def _steps(mode: Mode) -> Task:
+    def run(library: Library, shared: Path) -> list[dict[str, Any]]:
         from benchmarks.gpu import steps  # noqa: PLC0415 (the engine, which needs more than torch)
 
         del library
-        return steps.as_data(steps.measure())
+        return steps.measure(mode, "bf16", shared)
 
-    yield Task("decode steps", "steps", 90, run)
-
-
-def _tactics() -> Iterator[Task]:
-    for mode in MODES:
-        yield Task(f"tactics, {mode}", "tactics", 60, partial(_tuned, mode))
+    return Task(f"decode steps, {mode}", "steps", 90, run, tuple(f"step {size}" for size in STEP_TARGETS))
 
 
-def _tuned(mode: Mode, library: Library) -> list[dict[str, Any]]:
-    import torch  # noqa: PLC0415
+def _at_once(mode: Mode) -> Task:
+    from benchmarks.gpu.peers import NEW_TOKENS, PROMPT_TOKENS  # noqa: PLC0415
 
-    from engine.tuning.graph_timer import GraphTimer  # noqa: PLC0415
-    from engine.tuning.products import linear  # noqa: PLC0415
-    from engine.tuning.row_operations import add_norm, silu_mul  # noqa: PLC0415
-    from engine.tuning.tuner import Tuner  # noqa: PLC0415
-
-    device = torch.device("cuda")
-    tunables = [make(library, device) for make in (linear, add_norm, silu_mul)]
-    tuner = Tuner(tunables, GraphTimer(repeats=7), buckets=_TUNED_ROWS)
-    return [asdict(entry) for entry in tuner.tune(_TUNED_SHAPES, mode).entries]
+    return _engine(mode, PROMPT_TOKENS, NEW_TOKENS, None, ("transformers",))
 
 
-def _peers() -> Iterator[Task]:
-    def run(library: Library) -> list[dict[str, Any]]:
-        from benchmarks.gpu.peers import transformers_rate  # noqa: PLC0415
+def _serving() -> Iterator[Task]:
+    for mode in reversed(MODES):
+        for prompt, answer in ENGINE_TARGETS:
+            yield _engine(mode, prompt, answer, _WINDOW_S, ())
+
+
+def _engine(mode: Mode, prompt: int, answer: int, window_s: float | None, goals: tuple[str, ...]) -> Task:
+    def run(library: Library, shared: Path) -> list[dict[str, Any]]:
+        from benchmarks.gpu import serving  # noqa: PLC0415 (the engine)
 
         del library
-        return [asdict(transformers_rate())]
+        return serving.measure(mode, "bf16", shared, prompt, answer, window_s=window_s)
 
-    yield Task("transformers", "peers", 120, run)
+    what = f"{prompt}/{answer}" + (" at once" if window_s is None else "")
+    return Task(f"engine, 8B bf16, {mode}, {what}", "serving", 120, run, goals)
+
+
+def _transformers(library: Library, shared: Path) -> list[dict[str, Any]]:
+    from benchmarks.gpu.peers import transformers_rate  # noqa: PLC0415
+
+    del library, shared
+    _forget_models()
+    return [asdict(transformers_rate())]
+
+
+def _handoff(library: Library, shared: Path) -> list[dict[str, Any]]:
+    from benchmarks.gpu import handoff  # noqa: PLC0415 (kvtransfer, and the engine in another process)
+
+    del library, shared
+    _forget_models()
+    return handoff.measure()
+
+
+def _forget_models() -> None:
+    """Their memory is for others."""
+    import torch  # noqa: PLC0415
+
+    from benchmarks.gpu.model import build  # noqa: PLC0415
+
+    build.cache_clear()
+    torch.cuda.empty_cache()
+
+
+def _tuned(mode: Mode, library: Library, shared: Path) -> list[dict[str, Any]]:
+    import torch  # noqa: PLC0415
+
+    from benchmarks.gpu.model import short_tuner  # noqa: PLC0415
+    from engine.tuning.operations import TunedOperations  # noqa: PLC0415
+
+    tuned = TunedOperations(library, torch.device("cuda"), mode)
+    return [asdict(entry) for entry in short_tuner(tuned, library, shared).tune(_SHAPES, mode).entries]

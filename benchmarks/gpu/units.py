@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import time
 import zipfile
 from collections.abc import Sequence
@@ -12,11 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.gpu.limited import run_limited
+from engine.ops.cuda.library import Build, Library
 from engine.ops.cuda.sources import sources_digest
+from wire.errors import SpliceError
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "csrc" / "cuda"
 LIBRARY = ROOT / "engine" / "libsplice_cuda.so"
+_LINK_S = 60.0
+_FUNCTION = re.compile(r'^(?:extern "C" )?int splice_cuda_(\w+)\([^;{)]*void\* stream\)\s*\{', re.MULTILINE)
 _FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "--expt-relaxed-constexpr", "-lineinfo", "-Xptxas=-v", "-Xcompiler=-fPIC")
 
 
@@ -73,30 +77,63 @@ def cutlass_headers(parts: Path, scratch: Path) -> Path:
     raise FileNotFoundError(f"no headers of CUTLASS and no nvidia_cutlass-*.whl in {parts}")
 
 
+def already_built(wanted: Sequence[Unit], capability: str) -> Build | None:
+    """Of a library that is there, where it was built from these very sources for this capability and has every function
+    of the units; None where it has to be built. One that was built elsewhere will do."""
+    try:
+        library = Library(LIBRARY)
+        build = library.build()
+    except SpliceError:
+        return None
+    targets = {f"sm_{target}" for unit in wanted if (target := target_of(unit, capability))}
+    functions = {
+        name
+        for unit in wanted
+        if target_of(unit, capability)
+        for source in unit.sources
+        for name in launches((SOURCES / f"{source}.cu").read_text())
+    }
+    is_whole = targets <= set(build.targets) and all(library.has(name) for name in functions)
+    return build if is_whole and build.sources == sources_digest() else None
+
+
+def launches(text: str) -> set[str]:
+    """The functions that a source exports and that launch something."""
+    return set(_FUNCTION.findall(text))
+
+
 def compile_all(
-    wanted: Sequence[Unit], capability: str, include: Path | None, scratch: Path, jobs: int
+    wanted: Sequence[Unit], capability: str, include: Path | None, scratch: Path, jobs: int, limit_s: float = 3600.0
 ) -> list[Compiled]:
     """Every source by itself, for one compute capability, such as `90`; links what compiled into the library. Without
-    `include`, those sources that need CUTLASS fail with its name in their error."""
+    `include`, those sources that need CUTLASS fail with its name in their error; so does what is not compiled
+    `limit_s` from now. Those that take longest begin first."""
     scratch.mkdir(parents=True, exist_ok=True)
-    named = " ".join(dict.fromkeys(f"sm_{target}" for unit in wanted if (target := _target(unit, capability))))
+    named = " ".join(dict.fromkeys(f"sm_{target}" for unit in wanted if (target := target_of(unit, capability))))
     identity = (f"-DSPLICE_CUDA_SOURCES={sources_digest()}", f"-DSPLICE_CUDA_TARGETS={named}")
     tasks = [(unit, source) for unit in wanted for source in unit.sources]
+    ends_s = time.monotonic() + limit_s
 
     def compiled(task: tuple[Unit, str]) -> Compiled:
         unit, source = task
-        return _compile(unit, source, identity if source == "status" else (), capability, include, scratch)
+        defines = identity if source == "status" else ()
+        return _compile(unit, source, defines, capability, include, scratch, ends_s)
 
     with ThreadPoolExecutor(jobs) as pool:
-        done = list(pool.map(compiled, tasks))
+        # By the order of units.txt, in which those through CUTLASS come last.
+        begun = {task: pool.submit(compiled, task) for task in reversed(tasks)}
+        done = [begun[task].result() for task in tasks]
     objects = [str(scratch / f"{one.name}.o") for one in done if one.error is None]
-    code, output = _run([_nvcc(), "-shared", "-o", str(LIBRARY), *objects])
+    linked = scratch / LIBRARY.name
+    code, output = run_limited([_nvcc(), "-shared", "-o", str(linked), *objects], _LINK_S)
     if code:
         raise RuntimeError(f"the sources do not link:\n{output}")
+    shutil.copy2(linked, f"{LIBRARY}.new")
+    Path(f"{LIBRARY}.new").replace(LIBRARY)
     return done
 
 
-def _target(unit: Unit, capability: str) -> str | None:
+def target_of(unit: Unit, capability: str) -> str | None:
     """What to compile a unit for; None where it is for other GPUs alone."""
     specific = [name for name in unit.architectures if name.endswith("a")]
     if not specific:
@@ -105,16 +142,22 @@ def _target(unit: Unit, capability: str) -> str | None:
 
 
 def _compile(
-    unit: Unit, source: str, defines: Sequence[str], capability: str, include: Path | None, scratch: Path
+    unit: Unit,
+    source: str,
+    defines: Sequence[str],
+    capability: str,
+    include: Path | None,
+    scratch: Path,
+    ends_s: float,
 ) -> Compiled:
-    target = _target(unit, capability)
+    target = target_of(unit, capability)
     if target is None:
         return Compiled(source, 0.0, 0, 0, f"is for sm_{', sm_'.join(unit.architectures)}, this is sm_{capability}")
     command = [_nvcc(), *_FLAGS, *defines, f"-I{SOURCES}", *([f"-I{include}"] if include else [])]
     command += [f"-gencode=arch=compute_{target},code=sm_{target}"]
     command += ["-c", str(SOURCES / f"{source}.cu"), "-o", str(scratch / f"{source}.o")]
     begun = time.monotonic()
-    code, output = _run(command)
+    code, output = run_limited(command, max(1.0, ends_s - begun))
     registers = max((int(number) for number in re.findall(r"Used (\d+) registers", output)), default=0)
     spilled = sum(int(number) for number in re.findall(r"(\d+) bytes spill stores", output))
     return Compiled(source, time.monotonic() - begun, registers, spilled, output[-2000:] if code else None)
@@ -122,8 +165,3 @@ def _compile(
 
 def _nvcc() -> str:
     return shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-
-
-def _run(command: list[str]) -> tuple[int, str]:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    return done.returncode, done.stdout

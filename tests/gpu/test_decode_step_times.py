@@ -7,17 +7,8 @@ import math
 import torch
 from device_models import DrawnByName, device_decoder, runtime_of
 
-from benchmarks.gpu.steps import (
-    BLOCK_TOKENS,
-    LLAMA_8B,
-    DrawnWeights,
-    StepTime,
-    as_data,
-    bind,
-    decode_batch,
-    decode_time,
-    floor_bytes,
-)
+from benchmarks.gpu.model import BLOCK_TOKENS, LLAMA_8B, DrawnWeights
+from benchmarks.gpu.steps import bind, decode_batch, decode_time, floor_bytes
 from engine.device.buckets import Buckets
 from engine.models.kv_layouts import decoder_kv_layout
 from engine.models.needed_tensors import needed_tensors
@@ -58,8 +49,3 @@ def test_drawn_weights_are_of_the_shapes_asked_for_and_counted():
     assert 0.8 < float(matrix.float().std()) * 16 < 1.2
     assert abs(float(norm.float().mean()) - 1) < 0.1
     assert matrix.shape == DrawnByName(device).take("w", (64, 256)).shape
-
-
-def test_step_times_are_plain_data():
-    time = StepTime("a", 1e-3, 1e-4, 10)
-    assert as_data([time]) == [{"name": "a", "seconds": 1e-3, "host_seconds": 1e-4, "floor_bytes": 10}]

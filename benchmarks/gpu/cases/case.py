@@ -36,11 +36,24 @@ class Case:
     rival: Callable[[], list[Call]] | None = None
     rival_name: str = ""
     precision: Precision = "bf16"
+    goal: str = ""
+    """The target this is a figure for, as `targets` names it; empty where it is for none."""
+    group: str = ""
+    """What several tiles or kernels do alike: the best of them counts. Empty where there is one."""
+    is_exact: bool = True
+    """Whether the exact mode may choose it."""
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     """Normally distributed."""
     return torch.randn(shape, device="cuda", dtype=dtype)
+
+
+def require_memory(num_bytes: int) -> None:
+    """Raises LookupError where the device has not so much, and a fifth more, left."""
+    free, _ = torch.cuda.mem_get_info()
+    if free < 1.2 * num_bytes:
+        raise LookupError(f"not measured: takes {num_bytes / 2**30:.0f} GiB, the GPU has {free / 2**30:.0f} GiB left")
 
 
 def sets(bytes_of_one: int) -> range:

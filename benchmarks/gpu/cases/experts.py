@@ -21,7 +21,9 @@ from engine.spec import RoutingSpec
 
 _KERNELS: tuple[GroupedKernel, ...] = ("grouped_gemm", "grouped_sm90")
 _FUNCTIONS: dict[GroupedKernel, str] = {"grouped_gemm": "grouped_gemm", "grouped_sm90": "grouped_sm90_gemm"}
-_TOKENS = (1, 64, 8192)
+_MANY = 8192
+"""Tokens with which products are bound by arithmetic, as dense ones of equal FLOP are."""
+_TOKENS = (1, 64, _MANY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +55,19 @@ def cases() -> Iterator[Case]:
         for kernel in _KERNELS:
             make, alone = partial(_mixtures, one, tokens, kernel), partial(_products, one, tokens, kernel)
             function = _FUNCTIONS[kernel]
-            yield Case(f"experts of {name}, {kernel}", function, moved, operations, make, loop, "loop over experts")
+            yield Case(
+                f"experts of {name}, {kernel}", function, moved, operations, make, loop, "loop over experts",
+                goal="experts", group=name,
+            )  # fmt: skip
             yield Case(
                 f"gate and up of {name}, {kernel}", function, gate_up, operations * 2 // 3, alone, dense,
-                "dense product of equal FLOP",
+                "dense product of equal FLOP", goal="grouped products" if tokens == _MANY else "", group=name,
             )  # fmt: skip
         rows_bytes, weight_bytes = rows * (one.hidden + 4 * one.wide), one.weight_bytes(tokens) // 3
         codes, of_torch = partial(_codes, one, tokens), partial(_dense_codes, one, tokens)
         yield Case(
             f"gate and up of {name}, e4m3 codes", "grouped_fp8_gemm", weight_bytes + rows_bytes, operations * 2 // 3,
-            codes, of_torch, "torch._scaled_mm of equal FLOP",
+            codes, of_torch, "torch._scaled_mm of equal FLOP", "fp8",
         )  # fmt: skip
     for tokens in (1, 8192):
         moved = tokens * (128 * 4 + 8 * 12)

@@ -13,7 +13,12 @@ from engine.ops.cuda.fp8 import E4M3, Fp8Kernel, gated_mul_fp8, gemm_fp8, gemm_f
 from engine.ops.cuda.fp8_reference import BLOCK, Fp8Matrix, Scaling, empty_block_scales
 from engine.ops.cuda.library import Library
 
-_WEIGHTS = {"qkv": (6144, HIDDEN), "gate and up": (2 * WIDE, HIDDEN), "down": (HIDDEN, WIDE)}
+_WEIGHTS = {
+    "qkv": (6144, HIDDEN),
+    "output": (HIDDEN, HIDDEN),
+    "gate and up": (2 * WIDE, HIDDEN),
+    "down": (HIDDEN, WIDE),
+}
 """(outputs, inputs)"""
 _ROWS = (1, 64, 1024, 8192)
 _FEW_ROWS = 64
@@ -30,13 +35,16 @@ def cases() -> Iterator[Case]:
         whole: tuple[Scaling, ...] = ("rows",) if few else ("rows", "tensor")
         for scaling, tile in itertools.product(whole, (0,) if few else (1, *_FAST)):
             rival = partial(_torch_products, m, n, k, scaling, tile in _FAST)
+            group, goal = f"{name} product of codes, {m} rows, scales of {scaling}", "" if few else "fp8 products"
             yield Case(
-                f"{name} product of codes, {m} rows, scales of {scaling}, tile {tile}", "gemm_fp8_sm90", moved,
-                operations, partial(_products, m, n, k, scaling, tile), rival, "torch._scaled_mm",
+                f"{group}, tile {tile}", "gemm_fp8_sm90", moved, operations,
+                partial(_products, m, n, k, scaling, tile), rival, "torch._scaled_mm", "fp8", goal, group,
+                tile not in _FAST,
             )  # fmt: skip
         kernel: Fp8Kernel = "gemm_fp8_blocks_sm90"
         make = partial(_products, m, n, k, "blocks", 0 if few else 1)
-        yield Case(f"{name} product of codes, {m} rows, scales of blocks", kernel, moved, operations, make)
+        title = f"{name} product of codes, {m} rows, scales of blocks"
+        yield Case(title, kernel, moved, operations, make, precision="fp8")
         make = partial(_weight_products, m, n, k, 0 if few else 1)
         moved += m * k
         rival = partial(_bfloat16_products, m, n, k)

@@ -45,7 +45,7 @@ def decode() -> Iterator[Case]:
             name = f"latent decode, {heads} heads, batch {batch}, context {context}"
             moved, operations = _moved(batch, context, 1, heads), 2 * batch * context * heads * (_WIDTH + _RANK)
             make = partial(_attend_calls, "latent_decode", heads, batch, context, 1)
-            yield Case(name, "latent_decode", moved, operations, make)
+            yield Case(name, "latent_decode", moved, operations, make, goal="latents")
 
 
 def rows() -> Iterator[Case]:

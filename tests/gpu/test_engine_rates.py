@@ -1,0 +1,145 @@
+"""What `benchmarks.gpu` times of an engine and a hand-off is their own work: tokens counted, blocks checked."""
+
+# ruff: noqa: E402 (imports stand behind what may be missing)
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from device_models import SPEC, device_decoder, runtime_of
+
+for module in ("engine._sampling", "structlog", "kvtransfer._native"):
+    pytest.importorskip(module, reason=f"engines and hand-offs need {module}: install it, build the native modules")
+
+from benchmarks.gpu.announcing import Announcer
+from benchmarks.gpu.handoff import Consumer
+from benchmarks.gpu.serving import Load, Requests, buckets, make_engine, rate_at_once, steady_rate
+from engine.blocks.block_pool import ListGenerations
+from engine.device.buckets import Buckets
+from kvtransfer.kv_checksum import checksum
+
+VOCABULARY = SPEC.vocab_size
+
+
+def _engine(platform, load: Load, num_blocks: int):
+    sizes = Buckets((1, load.sequences), (load.prompt + load.answer,))
+    decoder = device_decoder(platform, runtime_of(platform), sizes)
+    return make_engine(decoder, load, num_blocks, platform.device)
+
+
+def test_the_steady_state_is_reached_and_every_token_in_it_counted(platform):
+    load = Load(20, 6, 4)
+    engine, ticks = _engine(platform, load, 12), itertools.count()
+    rate, seconds, tokens, steps = steady_rate(engine, load, VOCABULARY, 8.0, lambda: float(next(ticks)))
+    assert rate == tokens / seconds
+    assert steps >= 6
+    assert steps <= tokens <= load.sequences * steps
+    assert engine.load().running + engine.load().waiting == load.sequences
+    engine.check()
+
+
+def test_requests_together_are_answered_to_the_last_token(platform):
+    load = Load(20, 6, 4)
+    engine = _engine(platform, load, 12)
+    _, _, tokens, steps = rate_at_once(engine, load, VOCABULARY, seed=1)
+    assert tokens == 24
+    assert steps >= 6
+    assert engine.stats.prefix_hit_tokens == 0
+    assert not engine.has_work()
+
+
+def test_contexts_of_the_first_requests_are_spread_as_they_stay(platform):
+    load = Load(20, 40, 4)
+    engine = _engine(platform, load, 12)
+    Requests(engine, load, VOCABULARY).submit_all(spread=True)
+    found = [(request.num_tokens, request.sampling.max_tokens) for request in engine._scheduler.requests.values()]
+    assert all(tokens + wanted == 60 for tokens, wanted in found)
+    assert len({tokens for tokens, _ in found}) > 1
+
+
+@pytest.mark.parametrize("num_blocks", [300, 30_000])
+def test_a_load_fits_its_pool(num_blocks):
+    load = Load.filling(1000, 1000, num_blocks)
+    assert load.sequences * (1500 // 32 + 1) <= num_blocks
+    assert load.sequences <= 1024
+    sizes = buckets(load.sequences, 2000).sequences
+    assert sizes == tuple(sorted(set(sizes)))
+    assert sizes[-1] == load.sequences
+
+
+class _Runtime:
+    """What an announcer asks of a device that has nothing left to do."""
+
+    def new_event(self) -> int:
+        return 1
+
+    def new_stream(self) -> int:
+        return 1
+
+    def record(self, event: int, stream: int) -> None:
+        pass
+
+
+class _Pool:
+    """A pool over a tensor, as an announcer and a consumer see one."""
+
+    batch_blocks = 2
+
+    def __init__(self, layout, num_blocks: int, device) -> None:
+        self.layout, self.num_blocks, self.runtime = layout, num_blocks, _Runtime()
+        self.blocks = torch.zeros(num_blocks, layout.block_bytes, dtype=torch.uint8, device=device)
+        generations = ListGenerations(num_blocks)
+        self.bump, self.get = generations.bump, generations.get
+
+    def digests(self, blocks) -> tuple[bytes, ...]:
+        return tuple(checksum(self.blocks[block].cpu().numpy().tobytes()) for block in blocks)
+
+    def seal(self, blocks, written: int):
+        assert written
+        digests = self.digests(blocks)
+        return type("Seal", (), {"digests": lambda self: digests})()
+
+
+class _Link:
+    """Copies at once; `stale` blocks have been given to others, `torn` ones arrive damaged."""
+
+    def __init__(self, source: _Pool, target: _Pool, stale: int = -1, torn: int = -1) -> None:
+        self._source, self._target, self._stale, self._torn = source, target, stale, torn
+
+    def read_blocks(self, reads) -> list[int]:
+        assert len(reads) <= self._target.batch_blocks
+        for read in reads:
+            self._target.blocks[read.dest_block] = self._source.blocks[read.block]
+            if read.block == self._torn:
+                self._target.blocks[read.dest_block, 5] ^= 1
+        return [read.generation + (read.block == self._stale) for read in reads]
+
+
+@pytest.fixture
+def source(platform):
+    decoder = device_decoder(platform, runtime_of(platform), None)
+    pool = _Pool(decoder.kv_layout(32, "auto"), 12, platform.device)
+    return pool, Announcer(decoder, pool, pool.blocks, prompt=140, chunk=64)
+
+
+def test_a_prompt_is_announced_in_chunks_and_arrives_whole(source, platform):
+    pool, announcer = source
+    for _ in range(2):
+        there = _Pool(pool.layout, 5, platform.device)
+        consumer, pulled = Consumer(there, _Link(pool, there)), []
+        for blocks, generations, digests, is_last, _ in announcer.prompt():
+            consumer.take(blocks, generations, digests)
+            pulled += blocks
+            assert is_last is (len(pulled) == 5)
+        assert torch.equal(there.blocks, pool.blocks[pulled])
+        assert bool(there.blocks.any(dim=1).all())
+
+
+@pytest.mark.parametrize(("fault", "said"), [("stale", "given to others"), ("torn", "differ from those announced")])
+def test_what_is_not_what_was_announced_is_an_error_and_not_a_figure(source, platform, fault, said):
+    pool, announcer = source
+    there = _Pool(pool.layout, 5, platform.device)
+    blocks, generations, digests, *_ = next(announcer.prompt())
+    with pytest.raises(RuntimeError, match=said):
+        Consumer(there, _Link(pool, there, **{fault: blocks[-1]})).take(blocks, generations, digests)
