@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,7 @@ from engine.device.buckets import Buckets
 from engine.device.captured_steps import CapturedSteps
 from engine.device.device_logits import DeviceLogits
 from engine.device.draw_memory import DrawMemory
+from engine.device.guard import device_guard, start_guard
 from engine.device.kv_memory import DeviceKVCache
 from engine.device.memory_budget import MemoryNeeds, kv_bytes, measure_needs
 from engine.device.runtime import DeviceRuntime
@@ -21,6 +23,12 @@ from engine.steps.batch import SequenceSlice, StepBatch
 from engine.steps.step_arrays import StepArrays
 from engine.steps.step_plan import StepPlan
 from wire.kv_layout import KVLayout
+
+_LESS_CACHE = (
+    "leave more beside the KV cache, by a lower --gpu-memory-utilization or --kv-cache-memory, lower --max-num-seqs, "
+    "or capture no graphs, by --enforce-eager"
+)
+_LESS_STEP = "lower --max-num-batched-tokens or --max-num-seqs, or use a smaller or quantised model, or a free GPU"
 
 
 class DeviceDecoder:
@@ -64,33 +72,30 @@ class DeviceDecoder:
         return self._decoder.kv_layout(block_tokens, kv_dtype)
 
     def bind_kv_cache(self, kv_cache: KVMemory) -> None:
-        """See `CausalLM.bind_kv_cache`. Captures the common graphs: they name the cache's addresses."""
+        """See `CausalLM.bind_kv_cache`. Captures the common graphs: they name the cache's addresses. Raises SpliceError
+        where there is no memory left for them."""
         if not isinstance(kv_cache, DeviceKVCache):
             raise TypeError(f"the KV cache is a {type(kv_cache).__name__}, expected one in device memory")
         self._block_tokens = kv_cache.layout.block_tokens
         self._kv_cache = kv_cache.elements()
         if self._buckets is None:
             return
-        with torch.inference_mode():
+        with torch.inference_mode(), self._starting("capturing graphs", _LESS_CACHE):
             self._captured = CapturedSteps(self._runtime, self._buckets, self._block_tokens, self._compute)
             self._captured.capture_common()
 
     @torch.inference_mode()
     def memory_needs(self, block_tokens: int, max_num_batched_tokens: int) -> MemoryNeeds:
-        """What everything but the KV cache takes, found by trying, before the cache is bound."""
+        """What everything but the KV cache takes, found by trying, before the cache is bound. Raises SpliceError where
+        the GPU is too small for that alone."""
         cache = DeviceKVCache.zeros(self.kv_layout(block_tokens, "auto"), 1, self._runtime.device)
         self._block_tokens, self._kv_cache = block_tokens, cache.elements()
         longest = self._decoder.max_len
         rows = min(max_num_batched_tokens, longest)
         largest = SequenceSlice([0] * rows, longest - rows, [0] * -(-longest // block_tokens), True)
         try:
-            trial = CapturedSteps(self._runtime, self._buckets, block_tokens, self._compute) if self._buckets else None
-            return measure_needs(
-                self._runtime.reserved_bytes,
-                lambda: self._launched((largest,)).wait(),
-                trial.capture if trial is not None else lambda _: None,
-                self._buckets.common(1) if self._buckets is not None else (),
-            )
+            with self._starting(f"trying a step of {rows} tokens and the largest graphs", _LESS_STEP):
+                return self._tried(largest)
         finally:
             self._kv_cache = None
             self._runtime.forget_captures()
@@ -101,9 +106,27 @@ class DeviceDecoder:
         needs = self.memory_needs(block_tokens, max_num_batched_tokens)
         return kv_bytes(self._runtime.total_bytes(), needs, utilization)
 
+    def _tried(self, largest: SequenceSlice) -> MemoryNeeds:
+        trial = (
+            CapturedSteps(self._runtime, self._buckets, self._block_tokens, self._compute) if self._buckets else None
+        )
+        return measure_needs(
+            self._runtime.reserved_bytes,
+            lambda: self._launched((largest,)).wait(),
+            trial.capture if trial is not None else lambda _: None,
+            self._buckets.common(1) if self._buckets is not None else (),
+        )
+
+    def _starting(self, doing: str, remedy: str) -> AbstractContextManager[None]:
+        return start_guard(self._runtime, doing, remedy, "gpu_memory_utilization")
+
     @torch.inference_mode()
     def forward(self, batch: StepBatch) -> DeviceLogits:
-        """See `CausalLM.forward`."""
+        """See `CausalLM.forward`. Raises DeviceLost where the device is of no more use."""
+        with device_guard(self._runtime, "computing a step"):
+            return self._queued(batch)
+
+    def _queued(self, batch: StepBatch) -> DeviceLogits:
         slices = batch.slices
         if self._captured is not None and all(len(part.token_ids) == 1 for part in slices):
             key = self._captured.key(len(slices), max(part.start for part in slices) + 1)

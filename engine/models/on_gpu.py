@@ -8,6 +8,7 @@ import torch
 
 from engine.device.buckets import Buckets
 from engine.device.cuda_runtime import CudaRuntime
+from engine.device.guard import start_guard
 from engine.gpu_place import GpuPlace
 from engine.layers.torch_weights import TorchWeights
 from engine.models.decoder import Decoder
@@ -24,6 +25,8 @@ from engine.tuning.operations import TunedOperations
 from engine.weights import WeightSource
 from wire.errors import ErrorCode, SpliceError
 
+_SMALLER = "take a smaller or quantised model, or a GPU on which nothing else runs"
+
 
 def build_on_gpu(spec: ModelSpec, weights: WeightSource, length: int, place: GpuPlace) -> tuple[DeviceDecoder, str]:
     """The model with activations in bfloat16, and its `numerics_id`.
@@ -39,6 +42,13 @@ def build_on_gpu(spec: ModelSpec, weights: WeightSource, length: int, place: Gpu
             param="device",
         )
     library, runtime = Library(), CudaRuntime(place.index)
+    with start_guard(runtime, "loading the model", _SMALLER, "device"):
+        return _built(spec, weights, length, place, library, runtime)
+
+
+def _built(
+    spec: ModelSpec, weights: WeightSource, length: int, place: GpuPlace, library: Library, runtime: CudaRuntime
+) -> tuple[DeviceDecoder, str]:
     product = best_product(library, runtime.capability)
     tuned = None
     if place.tactics is not None:
