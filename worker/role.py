@@ -15,6 +15,7 @@ import structlog
 from engine.engine import Engine
 from engine.scheduling.request import Request, RequestKey, RequestKind
 from engine.steps.step_output import ScoredPrompt, StepOutput, TokenRow
+from engine.tuning.tactic_counts import TacticCounts
 from kvtransfer.handoff import WorkerIdentity
 from wire.block_hash import root_hash
 from wire.convert import sampling_from_proto
@@ -48,6 +49,8 @@ class RoleParts:
     settings: WorkerSettings
     post: Callable[[Callable[[], None]], None]
     clock: Callable[[], float]
+    tactic_counts: Callable[[], TacticCounts] | None = None
+    """See `LoadedModel`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Role(ABC):
         self.draining = False
         self.load = parts.engine.load()
         """At most `LOAD_PERIOD_S` older than the last turn of the engine thread; other threads may read it."""
+        self.tactic_counts = parts.tactic_counts
         self._texts = parts.texts
         self._place = parts.place
         self._load_taken_s = parts.clock()
