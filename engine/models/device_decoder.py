@@ -40,7 +40,8 @@ class DeviceDecoder:
         """`decoder`'s weights are on the device of `runtime`, its operations those of `library`. Without `buckets`
         nothing is captured. `max_num_seqs`: most sequences of a step."""
         self._decoder = decoder
-        self._draws = DrawMemory(runtime, library, max_num_seqs)
+        most_rows = 1 if buckets is None else buckets.queries[-1]
+        self._draws = DrawMemory(runtime, library, max_num_seqs * most_rows)
         self._runtime = runtime
         self._buckets = buckets
         self._block_tokens = 0
@@ -114,7 +115,7 @@ class DeviceDecoder:
             self._runtime.reserved_bytes,
             lambda: self._launched((largest,)).wait(),
             trial.capture if trial is not None else lambda _: None,
-            self._buckets.common(1) if self._buckets is not None else (),
+            self._buckets.common() if self._buckets is not None else (),
         )
 
     def _starting(self, doing: str, remedy: str) -> AbstractContextManager[None]:
@@ -128,12 +129,12 @@ class DeviceDecoder:
 
     def _queued(self, batch: StepBatch) -> DeviceLogits:
         slices = batch.slices
-        if self._captured is not None and all(len(part.token_ids) == 1 for part in slices):
-            key = self._captured.key(len(slices), max(part.start for part in slices) + 1)
-            if key is not None:
-                logits = self._captured.run(key, StepArrays.of(batch, self._block_tokens))
-                wanted = [row for row, part in enumerate(slices) if part.num_logits]
-                return DeviceLogits(self._draws, logits if len(wanted) == len(slices) else logits[wanted])
+        key = self._captured.key(batch) if self._captured is not None and slices else None
+        if self._captured is not None and key is not None:
+            logits = self._captured.run(key, StepArrays.of(batch, self._block_tokens))
+            ends = [(index + 1) * key.queries for index in range(len(slices))]
+            wanted = [row for end, part in zip(ends, slices, strict=True) for row in range(end - part.num_logits, end)]
+            return DeviceLogits(self._draws, logits if len(wanted) == len(logits) else logits[wanted])
         return self._launched(slices)
 
     def _launched(self, slices: tuple[SequenceSlice, ...]) -> DeviceLogits:
