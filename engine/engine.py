@@ -11,6 +11,7 @@ import numpy as np
 from engine.blocks.block_pool import BlockPool
 from engine.blocks.kv_cache import KVMemory
 from engine.config import EngineConfig
+from engine.device.device_lost import DeviceLost
 from engine.load import EngineLoad, RequestSummary, measure_load, summarise_requests
 from engine.models.causal_lm import CausalLM
 from engine.sampling.beam_groups import BeamGroups
@@ -133,7 +134,7 @@ class Engine:
         What was submitted, activated or aborted since the last step has been received. A failure ends the requests
         it concerns, named in `failed`; the others and the engine go on. Where the model runs ahead, this step is
         launched before the one before it is waited for, and the output says what the latter computed; raises
-        SpliceError where the device failed: nothing can be computed any more.
+        DeviceLost where the device failed: nothing can be computed any more, and what this step found is not said.
         """
         began_s = self._clock()
         self._promise_tokens()
@@ -218,6 +219,8 @@ class Engine:
             drawing = [part for part in plan.scheduled if part.completes]
             rows = [self._sampling_row(part.request) for part in drawing]
             return LaunchedStep(plan, drawing, self._run(plan).start_draw(range(len(rows)), rows), began_s)
+        except DeviceLost:
+            raise
         except Exception:  # what is wrong with the batch shows when it is computed again, request by request
             _log.exception(
                 "a batch of %d was not launched; it is computed once the one before it is done", len(plan.scheduled)
@@ -271,6 +274,8 @@ class Engine:
         """
         try:
             readouts = read_logits(plan.scheduled, self._run(plan), self._sampling_row, self._beams.num_options)
+        except DeviceLost:
+            raise
         except Exception as error:  # the boundary of one batch: the engine goes on
             if len(plan.scheduled) == 1:
                 self._fail(plan.scheduled[0].request, error, output)

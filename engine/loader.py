@@ -31,6 +31,7 @@ from engine.numerics import numerics_id, supports_fast_bfloat16
 from engine.ops.features import features_of, used_ops
 from engine.ops.names import Activations, ActivationsChoice, OpsChoice
 from engine.spec import ModelSpec
+from engine.tuning.tactic_counts import TacticCounts
 from engine.weights import WeightSource
 from wire.errors import ErrorCode, SpliceError
 from wire.kv_layout import KVDtype, KVLayout
@@ -49,6 +50,8 @@ class LoadedModel:
     model: CausalLM
     card: ModelCard
     numerics_id: str
+    tactic_counts: Callable[[], TacticCounts] | None = None
+    """What its tactics come to; None where nothing is tuned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +68,8 @@ class _Description:
     """Raises SpliceError for what the files' headers show."""
 
 
-_Built = tuple[CausalLM, str]
-"""A model and its `numerics_id`."""
+_Built = tuple[CausalLM, str, Callable[[], TacticCounts] | None]
+"""A model, its `numerics_id`, and what its tactics come to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +116,9 @@ class OpenedModel:
             if self._gpu is not None:
                 is_quantised = description.is_quantised and build.activations == "int8"
                 place = replace(self._gpu, is_quantised=is_quantised)
-                model, numerics = _build_on_gpu(build.spec, build.weights, build.length, place)
+                built = _build_on_gpu(build.spec, build.weights, build.length, place)
             else:
-                model, numerics = _build(build)
+                built = _build(build)
         _say_unread(self._path, build.spec, build.weights)
         card = ModelCard(
             name=self._name,
@@ -127,7 +130,8 @@ class OpenedModel:
         )
         del self._description, self._build, description, build  # the file's own vocabulary is in the card now
         return_freed()
-        return LoadedModel(model=model, card=card, numerics_id=numerics)
+        model, numerics, tactic_counts = built
+        return LoadedModel(model=model, card=card, numerics_id=numerics, tactic_counts=tactic_counts)
 
 
 def open_model(
@@ -219,7 +223,7 @@ def _build(this: _Build) -> _Built:
             kernels.set_num_threads(this.num_threads)
             model = native.NativeDecoder(this.spec, this.weights, this.length, this.activations, this.kv_dtype)
             implementations = kernels.implementations(this.activations, used_ops(features_of(this.spec)))
-            return model, numerics_id(this.dtype, implementations)
+            return model, numerics_id(this.dtype, implementations), None
         _log.info("%s is computed operation by operation, because %s", this.spec.architecture, obstacle)
     return _build_with_torch(this)
 
@@ -256,7 +260,7 @@ def _build_with_torch(this: _Build) -> _Built:
     dtype = getattr(torch, this.dtype)
     table = select_ops(dtype, this.ops, features_of(this.spec), this.activations)
     model = Decoder(this.spec, table, TorchWeights(this.weights, dtype), this.length, this.kv_dtype)
-    return model, numerics_id(this.dtype, table.names)
+    return model, numerics_id(this.dtype, table.names), None
 
 
 def _build_on_gpu(spec: ModelSpec, weights: WeightSource, length: int, gpu: GpuPlace) -> _Built:

@@ -73,7 +73,7 @@ class DevicePoolMemory:
             raise SpliceError(
                 ErrorCode.BAD_SETTING,
                 f"cannot reserve a KV pool of {self.nbytes} bytes ({num_blocks} blocks) on the device: {error}; "
-                "use fewer blocks or free its memory",
+                "lower --gpu-memory-utilization, --kv-cache-memory or --num-kv-blocks, or free the device's memory",
                 param="num_blocks",
             ) from error
 

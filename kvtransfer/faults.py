@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterable
@@ -16,19 +17,25 @@ STALL = "kv.stall"
 """A copy waits, outstanding, before its first byte moves."""
 DROP_FINAL = "kv.drop_final"
 """The source does not send a request's final announcement."""
-POINTS = (FLIP_BYTE, FLIP_BYTE_UNCHECKED, STALL, DROP_FINAL)
+DEVICE_LOST = "engine.device_lost"
+"""The device of a worker's engine fails in a step, for good: what an illegal access does."""
+_FLAG = re.compile(r"([^@=]+)(?:@(\d+))?(?:=(\d+))?")
+POINTS = (FLIP_BYTE, FLIP_BYTE_UNCHECKED, STALL, DROP_FINAL, DEVICE_LOST)
 
 
 class FaultPlan:
     """Which points fire, and how often; counts what fired. Thread-safe.
 
-    `FaultPlan({"kv.flip_byte": 1})` fires on the first opportunity only. A stall ends after `stall_s` or at
-    `end_stalls()`.
+    `FaultPlan({"kv.flip_byte": 1})` fires on the first opportunity only; with `passed={"kv.flip_byte": 2}` on the
+    third. A stall ends after `stall_s` or at `end_stalls()`.
     """
 
-    def __init__(self, times: dict[str, int] | None = None, *, stall_s: float = 5.0) -> None:
+    def __init__(
+        self, times: dict[str, int] | None = None, *, passed: dict[str, int] | None = None, stall_s: float = 5.0
+    ) -> None:
         self._left = dict(times or {})
-        for point in self._left:
+        self._passed = dict(passed or {})
+        for point in (*self._left, *self._passed):
             if point not in POINTS:
                 raise SpliceError(
                     ErrorCode.BAD_SETTING, f"no fault point {point!r}; known: {', '.join(POINTS)}", param="fault"
@@ -40,19 +47,29 @@ class FaultPlan:
 
     @classmethod
     def parse(cls, flags: Iterable[str]) -> FaultPlan:
-        """From `NAME` (once) or `NAME=TIMES`; raises SpliceError(BAD_SETTING)."""
+        """From `NAME[@PASSED][=TIMES]`, once and at the first opportunity unless said otherwise; raises
+        SpliceError(BAD_SETTING)."""
         times: dict[str, int] = {}
+        passed: dict[str, int] = {}
         for flag in flags:
-            name, _, count = flag.partition("=")
-            if count and not count.isdecimal():
-                raise SpliceError(ErrorCode.BAD_SETTING, f"{flag!r}: expected NAME or NAME=TIMES", param="fault")
-            times[name] = int(count or 1)
-        return cls(times)
+            found = _FLAG.fullmatch(flag)
+            if found is None:
+                raise SpliceError(ErrorCode.BAD_SETTING, f"{flag!r}: expected NAME[@PASSED][=TIMES]", param="fault")
+            name, before, count = found.groups()
+            times[name], passed[name] = int(count or 1), int(before or 0)
+        return cls(times, passed=passed)
+
+    def names(self, point: str) -> bool:
+        """Whether `point` was asked for."""
+        return point in self._left
 
     def fires(self, point: str) -> bool:
         """Whether `point` fires this time; counted if so."""
         with self._lock:
             if self._left.get(point, 0) <= 0:
+                return False
+            if self._passed.get(point, 0) > 0:
+                self._passed[point] -= 1
                 return False
             self._left[point] -= 1
             self.hits[point] += 1

@@ -64,6 +64,14 @@ class RouterMetrics:
             "KV blocks moved to and from host memory since the worker's start",
             (*worker, "direction"),
         )
+        self.worker_tactic_lookups = gauge(
+            "splice:worker_tactic_lookups",
+            "Choices among GPU kernels looked up since the worker's start: measured ones, and ones that were not",
+            (*worker, "result"),
+        )
+        self.worker_tactics_skipped = gauge(
+            "splice:worker_tactics_skipped", "GPU kernels left out because they failed when they were tried", worker
+        )
         self.view_age = gauge("splice:membership_view_age_seconds", "Since membership was last heard of")
         self.loop_lag = gauge("splice:event_loop_lag_seconds", "How late the event loop wakes up")
 
@@ -104,10 +112,16 @@ class RouterMetrics:
         """Figures of the workers there are now, and of no other."""
         self.worker_preemptions.clear()
         self.worker_swapped_blocks.clear()
+        self.worker_tactic_lookups.clear()
+        self.worker_tactics_skipped.clear()
         for worker, beat in beats:
             self.worker_preemptions.labels(worker).set(beat.preemptions)
             self.worker_swapped_blocks.labels(worker, "out").set(beat.swapped_out_blocks)
             self.worker_swapped_blocks.labels(worker, "in").set(beat.swapped_in_blocks)
+            if beat.HasField("tactics"):
+                self.worker_tactic_lookups.labels(worker, "hit").set(beat.tactics.hits)
+                self.worker_tactic_lookups.labels(worker, "miss").set(beat.tactics.misses)
+                self.worker_tactics_skipped.labels(worker).set(beat.tactics.skipped)
 
     def expose(self) -> bytes:
         """The Prometheus text format."""

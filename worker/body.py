@@ -15,9 +15,11 @@ from engine.engine import Engine
 from engine.gpu_place import GpuPlace
 from engine.loader import LoadedModel, OpenedModel, open_model
 from engine.ops.cpu_isa import choose_cpu_isa
+from kvtransfer.faults import DEVICE_LOST, FaultPlan
 from wire.errors import ErrorCode, SpliceError
 from wire.kv_layout import KVLayout
 from wire.worker_record import draw_incarnation
+from worker.failing_model import FailingModel
 from worker.pool_place import PoolPlace, pool_on_gpu, pool_on_host
 from worker.settings import WorkerSettings
 
@@ -86,7 +88,9 @@ def _engine(settings: WorkerSettings, loaded: LoadedModel, layout: KVLayout, pla
         eos_token_ids=loaded.card.eos_token_ids,
     )
     pool = BlockPool(config.num_blocks, place.pool, config.num_host_blocks, config.host_min_tokens)
-    engine = Engine(loaded.model, place.cache, config, pool)
+    faults = FaultPlan.parse(settings.faults)
+    model = FailingModel(loaded.model, faults) if faults.names(DEVICE_LOST) else loaded.model
+    engine = Engine(model, place.cache, config, pool)
     engine.warm_up()
     return engine
 

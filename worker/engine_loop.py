@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
+from engine.device.device_lost import DeviceLost
 from engine.engine import Engine
 from engine.steps.step_output import StepOutput
 from kvtransfer.thread_priority import give_way
@@ -39,7 +40,8 @@ class EngineLoop:
     """Owns the engine's thread. Engine and role are touched by no other thread, so neither needs a lock."""
 
     def __init__(self, engine: Engine, on_dead: Callable[[BaseException], None], nice: int = 0) -> None:
-        """`on_dead` is told when the loop itself fails: a bug, after which the process should end and be restarted.
+        """`on_dead` is told when the device is lost or the loop itself fails, a bug: the process should end and be
+        restarted then.
 
         `nice`: how far the thread gives way to others (`give_way`).
         """
@@ -103,6 +105,9 @@ class EngineLoop:
             give_way(self._nice)
             while not self._stopping.is_set():
                 self._turn(owner)
+        except DeviceLost as error:
+            log.exception("device_lost", reason=error.message, next="this process ends; others go on with its requests")
+            self._on_dead(error)
         except BaseException as error:
             log.exception("engine_loop_failed")
             self._on_dead(error)

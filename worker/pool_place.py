@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.blocks.kv_cache import KVCache, KVMemory
+from engine.device.device_lost import DeviceLost
 from engine.models.causal_lm import CausalLM
 from kvtransfer.cuda_runtime import CudaRuntime
 from kvtransfer.device_kernels import CudaBlockKernels
 from kvtransfer.device_pool import DevicePoolMemory
+from kvtransfer.device_runtime import DeviceError
 from kvtransfer.pool import KVPool
 from kvtransfer.pool_memory import KVPoolMemory
 from wire.errors import ErrorCode, SpliceError
@@ -30,6 +32,14 @@ class PoolPlace:
     written: int | None = None
     """An event behind every write the engine tells of: it does so when the device has made them, so the event is done.
     None where blocks are written by the host."""
+
+    def check_device(self) -> None:
+        """Raises DeviceLost where the device has failed, in whatever work; does not wait for it."""
+        if isinstance(self.pool, DevicePoolMemory) and self.written is not None:
+            try:
+                self.pool.runtime.is_done(self.written)
+            except DeviceError as error:
+                raise DeviceLost(f"the GPU is lost to this process: {error}") from error
 
 
 def pool_on_host(settings: WorkerSettings, layout: KVLayout, incarnation: int, *, beside_bytes: int) -> PoolPlace:

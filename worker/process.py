@@ -67,7 +67,16 @@ async def serve_worker(
         loop = EngineLoop(body.engine, on_dead=lambda _: os._exit(70), nice=settings.nice)
         identity = _identity(settings, body)
         role = build_role(
-            RoleParts(body.engine, AnswerTexts(card), body.place, identity, settings, loop.post, time.monotonic)
+            RoleParts(
+                body.engine,
+                AnswerTexts(card),
+                body.place,
+                identity,
+                settings,
+                loop.post,
+                time.monotonic,
+                body.loaded.tactic_counts,
+            )
         )
         record = _record(settings, body, identity, f"{settings.host}:{port}")
         listener = TokenListener(settings.host)

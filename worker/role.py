@@ -15,6 +15,7 @@ import structlog
 from engine.engine import Engine
 from engine.scheduling.request import Request, RequestKey, RequestKind
 from engine.steps.step_output import ScoredPrompt, StepOutput, TokenRow
+from engine.tuning.tactic_counts import TacticCounts
 from kvtransfer.handoff import WorkerIdentity
 from wire.block_hash import root_hash
 from wire.convert import sampling_from_proto
@@ -48,6 +49,8 @@ class RoleParts:
     settings: WorkerSettings
     post: Callable[[Callable[[], None]], None]
     clock: Callable[[], float]
+    tactic_counts: Callable[[], TacticCounts] | None = None
+    """See `LoadedModel`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,9 @@ class Role(ABC):
         self.draining = False
         self.load = parts.engine.load()
         """At most `LOAD_PERIOD_S` older than the last turn of the engine thread; other threads may read it."""
+        self.tactic_counts = parts.tactic_counts
         self._texts = parts.texts
+        self._place = parts.place
         self._load_taken_s = parts.clock()
         self._waiting_for_idle: list[Future[None]] = []
         self._post = parts.post
@@ -130,9 +135,11 @@ class Role(ABC):
     # From the engine loop
 
     def tick(self) -> None:
+        """Raises DeviceLost where the worker has to end."""
         now_s = self._clock()
         if now_s - self._load_taken_s >= LOAD_PERIOD_S:
             self.load, self._load_taken_s = self.engine.load(), now_s
+            self._place.check_device()  # a hand-off may have found it lost while there was nothing to compute
         if self._waiting_for_idle and not len(self.table):
             for idle in self._waiting_for_idle:
                 if idle.set_running_or_notify_cancel():

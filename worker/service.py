@@ -188,7 +188,14 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             preemptions=totals.preemptions,
             swapped_out_blocks=totals.swapped_out_blocks,
             swapped_in_blocks=totals.swapped_in_blocks,
+            tactics=self._tactics(),
         )
+
+    def _tactics(self) -> worker_pb2.TacticCounts | None:
+        if self._role.tactic_counts is None:
+            return None
+        counts = self._role.tactic_counts()
+        return worker_pb2.TacticCounts(hits=counts.hits, misses=counts.misses, skipped=counts.skipped)
 
     def _stats(self) -> worker_pb2.WorkerStats:
         engine, counters = self._role.engine, self._role.handoff_counters()
@@ -215,6 +222,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             swapped_out_blocks=totals.swapped_out_blocks,
             swapped_in_blocks=totals.swapped_in_blocks,
             longest_step_s=totals.longest_step_s,
+            tactics=self._tactics(),
             kv_bytes_in=counters.kv_bytes_in,
             kv_blocks_in=counters.kv_blocks_in,
             digest_mismatches=counters.digest_mismatches,

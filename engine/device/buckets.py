@@ -31,22 +31,31 @@ class Buckets:
 
     sequences: tuple[int, ...]
     contexts: tuple[int, ...]
+    queries: tuple[int, ...] = (1,)
+    """Rows of each sequence: a step in which all have so many is captured, and no other."""
 
     @classmethod
-    def up_to(cls, max_num_seqs: int, max_model_len: int) -> Buckets:
-        """A step is at most a quarter larger than what is in it from 8 sequences on."""
-        return cls(_sizes(max_num_seqs), _contexts(max_model_len))
+    def up_to(cls, max_num_seqs: int, max_model_len: int, verify_rows: int | None = None) -> Buckets:
+        """A step is at most a quarter larger than what is in it from 8 sequences on. `verify_rows`: rows of a sequence
+        whose drafts are verified, one more than there are drafts; None where nobody drafts."""
+        queries = (1,) if verify_rows is None else (1, verify_rows)
+        return cls(_sizes(max_num_seqs), _contexts(max_model_len), queries)
+
+    @property
+    def largest(self) -> GraphKey:
+        return GraphKey(self.sequences[-1], self.queries[-1], self.contexts[-1])
 
     def key(self, sequences: int, queries: int, context: int) -> GraphKey | None:
         """The smallest that fits; None where none does."""
-        if sequences > self.sequences[-1] or context > self.contexts[-1]:
+        if sequences > self.sequences[-1] or queries not in self.queries or context > self.contexts[-1]:
             return None
         return GraphKey(_at_least(self.sequences, sequences), queries, _at_least(self.contexts, context))
 
-    def common(self, queries: int) -> list[GraphKey]:
-        """Those worth capturing before the first request, largest first: any number of sequences of the shortest
-        contexts. Longer ones are captured when they first come up."""
-        return [GraphKey(size, queries, self.contexts[0]) for size in reversed(self.sequences)]
+    def common(self) -> list[GraphKey]:
+        """Those worth capturing before the first request, those of most rows first: any number of sequences of the
+        shortest contexts. Longer ones are captured when they first come up."""
+        keys = [GraphKey(size, queries, self.contexts[0]) for size in self.sequences for queries in self.queries]
+        return sorted(keys, key=lambda key: (key.rows, key.sequences), reverse=True)
 
 
 def _sizes(largest: int) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import torch
 from engine.device.buckets import Buckets, GraphKey
 from engine.device.runtime import DeviceRuntime
 from engine.device.step_memory import StepMemory
+from engine.steps.batch import StepBatch
 from engine.steps.step_arrays import StepArrays
 from engine.steps.step_plan import StepPlan
 
@@ -33,8 +34,7 @@ class CapturedSteps:
         self._runtime = runtime
         self._buckets = buckets
         self._compute = compute
-        largest = GraphKey(buckets.sequences[-1], 1, buckets.contexts[-1])
-        self._memory = StepMemory(runtime, largest, block_tokens)
+        self._memory = StepMemory(runtime, buckets.largest, block_tokens)
         self._graphs: dict[GraphKey, _Captured] = {}
 
     @property
@@ -49,20 +49,24 @@ class CapturedSteps:
     def capture_common(self) -> None:
         """Before the first step."""
         began_s = time.perf_counter()
-        for key in self._buckets.common(1):
+        for key in self._buckets.common():
             self._captured(key)
         _log.info("%d graphs captured in %.1f s", len(self._graphs), time.perf_counter() - began_s)
 
-    def key(self, sequences: int, context: int) -> GraphKey | None:
-        """That of a step in which so many sequences have one row each; None where there can be none."""
-        return self._buckets.key(sequences, 1, context)
+    def key(self, batch: StepBatch) -> GraphKey | None:
+        """That of a step in which all sequences have the same number of rows; None where there can be none."""
+        slices = batch.slices
+        queries = len(slices[0].token_ids)
+        if any(len(part.token_ids) != queries for part in slices):
+            return None
+        return self._buckets.key(len(slices), queries, max(part.start for part in slices) + queries)
 
     def run(self, key: GraphKey, arrays: StepArrays) -> torch.Tensor:
-        """Logits `[sequences of arrays, vocab]`; they hold until the next step is queued."""
+        """Logits `[rows of arrays, vocab]`; they hold until the next step is queued."""
         captured = self._captured(key)
         self._memory.write(key, arrays)
         captured.replay()
-        return captured.logits[: len(arrays.starts)]
+        return captured.logits[: len(arrays.token_ids)]
 
     def _captured(self, key: GraphKey) -> _Captured:
         found = self._graphs.get(key)

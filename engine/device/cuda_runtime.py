@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from engine.device.device_lost import DeviceLost
 from wire.errors import ErrorCode, SpliceError
 
 
@@ -22,7 +23,7 @@ class EventFence:
         try:
             self.event.synchronize()
         except RuntimeError as error:
-            raise _failed("a step", error) from error
+            raise _lost(error) from error
 
 
 class CudaRuntime:
@@ -73,10 +74,17 @@ class CudaRuntime:
             with torch.cuda.graph(graph, pool=self._pool):
                 result = work()
         except RuntimeError as error:
-            raise _failed("capturing a step", error) from error
+            raise SpliceError(ErrorCode.INTERNAL_ERROR, f"capturing a step failed on the GPU: {error}") from error
         if self._pool is None:
             self._pool = graph.pool()
         return result, graph.replay
+
+    def settle(self) -> None:
+        """See `DeviceRuntime.settle`."""
+        try:
+            torch.cuda.synchronize(self._device)
+        except RuntimeError as error:
+            raise _lost(error) from error
 
     def forget_captures(self) -> None:
         """See `DeviceRuntime.forget_captures`."""
@@ -104,5 +112,6 @@ class CudaRuntime:
         return EventFence(event)
 
 
-def _failed(what: str, error: RuntimeError) -> SpliceError:
-    return SpliceError(ErrorCode.INTERNAL_ERROR, f"{what} failed on the GPU: {error}")
+def _lost(error: RuntimeError) -> DeviceLost:
+    """An error that comes back from waiting is of a kernel that ended badly, and CUDA repeats it for ever."""
+    return DeviceLost(f"the GPU is lost to this process: {error}")

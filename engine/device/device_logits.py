@@ -31,12 +31,14 @@ class DeviceLogits:
 
     def wait(self) -> None:
         """See `StepLogits.wait`."""
-        self._logits[:1, :1].cpu()
+        with self._memory.guard("computing a step"):
+            self._logits[:1, :1].cpu()
 
     def host(self, rows: slice | Sequence[int]) -> NDArray[np.float32]:
         """See `StepLogits.host`."""
         chosen = rows if isinstance(rows, slice) else list(rows)
-        found: NDArray[np.float32] = self._logits[chosen].cpu().numpy()
+        with self._memory.guard("computing a step"):
+            found: NDArray[np.float32] = self._logits[chosen].cpu().numpy()
         return found
 
     def draw(self, places: Sequence[int], rows: Sequence[SamplingRow]) -> list[DrawnToken | Exception]:
@@ -57,9 +59,10 @@ class DeviceLogits:
 
     def start_draw(self, places: Sequence[int], rows: Sequence[SamplingRow]) -> DeviceDraw:
         """Queues the draws of rows that are all plain (`SamplingRow.is_plain`)."""
-        own = self._logits if len(places) == len(self._logits) else self._logits[list(places)]
         positions = [len(row.tokens) for row in rows]
-        return DeviceDraw(self._memory.draw(own, [choice_of(row) for row in rows]), positions)
+        with self._memory.guard("drawing tokens"):
+            own = self._logits if len(places) == len(self._logits) else self._logits[list(places)]
+            return DeviceDraw(self._memory.draw(own, [choice_of(row) for row in rows]), positions)
 
 
 class DeviceDraw:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
+from engine.device.guard import device_guard
 from engine.device.runtime import DeviceRuntime, Fence
 from engine.ops.cuda.draw import COLUMNS, DrawChoice, draw_columns, draw_on_device
 from engine.ops.cuda.library import Library
@@ -32,7 +34,7 @@ class TokensOnTheWay:
         self._found = found
 
     def wait(self) -> list[int]:
-        """One a row; −1 for a row that is not finite. Raises SpliceError where the device failed."""
+        """One a row; −1 for a row that is not finite. Raises DeviceLost where the device failed."""
         self._fence.wait()
         return self._found.tolist()
 
@@ -51,6 +53,10 @@ class DrawMemory:
             )
             for _ in range(_STAGES)
         ]
+
+    def guard(self, doing: str) -> AbstractContextManager[None]:
+        """See `device_guard`; for whoever reads what lies there."""
+        return device_guard(self._runtime, doing)
 
     def draw(self, logits: torch.Tensor, choices: Sequence[DrawChoice]) -> TokensOnTheWay:
         """Queues the draw of one token a row of `logits` `[len(choices), vocab]` float32, and its way to the host."""

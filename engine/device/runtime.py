@@ -12,7 +12,7 @@ class Fence(Protocol):
     """A place in the device's queue of work."""
 
     def wait(self) -> None:
-        """Returns when the device has come past it. Raises SpliceError where it failed on the way."""
+        """Returns when the device has come past it. Raises DeviceLost where it failed on the way."""
 
 
 class DeviceRuntime(Protocol):
@@ -37,6 +37,9 @@ class DeviceRuntime(Protocol):
         read or allocate host memory; all captures share the memory they allocate, so that the result of one holds
         until the next is queued. Raises SpliceError for work that cannot be recorded.
         """
+
+    def settle(self) -> None:
+        """Returns when everything that was queued is done. Raises DeviceLost where the device will do nothing more."""
 
     def forget_captures(self) -> None:
         """What was captured is used no more, and later captures share other memory."""

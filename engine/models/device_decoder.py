@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,7 @@ from engine.device.buckets import Buckets
 from engine.device.captured_steps import CapturedSteps
 from engine.device.device_logits import DeviceLogits
 from engine.device.draw_memory import DrawMemory
+from engine.device.guard import device_guard, start_guard
 from engine.device.kv_memory import DeviceKVCache
 from engine.device.memory_budget import MemoryNeeds, kv_bytes, measure_needs
 from engine.device.runtime import DeviceRuntime
@@ -22,6 +24,12 @@ from engine.steps.step_arrays import StepArrays
 from engine.steps.step_plan import StepPlan
 from wire.kv_layout import KVLayout
 
+_LESS_CACHE = (
+    "leave more beside the KV cache, by a lower --gpu-memory-utilization or --kv-cache-memory, lower --max-num-seqs, "
+    "or capture no graphs, by --enforce-eager"
+)
+_LESS_STEP = "lower --max-num-batched-tokens or --max-num-seqs, or use a smaller or quantised model, or a free GPU"
+
 
 class DeviceDecoder:
     """See `CausalLM`. A row has the same bits whichever way its step is launched."""
@@ -32,7 +40,8 @@ class DeviceDecoder:
         """`decoder`'s weights are on the device of `runtime`, its operations those of `library`. Without `buckets`
         nothing is captured. `max_num_seqs`: most sequences of a step."""
         self._decoder = decoder
-        self._draws = DrawMemory(runtime, library, max_num_seqs)
+        most_rows = 1 if buckets is None else buckets.queries[-1]
+        self._draws = DrawMemory(runtime, library, max_num_seqs * most_rows)
         self._runtime = runtime
         self._buckets = buckets
         self._block_tokens = 0
@@ -64,33 +73,30 @@ class DeviceDecoder:
         return self._decoder.kv_layout(block_tokens, kv_dtype)
 
     def bind_kv_cache(self, kv_cache: KVMemory) -> None:
-        """See `CausalLM.bind_kv_cache`. Captures the common graphs: they name the cache's addresses."""
+        """See `CausalLM.bind_kv_cache`. Captures the common graphs: they name the cache's addresses. Raises SpliceError
+        where there is no memory left for them."""
         if not isinstance(kv_cache, DeviceKVCache):
             raise TypeError(f"the KV cache is a {type(kv_cache).__name__}, expected one in device memory")
         self._block_tokens = kv_cache.layout.block_tokens
         self._kv_cache = kv_cache.elements()
         if self._buckets is None:
             return
-        with torch.inference_mode():
+        with torch.inference_mode(), self._starting("capturing graphs", _LESS_CACHE):
             self._captured = CapturedSteps(self._runtime, self._buckets, self._block_tokens, self._compute)
             self._captured.capture_common()
 
     @torch.inference_mode()
     def memory_needs(self, block_tokens: int, max_num_batched_tokens: int) -> MemoryNeeds:
-        """What everything but the KV cache takes, found by trying, before the cache is bound."""
+        """What everything but the KV cache takes, found by trying, before the cache is bound. Raises SpliceError where
+        the GPU is too small for that alone."""
         cache = DeviceKVCache.zeros(self.kv_layout(block_tokens, "auto"), 1, self._runtime.device)
         self._block_tokens, self._kv_cache = block_tokens, cache.elements()
         longest = self._decoder.max_len
         rows = min(max_num_batched_tokens, longest)
         largest = SequenceSlice([0] * rows, longest - rows, [0] * -(-longest // block_tokens), True)
         try:
-            trial = CapturedSteps(self._runtime, self._buckets, block_tokens, self._compute) if self._buckets else None
-            return measure_needs(
-                self._runtime.reserved_bytes,
-                lambda: self._launched((largest,)).wait(),
-                trial.capture if trial is not None else lambda _: None,
-                self._buckets.common(1) if self._buckets is not None else (),
-            )
+            with self._starting(f"trying a step of {rows} tokens and the largest graphs", _LESS_STEP):
+                return self._tried(largest)
         finally:
             self._kv_cache = None
             self._runtime.forget_captures()
@@ -101,16 +107,34 @@ class DeviceDecoder:
         needs = self.memory_needs(block_tokens, max_num_batched_tokens)
         return kv_bytes(self._runtime.total_bytes(), needs, utilization)
 
+    def _tried(self, largest: SequenceSlice) -> MemoryNeeds:
+        trial = (
+            CapturedSteps(self._runtime, self._buckets, self._block_tokens, self._compute) if self._buckets else None
+        )
+        return measure_needs(
+            self._runtime.reserved_bytes,
+            lambda: self._launched((largest,)).wait(),
+            trial.capture if trial is not None else lambda _: None,
+            self._buckets.common() if self._buckets is not None else (),
+        )
+
+    def _starting(self, doing: str, remedy: str) -> AbstractContextManager[None]:
+        return start_guard(self._runtime, doing, remedy, "gpu_memory_utilization")
+
     @torch.inference_mode()
     def forward(self, batch: StepBatch) -> DeviceLogits:
-        """See `CausalLM.forward`."""
+        """See `CausalLM.forward`. Raises DeviceLost where the device is of no more use."""
+        with device_guard(self._runtime, "computing a step"):
+            return self._queued(batch)
+
+    def _queued(self, batch: StepBatch) -> DeviceLogits:
         slices = batch.slices
-        if self._captured is not None and all(len(part.token_ids) == 1 for part in slices):
-            key = self._captured.key(len(slices), max(part.start for part in slices) + 1)
-            if key is not None:
-                logits = self._captured.run(key, StepArrays.of(batch, self._block_tokens))
-                wanted = [row for row, part in enumerate(slices) if part.num_logits]
-                return DeviceLogits(self._draws, logits if len(wanted) == len(slices) else logits[wanted])
+        key = self._captured.key(batch) if self._captured is not None and slices else None
+        if self._captured is not None and key is not None:
+            logits = self._captured.run(key, StepArrays.of(batch, self._block_tokens))
+            ends = [(index + 1) * key.queries for index in range(len(slices))]
+            wanted = [row for end, part in zip(ends, slices, strict=True) for row in range(end - part.num_logits, end)]
+            return DeviceLogits(self._draws, logits if len(wanted) == len(logits) else logits[wanted])
         return self._launched(slices)
 
     def _launched(self, slices: tuple[SequenceSlice, ...]) -> DeviceLogits:

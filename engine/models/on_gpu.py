@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
 from engine.device.buckets import Buckets
 from engine.device.cuda_runtime import CudaRuntime
+from engine.device.guard import start_guard
 from engine.gpu_place import GpuPlace
 from engine.layers.torch_weights import TorchWeights
 from engine.models.decoder import Decoder
@@ -19,14 +20,22 @@ from engine.ops.cuda.library import Library
 from engine.ops.features import features_of
 from engine.ops.registry import choose
 from engine.spec import ModelSpec
+from engine.tuning.decision import Mode
 from engine.tuning.kept import kept_tuner
 from engine.tuning.operations import TunedOperations
+from engine.tuning.tactic_counts import TacticCounts
 from engine.weights import WeightSource
 from wire.errors import ErrorCode, SpliceError
 
+_SMALLER = "take a smaller or quantised model, or a GPU on which nothing else runs"
 
-def build_on_gpu(spec: ModelSpec, weights: WeightSource, length: int, place: GpuPlace) -> tuple[DeviceDecoder, str]:
-    """The model with activations in bfloat16, and its `numerics_id`.
+
+BuiltOnGpu = tuple[DeviceDecoder, str, Callable[[], TacticCounts] | None]
+"""A model, its `numerics_id`, and what its tactics come to; None where nothing is tuned."""
+
+
+def build_on_gpu(spec: ModelSpec, weights: WeightSource, length: int, place: GpuPlace) -> BuiltOnGpu:
+    """The model with activations in bfloat16.
 
     `length`: positions the rotary tables cover. Raises SpliceError for weights that are not the spec's, for a model
     that no kernel computes, and where GPU or kernels are missing.
@@ -39,13 +48,21 @@ def build_on_gpu(spec: ModelSpec, weights: WeightSource, length: int, place: Gpu
             param="device",
         )
     library, runtime = Library(), CudaRuntime(place.index)
+    with start_guard(runtime, "loading the model", _SMALLER, "device"):
+        return _built(spec, weights, length, place, library, runtime)
+
+
+def _built(
+    spec: ModelSpec, weights: WeightSource, length: int, place: GpuPlace, library: Library, runtime: CudaRuntime
+) -> BuiltOnGpu:
     product = best_product(library, runtime.capability)
     tuned = None
     if place.tactics is not None:
-        tuned = TunedOperations(library, runtime.device, "deterministic" if place.is_deterministic else "fast")
+        mode: Mode = "deterministic" if place.is_deterministic else "fast"
+        tuned = TunedOperations(library, runtime.device, mode, are_products_plain=not place.is_quantised)
     offered = [*reference.CANDIDATES, *candidates(library, product, runtime.device if place.is_quantised else None)]
-    if tuned is not None:  # its products take plain matrices
-        offered += [each for each in tuned.candidates() if not (place.is_quantised and each.op == "linear")]
+    if tuned is not None:
+        offered += tuned.candidates()
     ops = choose(offered, torch.bfloat16, features_of(spec))
     on_device = TorchWeights(weights, torch.bfloat16, runtime.device, keeps_quantised=place.is_quantised)
     decoder = Decoder(spec, ops, on_device, length, "bfloat16", runtime.device)
@@ -54,6 +71,6 @@ def build_on_gpu(spec: ModelSpec, weights: WeightSource, length: int, place: Gpu
     if tuned is not None and place.tactics is not None:
         tactics = tuned.tune(spec, kept_tuner(tuned.tunables, library, place.tactics))
         torch.cuda.empty_cache()  # what was tried on is not to count as taken when the KV cache is sized
-    return DeviceDecoder(decoder, library, runtime, buckets, place.max_num_seqs), gpu_numerics_id(
-        runtime.capability, ops.names, tactics
-    )
+    model = DeviceDecoder(decoder, library, runtime, buckets, place.max_num_seqs)
+    numerics = gpu_numerics_id(runtime.capability, ops.names, tactics)
+    return model, numerics, None if tuned is None else lambda: tuned.counts

@@ -15,7 +15,7 @@ class PendingDraw(Protocol):
     """Tokens that a device draws while the host goes on."""
 
     def wait(self) -> list[DrawnToken | Exception]:
-        """As `StepLogits.draw`. Raises SpliceError where the device failed: then nothing it holds is of worth."""
+        """As `StepLogits.draw`. Raises DeviceLost where the device failed: then nothing it holds is of worth."""
 
 
 class StepLogits(Protocol):

@@ -15,7 +15,8 @@ from engine.tuning import products, row_operations
 from engine.tuning.decision import Mode
 from engine.tuning.runner import Tunable
 from engine.tuning.shapes import BUCKETS, Shape
-from engine.tuning.table import TableCounts, TacticTable
+from engine.tuning.table import TacticTable
+from engine.tuning.tactic_counts import TacticCounts
 from engine.tuning.tuner import Tuner
 
 _RANK = 20
@@ -26,15 +27,18 @@ class TunedOperations:
     """Before `tune` the first runner that can is taken. Weights that are loaded meanwhile say which shapes there
     are."""
 
-    def __init__(self, library: Library, device: torch.device, mode: Mode) -> None:
+    def __init__(self, library: Library, device: torch.device, mode: Mode, *, are_products_plain: bool = True) -> None:
+        """`are_products_plain`: whether matrices are bfloat16; others are multiplied by kernels of their own, and
+        products are not tuned then."""
         self._library, self._mode = library, mode
-        make = products.linear, row_operations.add_norm, row_operations.silu_mul
+        by_rows = row_operations.add_norm, row_operations.silu_mul
+        make = (products.linear, *by_rows) if are_products_plain else by_rows
         self.tunables: tuple[Tunable, ...] = tuple(each(library, device) for each in make)
         self._table = TacticTable(self.tunables, mode, ())
         self._shapes: dict[Shape, None] = {}
 
     @property
-    def counts(self) -> TableCounts:
+    def counts(self) -> TacticCounts:
         """Of look-ups since `tune`, for metrics."""
         return self._table.counts
 
@@ -99,8 +103,9 @@ class TunedOperations:
 
 
 def row_shapes(spec: ModelSpec) -> Sequence[Shape]:
-    """Of a model's norms and of the gates of its dense layers."""
-    gates = {layer.mlp.intermediate_size for layer in spec.layers if isinstance(layer.mlp, MlpSpec)}
+    """Of a model's norms and of the SwiGLU gates outside of experts: others are one kernel's alone."""
+    dense = [layer.mlp if isinstance(layer.mlp, MlpSpec) else layer.mlp.shared for layer in spec.layers]
+    gates = {mlp.intermediate_size for mlp in dense if mlp is not None and mlp.activation == "silu"}
     norm = Shape(row_operations.NORM, spec.hidden_size, spec.hidden_size)
     return (norm, *(Shape(row_operations.GATE, size, 2 * size) for size in sorted(gates)))
 

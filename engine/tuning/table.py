@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from engine.tuning.decision import ALL_ROWS, Entry, Mode
 from engine.tuning.runner import Runner, Tunable
 from engine.tuning.shapes import BUCKETS, Shape, bucket_of
+from engine.tuning.tactic_counts import TacticCounts
 from wire.errors import ErrorCode, SpliceError
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class TableCounts:
-    """Since the start, for metrics."""
-
-    hits: int
-    misses: int
-    """Look-ups of shapes or rows that nothing was tuned for."""
-    skipped: int
-    """Runners that failed when they were tried, over all shapes."""
 
 
 class TacticTable:
@@ -71,8 +60,8 @@ class TacticTable:
         return {str(shape): self._for_all(shape).name for shape in sorted(set(shapes))}
 
     @property
-    def counts(self) -> TableCounts:
-        return TableCounts(self._hits, self._misses, self._skipped)
+    def counts(self) -> TacticCounts:
+        return TacticCounts(self._hits, self._misses, self._skipped)
 
     def _for_all(self, shape: Shape) -> Runner:
         chosen = self._chosen.get(shape)

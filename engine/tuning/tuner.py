@@ -78,7 +78,8 @@ class Tuner:
     def tune(self, shapes: Sequence[Shape], mode: Mode) -> Tuned:
         """An entry a shape: from the store where it has one for the same runners, else found now and stored.
 
-        A runner that raises, is wrong, breaks its promise or is too slow is skipped, logged and named in the entry.
+        A runner that raises, is wrong, breaks its promise or is too slow is skipped and named in the entry, and logged
+        by every process that leaves it out.
         Raises SpliceError where the device is no more to be used after one, or an operation is unknown.
         """
         kept = {} if self._store is None else dict(self._store.read())
@@ -86,7 +87,9 @@ class Tuner:
         old = [shape for shape in wanted if self._is_current(kept.get((shape, mode)))]
         found: list[Entry] = []
         for shape in wanted:
-            if shape not in old:
+            if shape in old:
+                _report_skipped(kept[shape, mode])
+            else:
                 found.append(self._try_all(shape, mode))
                 _report(found[-1])
         if found and self._store is not None:
@@ -229,9 +232,13 @@ def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     return bool((one.contiguous().view(bits) == other.contiguous().view(bits)).all())
 
 
-def _report(entry: Entry) -> None:
+def _report_skipped(entry: Entry) -> None:
     """Once for each runner and reason, whatever the number of buckets."""
     for reason in dict.fromkeys((trial.tactic, trial.skipped) for trial in entry.skipped):
         _log.warning("tuning %s: %s is left out: %s", entry.shape, *reason)
+
+
+def _report(entry: Entry) -> None:
+    _report_skipped(entry)
     chosen = ", ".join(f"{bucket or 'all'} rows {name}" for bucket, name in entry.chosen)
     _log.info("tuning %s: %s", entry.shape, chosen or "no tactic works")

@@ -46,6 +46,12 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     swapped_in_blocks: int = 0
     longest_step_s: float = 0.0
     """Engine step, since start."""
+    tactic_hits: int = 0
+    """Choices among GPU kernels, looked up since start: measured ones."""
+    tactic_misses: int = 0
+    """And ones that were not."""
+    tactics_skipped: int = 0
+    """Left out because they failed when they were tried."""
     rss_bytes: int = 0
 
 
@@ -120,5 +126,8 @@ async def _ask(record: WorkerRecord) -> WorkerStatus:
         swapped_out_blocks=stats.swapped_out_blocks,
         swapped_in_blocks=stats.swapped_in_blocks,
         longest_step_s=stats.longest_step_s,
+        tactic_hits=stats.tactics.hits,
+        tactic_misses=stats.tactics.misses,
+        tactics_skipped=stats.tactics.skipped,
         rss_bytes=stats.rss_bytes,
     )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.device.device_lost import DeviceLost
+
 
 @dataclass
 class FakeFence:
@@ -15,19 +17,21 @@ class FakeFence:
 
     def wait(self) -> None:
         self.runtime.calls.append("wait")
-        self.runtime.drain()
+        self.runtime.settle()
 
 
 class FakeRuntime:
     """See `DeviceRuntime`. What was copied to the host arrives no sooner than somebody waits for it, and memory that is
     written to while it is copied from is found out.
 
-    Recorded work is run again at every replay, and its result is NaN until then.
+    Recorded work is run again at every replay, and its result is NaN until then. One that `is_lost` says so to whoever
+    waits for it, from then on.
     """
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.captures = 0
+        self.is_lost = False
         self._queue: list[_Copy] = []
         self._pinned: set[int] = set()
         self._is_capturing = False
@@ -68,6 +72,11 @@ class FakeRuntime:
             result.copy_(work())
 
         return result, replay
+
+    def settle(self) -> None:
+        if self.is_lost:
+            raise DeviceLost("the device is lost")
+        self.drain()
 
     def forget_captures(self) -> None:
         self.calls.append("forget")

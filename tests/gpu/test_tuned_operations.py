@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from closeness import same_bits
@@ -14,6 +16,7 @@ from engine.ops import reference
 from engine.ops.cuda.candidates import best_product, candidates
 from engine.ops.features import features_of
 from engine.ops.registry import choose
+from engine.spec import MlpSpec, MoeSpec, RoutingSpec
 from engine.steps.batch import SequenceSlice, StepBatch
 from engine.tuning.graph_timer import GraphTimer
 from engine.tuning.operations import TunedOperations, row_shapes
@@ -85,3 +88,19 @@ def test_before_it_is_tuned_a_model_runs_and_counts_what_it_did_not_know(platfor
     bound(model, platform, 3).forward(BATCH).wait()
     assert tuned.counts.hits == 0
     assert tuned.counts.misses > 0
+
+
+def test_where_matrices_are_quantised_no_product_is_tuned(platform):
+    tuned = TunedOperations(platform.library, platform.device, "deterministic", are_products_plain=False)
+    assert [tunable.op for tunable in tuned.tunables] == ["add_rms_norm", "silu_mul"]
+    assert [candidate.op for candidate in tuned.candidates()] == ["add_rms_norm", "gated_mul"]
+    identity = tuned.tune(SPEC, Tuner(tuned.tunables, _EarlierIsFaster(), buckets=BUCKETS, rotated_bytes=1 << 16))
+    assert set(identity) == {str(shape) for shape in row_shapes(SPEC)}
+
+
+def test_of_gates_those_are_tuned_that_are_looked_up():
+    [layer, *_] = SPEC.layers
+    shared = MoeSpec(RoutingSpec(4, 2, "softmax", normalise=True), MlpSpec(64), shared=MlpSpec(160))
+    layers = tuple(replace(layer, mlp=mlp) for mlp in (MlpSpec(96), MlpSpec(128, "gelu_tanh"), shared))
+    gates = [shape.n for shape in row_shapes(replace(SPEC, layers=layers)) if shape.op == "silu_mul"]
+    assert gates == [96, 160]

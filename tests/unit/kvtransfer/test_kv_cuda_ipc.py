@@ -290,7 +290,7 @@ def test_digests_are_of_the_bytes_on_the_device_in_any_number() -> None:
 
 def test_a_pool_larger_than_the_device_is_refused() -> None:
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(SpliceError, match="use fewer blocks") as refused:
+    with pytest.raises(SpliceError, match="lower --gpu-memory-utilization") as refused:
         device_pool(1, nbytes=1 << 14)
     assert (refused.value.code, refused.value.param) == (ErrorCode.BAD_SETTING, "num_blocks")
     assert len(os.listdir("/proc/self/fd")) <= before + 1

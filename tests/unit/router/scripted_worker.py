@@ -67,6 +67,8 @@ class Script:
     wrong_incarnation: bool = False
     transfer_fails: bool = False
     """Decode blames prefill for a broken hand-off."""
+    tactics: worker_pb2.TacticCounts | None = None
+    """What a worker that tunes says of it."""
 
 
 @dataclass
@@ -226,6 +228,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
                 preemptions=3,
                 swapped_out_blocks=20,
                 swapped_in_blocks=10,
+                tactics=self.script.tactics,
                 running=len(self.jobs),
                 free_blocks=1000,
             )

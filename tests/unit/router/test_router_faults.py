@@ -14,6 +14,7 @@ from router_toy_model import byte_level_tokenizer, reference, toy_card
 from scripted_worker import ScriptedWorker
 
 from wire.sampling import SamplingParams
+from wire.v1 import worker_pb2
 
 PROMPT = list(range(10, 60))
 N = 40
@@ -157,11 +158,22 @@ async def test_metrics_show_what_workers_preempted_and_swapped_and_forget_those_
         metrics = (await http.get("/metrics")).text
         assert 'splice:worker_swapped_blocks{direction="in",worker="d0"} 10.0' in metrics
         assert 'splice:worker_preemptions{worker="d0"} 3.0' in metrics
+        assert "tactic" not in "".join(line for line in metrics.splitlines() if "worker=" in line)
         await cluster["d1"].stop()
         await until_connected(cluster, 1)
         metrics = (await http.get("/metrics")).text
         assert 'worker="d0"' in metrics
         assert 'worker="d1"' not in metrics
+
+
+async def test_metrics_show_what_workers_that_tune_looked_up_in_vain_and_left_out() -> None:
+    async with running_cluster(("d0", "d1")) as cluster, cluster.http() as http:
+        cluster["d1"].script.tactics = worker_pb2.TacticCounts(hits=40, misses=2, skipped=1)
+        await until_true(lambda: _shows(http, 'splice:worker_tactic_lookups{result="hit",worker="d1"} 40.0'))
+        metrics = (await http.get("/metrics")).text
+        assert 'splice:worker_tactic_lookups{result="miss",worker="d1"} 2.0' in metrics
+        assert 'splice:worker_tactics_skipped{worker="d1"} 1.0' in metrics
+        assert 'splice:worker_tactic_lookups{result="hit",worker="d0"}' not in metrics
 
 
 async def _shows(http: httpx.AsyncClient, line: str) -> bool:

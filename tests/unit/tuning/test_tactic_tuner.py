@@ -237,6 +237,18 @@ def test_every_real_runner_of_this_machine_is_right():
         assert {name for _, name in entry.chosen} == {f"torch-{torch.__version__}"}
 
 
+def test_who_finds_in_the_store_that_a_runner_failed_says_so_and_counts_it(caplog, tmp_path):
+    tunable = _tunable(Runner("bad", True, _raises), PLAIN)
+    store = TacticCache(tmp_path, MACHINE)
+    Tuner([tunable], _seconds({_rows_alone: 1.0}), store, buckets=BUCKETS).tune([SHAPE], "fast")
+    with caplog.at_level(logging.WARNING):
+        caplog.clear()
+        tuned = Tuner([tunable], _seconds({}), store, buckets=BUCKETS).tune([SHAPE], "fast")
+    assert tuned.from_store == 1
+    assert caplog.text.count("bad is left out: raised") == 1
+    assert TacticTable([tunable], "fast", tuned.entries).counts.skipped == 1
+
+
 def test_a_table_counts_what_it_did_not_know_and_takes_the_first_that_can(caplog):
     picky = Runner("picky", True, _rows_alone, lambda shape, rows: None if rows % 2 else "even rows")
     table = TacticTable([_tunable(picky, PLAIN)], "fast", [])

@@ -16,6 +16,7 @@ import pytest
 from role_bench import RoleBench, submit
 
 from decode_worker.role import DecodeRole
+from engine.tuning.tactic_counts import TacticCounts
 from wire.convert import sampling_to_proto
 from wire.framing import FrameReader
 from wire.sampling import SamplingParams
@@ -261,6 +262,19 @@ async def test_stats_and_heartbeats_tell_what_was_copied_and_swapped_and_how_lon
             if beat.preemptions == 7:
                 break
     assert (beat.swapped_out_blocks, beat.swapped_in_blocks, beat.hung) == (3, 2, False)
+    call.cancel()
+
+
+async def test_stats_and_heartbeats_tell_of_tactics_where_there_are_any(served: Served) -> None:
+    assert not (await served.stub.GetStats(worker_pb2.GetStatsRequest())).HasField("tactics")
+    served.role.tactic_counts = lambda: TacticCounts(hits=5, misses=3, skipped=1)
+    stats = await served.stub.GetStats(worker_pb2.GetStatsRequest())
+    assert (stats.tactics.hits, stats.tactics.misses, stats.tactics.skipped) == (5, 3, 1)
+    call = await served.session()
+    async with asyncio.timeout(10):
+        while not (beat := (await call.read()).heartbeat).HasField("tactics"):
+            pass
+    assert beat.tactics == stats.tactics
     call.cancel()
 
 
