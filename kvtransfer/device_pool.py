@@ -139,6 +139,18 @@ class DevicePoolMemory:
         with self._lanes.lane() as lane:
             lane.copy_blocks(self.address, self._checked(blocks), peer, peer_blocks)
 
+    def copy_out(self, blocks: Sequence[int], places: Sequence[int]) -> None:
+        """Block `blocks[i]` to pinned memory at `places[i]`. As `pull`, by the device's copy engines."""
+        with self._lanes.lane() as lane:
+            for block, place in zip(self._checked(blocks), places, strict=True):
+                lane.copy(place, self._place(block))
+
+    def copy_in(self, blocks: Sequence[int], places: Sequence[int]) -> None:
+        """Pinned memory at `places[i]` to block `blocks[i]`. As `copy_out`."""
+        with self._lanes.lane() as lane:
+            for block, place in zip(self._checked(blocks), places, strict=True):
+                lane.copy(self._place(block), place)
+
     @contextmanager
     def lent(self, block: int) -> Iterator[memoryview]:
         with self._lanes.lane() as lane:

@@ -12,7 +12,7 @@ from kvtransfer import ucx_library
 from kvtransfer.device_pool import DevicePoolMemory
 from kvtransfer.pool import KVPool
 from kvtransfer.transport import LinkFactory, SourceFactory
-from kvtransfer.transports import cuda_ipc, shm, tcp
+from kvtransfer.transports import cuda_ipc, shm, staged, tcp
 from wire.errors import ErrorCode, SpliceError
 
 _log = structlog.get_logger(__name__)
@@ -21,11 +21,14 @@ LINKS: dict[str, LinkFactory] = {"shm": shm.ShmLink, "tcp": tcp.TcpLink}
 MISSING: dict[str, str] = {}
 """Known transports that cannot work here, and why."""
 SAME_HOST_ONLY = frozenset({"shm", "cuda_ipc"})
-DEVICE_SOURCES: dict[str, SourceFactory] = {"cuda_ipc": cuda_ipc.CudaIpcSource, "tcp": tcp.TcpSource}
-"""From a pool on a device; tcp copies through pinned host memory."""
+DEVICE_SOURCES: dict[str, SourceFactory] = {
+    "cuda_ipc": cuda_ipc.CudaIpcSource,
+    "shm": staged.StagedSource,
+    "tcp": tcp.TcpSource,
+}
+"""From a pool on a device; shm and tcp copy through pinned host memory."""
 _DEVICE_MISSING = {
-    "shm": "maps host memory, and this pool lies on a device; there it is cuda_ipc, or tcp",
-    "ucx": "registers host memory only, and this pool lies on a device; there it is cuda_ipc, or tcp",
+    "ucx": "registers host memory only, and this pool lies on a device; there it is cuda_ipc, shm, or tcp",
 }
 
 if reason := ucx_library.why_missing():
@@ -53,7 +56,11 @@ def links_into(pool: KVPool) -> Mapping[str, LinkFactory]:
     """What can fill `pool`."""
     if not isinstance(pool, DevicePoolMemory):
         return LINKS
-    return {"cuda_ipc": partial(cuda_ipc.CudaIpcLink, pool=pool), "tcp": tcp.TcpLink}
+    return {
+        "cuda_ipc": partial(cuda_ipc.CudaIpcLink, pool=pool),
+        "shm": partial(staged.StagedLink, pool=pool),
+        "tcp": tcp.TcpLink,
+    }
 
 
 def missing_for(pool: KVPool) -> Mapping[str, str]:

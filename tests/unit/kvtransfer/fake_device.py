@@ -78,6 +78,8 @@ class FakeDevice:
         self.held = threading.Event()
         """While cleared, no work is done: a device that is busy with something else."""
         self.held.set()
+        self.is_asked = False
+        """Somebody has waited for work that was held."""
         self.fail_next: str | None = None
         """The next call of this name fails as a driver's does."""
         self._instance = os.getpid() << 20 | next(_instances)
@@ -165,6 +167,18 @@ class FakeDevice:
         with self._lock:
             self._taken(memory.address, "pinned")
 
+    def pin(self, mapping: mmap.mmap) -> Pinned:
+        with self._lock:
+            self._driver("pin")
+            span = Span(self._next, mapping, "pinned")
+            self._next += -(-len(mapping) // 4096) * 4096 + 4096
+            self._spans[span.address] = span
+            return Pinned(span.address, memoryview(mapping))
+
+    def unpin(self, memory: Pinned) -> None:
+        with self._lock:
+            self._taken(memory.address, "pinned")
+
     # --- streams and events ---
 
     def new_stream(self) -> int:
@@ -195,6 +209,7 @@ class FakeDevice:
 
     def is_done(self, event: int) -> bool:
         if not self.held.is_set():
+            self.is_asked = True
             return False
         with self._lock:
             self._driver("is_done")
