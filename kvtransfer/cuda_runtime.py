@@ -236,7 +236,7 @@ class CudaRuntime:
         self._call("cuEventRecord", event, stream)
 
     def is_done(self, event: int) -> bool:
-        self._enter()
+        self.enter()
         code = self._driver.library.cuEventQuery(event)
         if code == _NOT_READY:
             return False
@@ -253,10 +253,10 @@ class CudaRuntime:
         self._call("cuMemsetD8Async", address, 0, nbytes, stream)
 
     def _call(self, name: str, *arguments: object) -> None:
-        self._enter()
+        self.enter()
         self._driver.call(name, *arguments)
 
-    def _enter(self) -> None:
+    def enter(self) -> None:
         """The driver keeps a current context for each thread."""
         if not getattr(self._thread, "entered", False):
             self._driver.call("cuCtxSetCurrent", self._context)

@@ -30,6 +30,9 @@ class DeviceRuntime(Protocol):
     def uuid(self) -> str:
         """Names the device to other processes: 32 hexadecimal digits."""
 
+    def enter(self) -> None:
+        """Makes the device this thread's current one, for libraries that ask for that."""
+
     def free_bytes(self) -> int:
         """Device memory that can still be allocated."""
 

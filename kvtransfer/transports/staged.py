@@ -9,23 +9,21 @@ generation is read behind that. A half is written again only when the consumer, 
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 import struct
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 
 import msgspec
 import structlog
 
 from kvtransfer.capability_socket import admitted, listening
+from kvtransfer.connections import Connections, hang_up, received
 from kvtransfer.device_pool import DevicePoolMemory
 from kvtransfer.device_runtime import DeviceError
 from kvtransfer.pool import KVPool
 from kvtransfer.staging_ring import StagingRing, new_ring
 from kvtransfer.transport import (
-    CAPABILITY_BYTES,
     OPEN_TIMEOUT_S,
     READ_TIMEOUT_S,
     BlockRead,
@@ -68,75 +66,26 @@ class StagedSource:
             raise TransportError("blocks in host memory are not staged, they are mapped")
         self._pool = pool
         self._gate = gate
-        self._changed = threading.Condition()
-        self._capabilities: set[bytes] = set()
-        self._connections: dict[socket.socket, bytes] = {}
+        self._lock = threading.Lock()
         self._rings = 0
-        self._name, self._listener = listening()
-        self._thread = threading.Thread(target=self._accept, name="kv-staged", daemon=True)
-        self._thread.start()
+        self._name, listener = listening()
+        self._connections = Connections("shm", listener, admitted, self._serve_ring, MAX_RINGS)
 
     @property
     def num_rings(self) -> int:
         """Mapped and pinned now."""
-        with self._changed:
+        with self._lock:
             return self._rings
 
     def offer(self) -> tuple[bytes, bytes]:
-        capability = secrets.token_bytes(CAPABILITY_BYTES)
-        with self._changed:
-            self._capabilities.add(capability)
+        capability = self._connections.new_capability()
         return msgspec.msgpack.encode(_Address(self._name, capability)), capability
 
     def revoke(self, capability: bytes) -> None:
-        with self._changed:
-            self._capabilities.discard(capability)
-            for peer, shown in self._connections.items():
-                if shown == capability:
-                    _hang_up(peer)
+        self._connections.revoke(capability)
 
     def close(self) -> None:
-        _hang_up(self._listener)
-        self._thread.join()
-        self._listener.close()
-        with self._changed:
-            self._capabilities.clear()
-            for peer in self._connections:
-                _hang_up(peer)
-            self._changed.wait_for(lambda: not self._connections)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                peer, _ = self._listener.accept()
-            except OSError:
-                return
-            with self._changed:
-                full = len(self._connections) >= MAX_RINGS
-                if not full:
-                    self._connections[peer] = b""
-            if full:
-                peer.close()
-            else:
-                threading.Thread(target=self._serve, args=(peer,), name="kv-staged-peer", daemon=True).start()
-
-    def _serve(self, peer: socket.socket) -> None:
-        try:
-            shown = admitted(peer, self._capabilities)
-            with self._changed:
-                if shown not in self._capabilities:
-                    return
-                self._connections[peer] = shown
-            self._serve_ring(peer)
-        except OSError:
-            return  # the consumer went away or was hung up on; its channel tells the rest
-        except (DeviceError, TransportError) as error:
-            _log.error("kv blocks cannot be staged", error=str(error))
-        finally:
-            with self._changed:  # closed before it is forgotten: `close` waits for what is not forgotten
-                peer.close()
-                del self._connections[peer]
-                self._changed.notify_all()
+        self._connections.close()
 
     def _serve_ring(self, peer: socket.socket) -> None:
         block_bytes = self._pool.layout.block_bytes
@@ -150,10 +99,10 @@ class StagedSource:
                 socket.send_fds(peer, [msgspec.msgpack.encode(grant)], [fd])
                 while True:
                     peer.settimeout(None)  # idle between requests for as long as the consumer's channel lives
-                    half, count = _BATCH.unpack(_received(peer, _BATCH.size))
+                    half, count = _BATCH.unpack(received(peer, _BATCH.size))
                     places = ring.places(half, count)
                     peer.settimeout(READ_TIMEOUT_S)
-                    wanted = list(_WANTED.iter_unpack(_received(peer, count * _WANTED.size)))
+                    wanted = list(_WANTED.iter_unpack(received(peer, count * _WANTED.size)))
                     peer.sendall(struct.pack(f"<{count}Q", *self._fill(places, wanted)))
             finally:
                 self._count(-1)
@@ -178,7 +127,7 @@ class StagedSource:
                 self._gate.end_read((wanted[i][0], wanted[i][1]))
 
     def _count(self, more: int) -> None:
-        with self._changed:
+        with self._lock:
             self._rings += more
 
 
@@ -286,7 +235,7 @@ class _Stage:
         return seen
 
     def hang_up(self) -> None:
-        _hang_up(self._source)
+        hang_up(self._source)
 
     def close(self) -> None:
         self._source.close()
@@ -300,23 +249,8 @@ class _Stage:
         self._source.sendall(b"".join([_BATCH.pack(half, len(part)), *rows]))
 
     def _copy_in(self, half: int, part: Sequence[BlockRead]) -> list[int]:
-        seen = [word for (word,) in struct.iter_unpack("<Q", _received(self._source, 8 * len(part)))]
+        seen = [word for (word,) in struct.iter_unpack("<Q", received(self._source, 8 * len(part)))]
         places = self._ring.places(half, len(part))
         granted = [i for i, read in enumerate(part) if seen[i] == read.generation]
         self._pool.copy_in([part[i].dest_block for i in granted], [places[i] for i in granted])
         return seen
-
-
-def _received(peer: socket.socket, size: int) -> bytes:
-    received = bytearray()
-    while len(received) < size:
-        part = peer.recv(size - len(received))
-        if not part:
-            raise ConnectionError("the peer closed the connection")
-        received += part
-    return bytes(received)
-
-
-def _hang_up(peer: socket.socket) -> None:
-    with suppress(OSError):
-        peer.shutdown(socket.SHUT_RDWR)

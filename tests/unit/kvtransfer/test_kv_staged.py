@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from counting_gate import Gate
 from device_pair import NUM_BLOCKS, Writer, content, device_pool
 from kv_pair import LAYOUT, SOURCE_INCARNATION, pattern
 from peer_processes import process, until
@@ -25,27 +26,6 @@ EXPECTED = PeerPool(LAYOUT.layout_id, SOURCE_INCARNATION, NUM_BLOCKS, LAYOUT.blo
 READ = BlockRead((1, 1), 3, 1, 5)
 HALF = 2
 """Blocks of a half of the ring in these tests: batches take several."""
-
-
-class Gate:
-    """Grants generation 1 of blocks below 8, and counts; `opened` lets the first read through."""
-
-    def __init__(self) -> None:
-        self.reading = 0
-        self.most = 0
-        self._lock = threading.Lock()
-
-    def begin_read(self, key: tuple[int, int], block: int, generation: int) -> bool:
-        with self._lock:
-            if block >= 8 or generation != 1:
-                return False
-            self.reading += 1
-            self.most = max(self.most, self.reading)
-            return True
-
-    def end_read(self, key: tuple[int, int]) -> None:
-        with self._lock:
-            self.reading -= 1
 
 
 @pytest.fixture(autouse=True)
