@@ -9,6 +9,7 @@ their own, built against cuda.h.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import threading
 from ctypes import byref, c_char_p, c_int, c_size_t, c_ubyte, c_uint, c_uint64, c_void_p
 
@@ -54,6 +55,8 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "cuMemHostAlloc": (_OUT, c_size_t, c_uint),
     "cuMemHostGetDevicePointer_v2": (_OUT, c_void_p, c_uint),
     "cuMemFreeHost": (c_void_p,),
+    "cuMemHostRegister_v2": (c_void_p, c_size_t, c_uint),
+    "cuMemHostUnregister": (c_void_p,),
     "cuStreamCreate": (_OUT, c_uint),
     "cuStreamDestroy_v2": (c_void_p,),
     "cuStreamWaitEvent": (c_void_p, c_void_p, c_uint),
@@ -198,6 +201,20 @@ class CudaRuntime:
     def free_pinned(self, memory: Pinned) -> None:
         self._call("cuMemFreeHost", self._hosted.pop(memory.address))
 
+    def pin(self, mapping: mmap.mmap) -> Pinned:
+        place, there = ctypes.addressof(c_ubyte.from_buffer(mapping)), c_uint64()
+        self._call("cuMemHostRegister_v2", place, len(mapping), _HOST_PORTABLE_AND_MAPPED)
+        try:
+            self._call("cuMemHostGetDevicePointer_v2", byref(there), place, 0)
+        except DeviceError:
+            self._call("cuMemHostUnregister", place)
+            raise
+        self._hosted[there.value] = place
+        return Pinned(there.value, memoryview(mapping))
+
+    def unpin(self, memory: Pinned) -> None:
+        self._call("cuMemHostUnregister", self._hosted.pop(memory.address))
+
     def new_stream(self) -> int:
         stream = c_void_p()
         # One that does not wait for the default stream, on which a library may put the engine's work.
@@ -219,7 +236,7 @@ class CudaRuntime:
         self._call("cuEventRecord", event, stream)
 
     def is_done(self, event: int) -> bool:
-        self._enter()
+        self.enter()
         code = self._driver.library.cuEventQuery(event)
         if code == _NOT_READY:
             return False
@@ -236,10 +253,10 @@ class CudaRuntime:
         self._call("cuMemsetD8Async", address, 0, nbytes, stream)
 
     def _call(self, name: str, *arguments: object) -> None:
-        self._enter()
+        self.enter()
         self._driver.call(name, *arguments)
 
-    def _enter(self) -> None:
+    def enter(self) -> None:
         """The driver keeps a current context for each thread."""
         if not getattr(self._thread, "entered", False):
             self._driver.call("cuCtxSetCurrent", self._context)

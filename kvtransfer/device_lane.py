@@ -73,6 +73,15 @@ class DeviceLane:
         self._busy = True
         self._runtime.clear(address, nbytes, self.stream)
 
+    def launched(self) -> None:
+        """Work that is not the lane's own was given to `stream`, all of it: `is_done` is of that, `finish` waits."""
+        self._busy = True
+        self._runtime.record(self._event, self.stream)
+
+    def is_done(self) -> bool:
+        """Does not wait. Raises DeviceError if the device has failed."""
+        return self._runtime.is_done(self._event)
+
     def finish(self) -> None:
         """Returns when all that was launched is done: spins shortly, then sleeps in short naps, without the lock.
 

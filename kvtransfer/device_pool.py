@@ -139,16 +139,40 @@ class DevicePoolMemory:
         with self._lanes.lane() as lane:
             lane.copy_blocks(self.address, self._checked(blocks), peer, peer_blocks)
 
+    def copy_out(self, blocks: Sequence[int], places: Sequence[int]) -> None:
+        """Block `blocks[i]` to pinned memory at `places[i]`. As `pull`, by the device's copy engines."""
+        with self._lanes.lane() as lane:
+            for block, place in zip(self._checked(blocks), places, strict=True):
+                lane.copy(place, self.place(block))
+
+    def copy_in(self, blocks: Sequence[int], places: Sequence[int]) -> None:
+        """Pinned memory at `places[i]` to block `blocks[i]`. As `copy_out`."""
+        with self._lanes.lane() as lane:
+            for block, place in zip(self._checked(blocks), places, strict=True):
+                lane.copy(self.place(block), place)
+
+    def place(self, block: int) -> int:
+        """Address of a block; raises IndexError outside the pool."""
+        if not 0 <= block < self.num_blocks:
+            raise IndexError(f"block {block} is outside a pool of {self.num_blocks}")
+        return self.address + block * self.layout.block_bytes
+
+    @contextmanager
+    def lane(self) -> Iterator[DeviceLane]:
+        """A stream for work of others on our blocks; the pool stays until it is left, and quiet."""
+        with self._lanes.lane() as lane:
+            yield lane
+
     @contextmanager
     def lent(self, block: int) -> Iterator[memoryview]:
         with self._lanes.lane() as lane:
-            lane.copy(lane.room.address, self._place(block))
+            lane.copy(lane.room.address, self.place(block))
             lane.finish()
             yield lane.room.view
 
     @contextmanager
     def filling(self, block: int) -> Iterator[memoryview]:
-        place = self._place(block)
+        place = self.place(block)
         with self._lanes.lane() as lane:
             try:
                 yield lane.room.view
@@ -169,13 +193,8 @@ class DevicePoolMemory:
 
     def _checked(self, blocks: Sequence[int]) -> Sequence[int]:
         for block in blocks:
-            self._place(block)
+            self.place(block)
         return blocks
-
-    def _place(self, block: int) -> int:
-        if not 0 <= block < self.num_blocks:
-            raise IndexError(f"block {block} is outside a pool of {self.num_blocks}")
-        return self.address + block * self.layout.block_bytes
 
 
 class DeviceMark:

@@ -6,6 +6,7 @@ memory is never read or written from the host: `copy` moves bytes between it and
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +29,9 @@ class DeviceRuntime(Protocol):
     @property
     def uuid(self) -> str:
         """Names the device to other processes: 32 hexadecimal digits."""
+
+    def enter(self) -> None:
+        """Makes the device this thread's current one, for libraries that ask for that."""
 
     def free_bytes(self) -> int:
         """Device memory that can still be allocated."""
@@ -53,6 +57,12 @@ class DeviceRuntime(Protocol):
     def allocate_pinned(self, nbytes: int) -> Pinned: ...
     def free_pinned(self, memory: Pinned) -> None:
         """Only when no work touches it."""
+
+    def pin(self, mapping: mmap.mmap) -> Pinned:
+        """Lets the device reach memory that is mapped already, and shared perhaps; it stays mapped meanwhile."""
+
+    def unpin(self, memory: Pinned) -> None:
+        """Only when no work of this process touches it."""
 
     def new_stream(self) -> int: ...
     def end_stream(self, stream: int) -> None: ...

@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-_NAMESPACES = ("user", "net", "ipc")
+_NAMESPACES = ("user", "net")
 
 
 def host_id() -> str:
@@ -17,3 +17,8 @@ def host_id() -> str:
     parts = [Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()]
     parts += [os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES]
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def ipc_namespace() -> str:
+    """Of this process. Descriptors pass between any two; CUDA opens memory of others only within its own."""
+    return os.readlink("/proc/self/ns/ipc")

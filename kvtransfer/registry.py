@@ -4,15 +4,15 @@ that was asked for."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 
 import structlog
 
-from kvtransfer import ucx_library
+from kvtransfer import nccl_library, ucx_library
 from kvtransfer.device_pool import DevicePoolMemory
 from kvtransfer.pool import KVPool
 from kvtransfer.transport import LinkFactory, SourceFactory
-from kvtransfer.transports import cuda_ipc, shm, tcp
+from kvtransfer.transports import cuda_ipc, nccl, shm, staged, tcp
 from wire.errors import ErrorCode, SpliceError
 
 _log = structlog.get_logger(__name__)
@@ -21,12 +21,13 @@ LINKS: dict[str, LinkFactory] = {"shm": shm.ShmLink, "tcp": tcp.TcpLink}
 MISSING: dict[str, str] = {}
 """Known transports that cannot work here, and why."""
 SAME_HOST_ONLY = frozenset({"shm", "cuda_ipc"})
-DEVICE_SOURCES: dict[str, SourceFactory] = {"cuda_ipc": cuda_ipc.CudaIpcSource, "tcp": tcp.TcpSource}
-"""From a pool on a device; tcp copies through pinned host memory."""
-_DEVICE_MISSING = {
-    "shm": "maps host memory, and this pool lies on a device; there it is cuda_ipc, or tcp",
-    "ucx": "registers host memory only, and this pool lies on a device; there it is cuda_ipc, or tcp",
+DEVICE_SOURCES: dict[str, SourceFactory] = {
+    "cuda_ipc": cuda_ipc.CudaIpcSource,
+    "nccl": nccl.NcclSource,
+    "shm": staged.StagedSource,
+    "tcp": tcp.TcpSource,
 }
+"""From a pool on a device; shm and tcp copy through pinned host memory."""
 
 if reason := ucx_library.why_missing():
     MISSING["ucx"] = reason
@@ -37,28 +38,42 @@ else:
     LINKS["ucx"] = ucx.UcxLink
 
 MISSING["cuda_ipc"] = "maps memory of a GPU, and this pool lies in host memory; there it is shm, or tcp"
-_NO_NCCL = (
-    "a send waits for its receive, and a process that dies in either takes the communicator of both with it; "
-    "between hosts it is ucx or tcp"
-)
-MISSING["nccl"] = _DEVICE_MISSING["nccl"] = _NO_NCCL
+MISSING["nccl"] = "moves memory of GPUs, and this pool lies in host memory; there it is shm, ucx, or tcp"
 
 
 def sources_of(pool: KVPool) -> Mapping[str, SourceFactory]:
     """What can serve `pool`."""
-    return DEVICE_SOURCES if isinstance(pool, DevicePoolMemory) else SOURCES
+    if not isinstance(pool, DevicePoolMemory):
+        return SOURCES
+    return {name: source for name, source in DEVICE_SOURCES.items() if name not in device_missing()}
 
 
 def links_into(pool: KVPool) -> Mapping[str, LinkFactory]:
     """What can fill `pool`."""
     if not isinstance(pool, DevicePoolMemory):
         return LINKS
-    return {"cuda_ipc": partial(cuda_ipc.CudaIpcLink, pool=pool), "tcp": tcp.TcpLink}
+    links: dict[str, LinkFactory] = {
+        "cuda_ipc": partial(cuda_ipc.CudaIpcLink, pool=pool),
+        "nccl": partial(nccl.NcclLink, pool=pool),
+        "shm": partial(staged.StagedLink, pool=pool),
+        "tcp": tcp.TcpLink,
+    }
+    return {name: link for name, link in links.items() if name not in device_missing()}
 
 
 def missing_for(pool: KVPool) -> Mapping[str, str]:
     """Known transports that cannot carry blocks of `pool`, and why."""
-    return _DEVICE_MISSING if isinstance(pool, DevicePoolMemory) else MISSING
+    return device_missing() if isinstance(pool, DevicePoolMemory) else MISSING
+
+
+@cache
+def device_missing() -> Mapping[str, str]:
+    """The same for every pool on a device. Libraries are loaded to find out: only where there is such a pool."""
+    reasons = {
+        "ucx": "registers host memory only, and this pool lies on a device; there it is cuda_ipc, shm, or tcp",
+        "nccl": nccl_library.why_missing(),
+    }
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def checked(

@@ -24,6 +24,7 @@ import structlog
 from kvtransfer.capability_socket import admitted, listening
 from kvtransfer.device_pool import DevicePoolMemory
 from kvtransfer.device_runtime import DeviceError
+from kvtransfer.host import ipc_namespace
 from kvtransfer.peer_mappings import UNMAPPED, PeerMapping, part_unmapped
 from kvtransfer.pool import KVPool
 from kvtransfer.pool_table import PeerTable
@@ -44,6 +45,7 @@ class _Grant(msgspec.Struct, frozen=True):
     handle: bytes
     offset: int
     device: str
+    ipc_namespace: str
 
 
 class CudaIpcSource:
@@ -69,7 +71,7 @@ class CudaIpcSource:
             raise TransportError(f"the device's memory cannot be shared: {error}") from error
         self._pool = pool
         self._on_unmapped = on_unmapped
-        self._grant = msgspec.msgpack.encode(_Grant(handle, offset, pool.runtime.uuid))
+        self._grant = msgspec.msgpack.encode(_Grant(handle, offset, pool.runtime.uuid, ipc_namespace()))
         self._table = os.open(f"/proc/self/fd/{pool.table_fd}", os.O_RDONLY | os.O_CLOEXEC)
         self._changed = threading.Condition()
         self._capabilities: set[bytes] = set()
@@ -214,6 +216,8 @@ class CudaIpcLink:
         try:
             if not pool.runtime.can_reach(grant.device):
                 raise TransportError(f"GPU {pool.runtime.uuid} has no way to the memory of GPU {grant.device}")
+            if grant.ipc_namespace != ipc_namespace():
+                raise TransportError("the source lives in another IPC namespace: start both containers with one")
             self._table = PeerTable(table, expected)
         except BaseException:
             part_unmapped(connection)

@@ -6,15 +6,20 @@ import asyncio
 import contextlib
 import multiprocessing
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any
 
 from fake_device import FakeDevice, FakeKernels
-from kv_pair import FINAL, KEY, LAYOUT, SOURCE_INCARNATION, Consumer, Source, pattern
+from fake_nccl import FakeNccl
+from kv_pair import FINAL, KEY, LAYOUT, SOURCE_INCARNATION, Consumer, Source, pattern, until
 
 from kvtransfer.device_pool import DevicePoolMemory
 from kvtransfer.handoff import SourceAddress
+from kvtransfer.registry import DEVICE_SOURCES, links_into
+from kvtransfer.transports.nccl import NcclLink, NcclSource
 
 NUM_BLOCKS = 16
+OTHER_GPU = "1" * 32
 
 
 def device_pool(incarnation: int, **options: Any) -> DevicePoolMemory:
@@ -59,7 +64,10 @@ def content(pool: DevicePoolMemory, block: int) -> bytes:
 
 class DeviceSource(Source):
     def __init__(self, transports: tuple[str, ...], *, device: dict[str, Any] | None = None, **options: Any) -> None:
-        super().__init__(transports, pool=device_pool(SOURCE_INCARNATION, **(device or {})), **options)
+        pool = device_pool(SOURCE_INCARNATION, **(device or {}))
+        self.nccl = FakeNccl(pool.runtime)
+        sources = {**DEVICE_SOURCES, "nccl": partial(NcclSource, nccl=self.nccl)}
+        super().__init__(transports, pool=pool, **{"factories": sources, **options})
         self.writer = Writer(self.pool)
 
     def announce_all(self, count: int = 8) -> None:
@@ -75,10 +83,14 @@ class DeviceSource(Source):
 
 class DeviceConsumer(Consumer):
     def __init__(self, transports: tuple[str, ...], *, device: dict[str, Any] | None = None, **options: Any) -> None:
-        super().__init__(transports, pool=device_pool(7, **{"seed": 2, **(device or {})}), **options)
+        pool = device_pool(7, **{"seed": 2, "uuid": OTHER_GPU, **(device or {})})
+        self.nccl = FakeNccl(pool.runtime)
+        links = {**links_into(pool), "nccl": partial(NcclLink, pool=pool, nccl=self.nccl)}
+        super().__init__(transports, pool=pool, **{"factories": links, **options})
 
     async def close(self) -> None:
         await self.kv.close()
+        await until(lambda: not self.nccl.communicators)
         await asyncio.to_thread(self.pool.close)
 
 

@@ -56,6 +56,8 @@ class Work:
     run: Callable[[], None]
     reads: list[tuple[int, int]]
     writes: list[tuple[int, int]]
+    is_ready: Callable[[], bool]
+    """What it waits for, beside the work before it."""
 
 
 @dataclass
@@ -78,6 +80,10 @@ class FakeDevice:
         self.held = threading.Event()
         """While cleared, no work is done: a device that is busy with something else."""
         self.held.set()
+        self.entered: set[int] = set()
+        """Threads for which the device is the current one."""
+        self.is_asked = False
+        """Somebody has waited for work that was held."""
         self.fail_next: str | None = None
         """The next call of this name fails as a driver's does."""
         self._instance = os.getpid() << 20 | next(_instances)
@@ -92,6 +98,9 @@ class FakeDevice:
         self._streams: dict[int, Stream] = {}
         self._events: dict[int, tuple[int, int] | None] = {}
         self._numbers = itertools.count(1)
+
+    def enter(self) -> None:
+        self.entered.add(threading.get_ident())
 
     # --- memory ---
 
@@ -113,7 +122,7 @@ class FakeDevice:
                 try:
                     fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    self._breach("freed while a peer maps it")
+                    self.breach("freed while a peer maps it")
             os.close(span.fd)
 
     def export(self, address: int) -> tuple[bytes, int]:
@@ -127,9 +136,9 @@ class FakeDevice:
             self._driver("open_export")
             process, descriptor, instance = _HANDLE.unpack(handle)
             if instance == self._instance:
-                self._breach("a process opened its own export")
+                self.breach("a process opened its own export")
             if handle in self._exports:
-                self._breach("a handle was opened twice")
+                self.breach("a handle was opened twice")
             if not self._reaches:
                 raise DeviceError("open_export: peer access is not supported")
             try:
@@ -165,6 +174,18 @@ class FakeDevice:
         with self._lock:
             self._taken(memory.address, "pinned")
 
+    def pin(self, mapping: mmap.mmap) -> Pinned:
+        with self._lock:
+            self._driver("pin")
+            span = Span(self._next, mapping, "pinned")
+            self._next += -(-len(mapping) // 4096) * 4096 + 4096
+            self._spans[span.address] = span
+            return Pinned(span.address, memoryview(mapping))
+
+    def unpin(self, memory: Pinned) -> None:
+        with self._lock:
+            self._taken(memory.address, "pinned")
+
     # --- streams and events ---
 
     def new_stream(self) -> int:
@@ -177,7 +198,7 @@ class FakeDevice:
     def end_stream(self, stream: int) -> None:
         with self._lock:
             if self._streams.pop(stream).queue:
-                self._breach("a stream was ended with work in it")
+                self.breach("a stream was ended with work in it")
 
     def new_event(self) -> int:
         with self._lock:
@@ -195,22 +216,22 @@ class FakeDevice:
 
     def is_done(self, event: int) -> bool:
         if not self.held.is_set():
+            self.is_asked = True
             return False
         with self._lock:
             self._driver("is_done")
             recorded = self._events[event]
             if recorded is None:
-                self._breach("an event was asked for that was never recorded")
+                self.breach("an event was asked for that was never recorded")
             if self._pending(*recorded) and self._random.random() < self._lazy:
                 return False
-            self._work_off(*recorded)
-            return True
+            return self._work_off(*recorded)
 
     def wait(self, stream: int, event: int) -> None:
         with self._lock:
             recorded = self._events[event]
             if recorded is None:
-                self._breach("a wait for an event that was never recorded")
+                self.breach("a wait for an event that was never recorded")
             waits = self._streams[stream]
             known = {recorded[0]: recorded[1]} | (
                 self._streams[recorded[0]].known if recorded[0] in self._streams else {}
@@ -237,18 +258,19 @@ class FakeDevice:
         stream: int,
         *,
         may_race: bool = False,
+        is_ready: Callable[[], bool] = lambda: True,
     ) -> None:
         """`may_race`: what it reads may be overwritten meanwhile, as generations allow; it reads poison then."""
         with self._lock:
             self._driver("launch")
             if stream not in self._streams:
-                self._breach("work for a stream that has ended")
+                self.breach("work for a stream that has ended")
             for address, nbytes in reads + writes:
                 self._span(address, nbytes)
             self._check_races([] if may_race else reads, writes, stream)
             for address, nbytes in writes:
                 self.write(address, bytes([POISON]) * nbytes)
-            work = Work(next(self._numbers), run, reads, writes)
+            work = Work(next(self._numbers), run, reads, writes, is_ready)
             self._streams[stream].queue.append(work)
             self._streams[stream].last = work.number
 
@@ -307,17 +329,17 @@ class FakeDevice:
         for span in self._spans.values():
             if span.address <= address and address + nbytes <= span.end and kind in ("", span.kind):
                 return span
-        return self._breach(f"{nbytes} bytes at {address:#x} are not memory, or not any more")
+        return self.breach(f"{nbytes} bytes at {address:#x} are not memory, or not any more")
 
     def _taken(self, address: int, kind: str) -> Span:
         span = self._spans.get(address)
         if span is None or span.kind != kind:
-            return self._breach(f"no {kind} memory at {address:#x}")
+            return self.breach(f"no {kind} memory at {address:#x}")
         for stream in self._streams.values():
             for work in stream.queue:
                 for begin, nbytes in work.reads + work.writes:
                     if begin < span.end and span.address < begin + nbytes:
-                        self._breach(f"{kind} memory was given back while work on it was under way")
+                        self.breach(f"{kind} memory was given back while work on it was under way")
         return self._spans.pop(address)
 
     def _check_races(self, reads: list[tuple[int, int]], writes: list[tuple[int, int]], stream: int) -> None:
@@ -329,27 +351,30 @@ class FakeDevice:
                 if work.number <= self._streams[stream].known.get(number, 0):
                     continue
                 if _meet(reads + writes, work.writes) or _meet(writes, work.reads):
-                    self._breach("work does not wait for the event of what it meets on another stream")
+                    self.breach("work does not wait for the event of what it meets on another stream")
 
     def _pending(self, stream: int, number: int) -> bool:
         known = self._streams.get(stream)
         return known is not None and any(work.number <= number for work in known.queue)
 
-    def _work_off(self, stream: int, number: int) -> None:
+    def _work_off(self, stream: int, number: int) -> bool:
+        """Whether all of it could be done."""
         known = self._streams.get(stream)
         if known is None:
-            return
-        for other, before in known.known.items():
-            self._work_off_once(other, before)
-        self._work_off_once(stream, number)
+            return True
+        before = [self._work_off_once(*other) for other in known.known.items()]
+        return all(before) and self._work_off_once(stream, number)
 
-    def _work_off_once(self, stream: int, number: int) -> None:
+    def _work_off_once(self, stream: int, number: int) -> bool:
         known = self._streams.get(stream)
         while known is not None and known.queue and known.queue[0].number <= number:
+            if not known.queue[0].is_ready():
+                return False
             known.queue[0].run()
             known.queue.pop(0)
+        return True
 
-    def _breach(self, what: str) -> Span:
+    def breach(self, what: str) -> Span:
         self.breaches.append(what)
         raise Breach(what)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import subprocess
@@ -86,6 +87,27 @@ def test_an_export_names_its_allocation_and_the_place_within_it(driver: str) -> 
     with pytest.raises(DeviceError, match="cuIpcOpenMemHandle_v2"):
         device.open_export(bytes(64))
     device.free(address)
+
+
+def test_memory_of_a_file_is_reached_by_the_device_while_it_is_pinned(driver: str) -> None:
+    device = CudaRuntime(0, driver)
+    fd = os.memfd_create("shared")
+    os.ftruncate(fd, 8192)
+    mapping = mmap.mmap(fd, 8192)
+    pinned = device.pin(mapping)
+    with pytest.raises(DeviceError, match="cuMemHostRegister_v2"):
+        device.pin(mapping)
+    stream, address = device.new_stream(), device.allocate(4096)
+    os.pwrite(fd, pattern(5, 4096), 4096)
+    device.copy(address, pinned.address + 4096, 4096, stream)
+    device.copy(pinned.address, address, 4096, stream)
+    _finish(device, stream)
+    assert os.pread(fd, 4096, 0) == pattern(5, 4096)
+    device.unpin(pinned)
+    with pytest.raises(KeyError):
+        device.unpin(pinned)
+    device.unpin(device.pin(mapping))
+    os.close(fd)
 
 
 def test_every_thread_gets_the_devices_context(driver: str) -> None:

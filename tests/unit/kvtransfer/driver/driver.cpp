@@ -6,11 +6,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <set>
 
 namespace {
 thread_local CUcontext current = nullptr;
 const auto the_context = reinterpret_cast<CUcontext>(0x1234);
 std::map<CUdeviceptr, size_t> memory;
+std::set<void *> registered;
 CUresult entered() { return current == the_context ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT; }
 struct Event {
     int asked;
@@ -76,6 +78,14 @@ CUresult cuMemHostAlloc(void **place, size_t bytes, unsigned flags) {
 }
 CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr *address, void *place, unsigned flags) {
     return *address = reinterpret_cast<CUdeviceptr>(place), flags ? CUDA_ERROR_INVALID_VALUE : entered();
+}
+CUresult cuMemHostRegister_v2(void *place, size_t bytes, unsigned flags) {
+    if (reinterpret_cast<size_t>(place) % 4096 || bytes % 4096 || flags != (CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP))
+        return CUDA_ERROR_INVALID_VALUE;
+    return registered.insert(place).second ? entered() : CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
+}
+CUresult cuMemHostUnregister(void *place) {
+    return registered.erase(place) ? entered() : CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
 }
 CUresult cuMemFreeHost(void *place) { return std::free(place), entered(); }
 CUresult cuStreamCreate(CUstream *stream, unsigned flags) {
