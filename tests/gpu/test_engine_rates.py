@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from functools import partial
 
 import pytest
 import torch
@@ -12,11 +14,14 @@ from device_models import SPEC, device_decoder, runtime_of
 for module in ("engine._sampling", "structlog", "kvtransfer._native"):
     pytest.importorskip(module, reason=f"engines and hand-offs need {module}: install it, build the native modules")
 
+from benchmarks.gpu import serving, steps
 from benchmarks.gpu.announcing import Announcer
 from benchmarks.gpu.handoff import Consumer
+from benchmarks.gpu.model import Model
 from benchmarks.gpu.serving import Load, Requests, buckets, make_engine, rate_at_once, steady_rate
 from engine.blocks.block_pool import ListGenerations
 from engine.device.buckets import Buckets
+from engine.models.device_decoder import DeviceDecoder
 from kvtransfer.kv_checksum import checksum
 
 VOCABULARY = SPEC.vocab_size
@@ -56,6 +61,45 @@ def test_contexts_of_the_first_requests_are_spread_as_they_stay(platform):
     found = [(request.num_tokens, request.sampling.max_tokens) for request in engine._scheduler.requests.values()]
     assert all(tokens + wanted == 60 for tokens, wanted in found)
     assert len({tokens for tokens, _ in found}) > 1
+
+
+@pytest.fixture
+def tiny(platform, monkeypatch):
+    """A small model where measurements build the large one."""
+    runtime = runtime_of(platform)
+    model = Model(device_decoder(platform, runtime, None)._decoder, platform.library, runtime, 1000)
+    for module in (serving, steps):
+        monkeypatch.setattr(module, "build", lambda mode, weights, tactics: model)
+        monkeypatch.setattr(module, "LLAMA_8B", SPEC)
+    monkeypatch.setattr(DeviceDecoder, "kv_bytes", lambda self, *_: 12 * self.kv_layout(32, "auto").block_bytes)
+    monkeypatch.setattr(serving, "AT_ONCE", 3)
+    monkeypatch.setattr(steps, "SIZES", ((1, 40), (3, 70)))
+    monkeypatch.setattr(steps, "decode_time", partial(steps.decode_time, rounds=1, steps=2))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    return model
+
+
+@pytest.mark.parametrize("window_s", [None, 1e-3])
+def test_a_rate_says_what_it_is_of(tiny, tmp_path, window_s):
+    if tiny.library.device_type == "cuda":
+        pytest.skip("measured there by the check itself")
+    (rate,) = serving.measure("fast", "bf16", tmp_path, 20, 6, window_s=window_s)
+    assert rate["at_once"] is (window_s is None)
+    assert rate["sequences"] == (3 if window_s is None else 5)
+    assert rate["output_tokens_per_s"] > 0
+    assert 1 <= rate["rows_of_a_step"] <= rate["sequences"]
+    assert json.loads(json.dumps(rate)) == rate
+    assert set(rate) >= {"mode", "precision", "prompt_tokens", "new_tokens"}
+
+
+def test_steps_of_every_size_have_a_floor(tiny, tmp_path):
+    if tiny.library.device_type == "cuda":
+        pytest.skip("measured there by the check itself")
+    found = steps.measure("deterministic", "bf16", tmp_path)
+    assert [(each["sequences"], each["context"]) for each in found] == [(1, 40), (3, 70)]
+    assert all(each["seconds"] >= each["host_seconds"] > 0 for each in found)
+    assert found[1]["floor_bytes"] > found[0]["floor_bytes"] > 0
+    assert json.loads(json.dumps(found)) == found
 
 
 @pytest.mark.parametrize("num_blocks", [300, 30_000])
