@@ -3,6 +3,7 @@
 # ruff: noqa: E402 (imports stand behind what may be missing)
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from functools import partial
@@ -14,7 +15,7 @@ from device_models import SPEC, device_decoder, runtime_of
 for module in ("engine._sampling", "structlog", "kvtransfer._native"):
     pytest.importorskip(module, reason=f"engines and hand-offs need {module}: install it, build the native modules")
 
-from benchmarks.gpu import serving, steps
+from benchmarks.gpu import handoff, serving, steps
 from benchmarks.gpu.announcing import Announcer
 from benchmarks.gpu.handoff import Consumer
 from benchmarks.gpu.model import Model
@@ -113,7 +114,10 @@ def test_a_load_fits_its_pool(num_blocks):
 
 
 class _Runtime:
-    """What an announcer asks of a device that has nothing left to do."""
+    """A device that has done everything at once."""
+
+    def __init__(self) -> None:
+        self.copied = 0
 
     def new_event(self) -> int:
         return 1
@@ -122,7 +126,19 @@ class _Runtime:
         return 1
 
     def record(self, event: int, stream: int) -> None:
-        pass
+        assert (event, stream) == (1, 1)
+
+    def is_done(self, event: int) -> bool:
+        return event == 1
+
+    def allocate(self, nbytes: int) -> int:
+        return nbytes
+
+    def free(self, address: int) -> None:
+        assert address
+
+    def copy(self, to: int, source: int, nbytes: int, stream: int) -> None:
+        self.copied += nbytes
 
 
 class _Pool:
@@ -133,6 +149,7 @@ class _Pool:
     def __init__(self, layout, num_blocks: int, device) -> None:
         self.layout, self.num_blocks, self.runtime = layout, num_blocks, _Runtime()
         self.blocks = torch.zeros(num_blocks, layout.block_bytes, dtype=torch.uint8, device=device)
+        self.nbytes, self.address = num_blocks * layout.block_bytes, 8
         generations = ListGenerations(num_blocks)
         self.bump, self.get = generations.bump, generations.get
 
@@ -150,6 +167,9 @@ class _Link:
 
     def __init__(self, source: _Pool, target: _Pool, stale: int = -1, torn: int = -1) -> None:
         self._source, self._target, self._stale, self._torn = source, target, stale, torn
+
+    def close(self) -> None:
+        pass
 
     def read_blocks(self, reads) -> list[int]:
         assert len(reads) <= self._target.batch_blocks
@@ -187,3 +207,35 @@ def test_what_is_not_what_was_announced_is_an_error_and_not_a_figure(source, pla
     blocks, generations, digests, *_ = next(announcer.prompt())
     with pytest.raises(RuntimeError, match=said):
         Consumer(there, _Link(pool, there, **{fault: blocks[-1]})).take(blocks, generations, digests)
+
+
+class _Pipe:
+    """To an announcer, as if it were a process."""
+
+    def __init__(self, announcer: Announcer, num_blocks: int) -> None:
+        self._announcer, self._messages = announcer, iter([(b"address", num_blocks)])
+
+    def send(self, word: str) -> None:
+        assert word == "prefill"
+        self._messages = self._announcer.prompt()
+
+    def poll(self, seconds: float) -> bool:
+        return seconds > 0
+
+    def recv(self):
+        return next(self._messages)
+
+
+def test_a_hand_off_has_a_prefill_a_part_that_is_exposed_and_a_rate(source, platform, monkeypatch):
+    pool, announcer = source
+    there = _Pool(pool.layout, 5, platform.device)
+    monkeypatch.setattr(handoff, "_source", lambda: contextlib.nullcontext(_Pipe(announcer, pool.num_blocks)))
+    monkeypatch.setattr(handoff, "_pool", lambda incarnation: contextlib.nullcontext(there))
+    monkeypatch.setattr(handoff, "CudaIpcLink", lambda address, expected, ours: _Link(pool, ours))
+    monkeypatch.setattr(handoff, "_BLOCKS", 5)
+    (found,) = handoff.measure()
+    assert found["kv_bytes"] == there.nbytes
+    assert all(found[f"{what}_seconds"] > 0 for what in ("prefill", "exposed", "pull", "memcpy"))
+    assert there.runtime.copied == 10 * there.nbytes
+    assert found["pushed"] is False
+    assert json.loads(json.dumps(found)) == found
