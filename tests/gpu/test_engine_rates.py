@@ -229,10 +229,12 @@ class _Pipe:
 def test_a_hand_off_has_a_prefill_a_part_that_is_exposed_and_a_rate(source, platform, monkeypatch):
     pool, announcer = source
     there = _Pool(pool.layout, 5, platform.device)
-    monkeypatch.setattr(handoff, "_source", lambda: contextlib.nullcontext(_Pipe(announcer, pool.num_blocks)))
-    monkeypatch.setattr(handoff, "_pool", lambda incarnation: contextlib.nullcontext(there))
+    monkeypatch.setattr(
+        handoff, "other_process", lambda target: contextlib.nullcontext(_Pipe(announcer, pool.num_blocks))
+    )
+    monkeypatch.setattr(handoff, "device_pool", lambda incarnation: contextlib.nullcontext(there))
     monkeypatch.setattr(handoff, "CudaIpcLink", lambda address, expected, ours: _Link(pool, ours))
-    monkeypatch.setattr(handoff, "_BLOCKS", 5)
+    monkeypatch.setattr(handoff, "BLOCKS", 5)
     (found,) = handoff.measure()
     assert found["kv_bytes"] == there.nbytes
     assert all(found[f"{what}_seconds"] > 0 for what in ("prefill", "exposed", "pull", "memcpy"))
