@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
@@ -25,8 +25,8 @@ from kvtransfer.transport import BlockRead, PeerPool
 from kvtransfer.transports.cuda_ipc import CudaIpcLink, CudaIpcSource
 
 PROMPT_TOKENS, CHUNK_TOKENS = 8192, 2048
-_BLOCKS = PROMPT_TOKENS // BLOCK_TOKENS
-_ROUNDS, _COPIES, _INCARNATION, _TO_START_S = 4, 10, 0xF00D, 100.0
+BLOCKS = PROMPT_TOKENS // BLOCK_TOKENS
+ROUNDS, COPIES, INCARNATION, TO_START_S = 4, 10, 0xF00D, 100.0
 Announced = tuple[list[int], list[int], list[bytes], bool, float]
 """(blocks, their generations, their digests, whether they are the last, when their step was done): one message."""
 
@@ -73,16 +73,16 @@ class Consumer:
 
 def measure() -> list[dict[str, Any]]:
     """A `Handoff`, as plain data."""
-    with _source() as pipe, _pool(7) as pool:
+    with other_process(compute) as pipe, device_pool(7) as pool:
         address, num_blocks = pipe.recv()
         link = CudaIpcLink(
-            address, PeerPool(pool.layout.layout_id, _INCARNATION, num_blocks, pool.layout.block_bytes), pool
+            address, PeerPool(pool.layout.layout_id, INCARNATION, num_blocks, pool.layout.block_bytes), pool
         )
         consumer = Consumer(pool, link)
-        found = [_one(pipe, consumer) for _ in range(_ROUNDS)][1:]  # the first loads and allocates
+        found = [_one(pipe, consumer) for _ in range(ROUNDS)][1:]  # the first loads and allocates
         blocks, generations = found[-1].blocks, found[-1].generations
-        pulls = [_seconds(lambda: consumer.pull(blocks, generations, list(range(_BLOCKS)))) for _ in range(_COPIES)]
-        copies = _memcpy_seconds(pool)
+        pulls = [seconds_of(lambda: consumer.pull(blocks, generations, list(range(BLOCKS)))) for _ in range(COPIES)]
+        copies = memcpy_seconds(pool)
         link.close()
     prefill = statistics.median(one.prefill_seconds for one in found)
     exposed = statistics.median(one.exposed_seconds for one in found)
@@ -107,7 +107,7 @@ def _one(pipe: Connection, consumer: Consumer) -> _Taken:
     all_blocks: list[int] = []
     all_generations: list[int] = []
     while True:
-        if not pipe.poll(_TO_START_S):
+        if not pipe.poll(TO_START_S):
             raise RuntimeError("the process that computes says nothing")
         blocks, generations, digests, is_last, done = pipe.recv()
         consumer.take(blocks, generations, digests)
@@ -117,7 +117,7 @@ def _one(pipe: Connection, consumer: Consumer) -> _Taken:
             return _Taken(done - began, time.monotonic() - done, all_blocks, all_generations)
 
 
-def _memcpy_seconds(pool: DevicePoolMemory) -> float:
+def memcpy_seconds(pool: DevicePoolMemory) -> float:
     """Of as many bytes as the pool has, within this process."""
     runtime = pool.runtime
     other, stream, event = runtime.allocate(pool.nbytes), runtime.new_stream(), runtime.new_event()
@@ -128,19 +128,19 @@ def _memcpy_seconds(pool: DevicePoolMemory) -> float:
         while not runtime.is_done(event):
             pass
 
-    seconds = statistics.median([_seconds(copy) for _ in range(_COPIES)])
+    seconds = statistics.median([seconds_of(copy) for _ in range(COPIES)])
     runtime.free(other)
     return seconds
 
 
-def _seconds(run: Any) -> float:
+def seconds_of(run: Any) -> float:
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
 
 
 @contextmanager
-def _pool(incarnation: int, num_blocks: int = _BLOCKS) -> Iterator[DevicePoolMemory]:
+def device_pool(incarnation: int, num_blocks: int = BLOCKS) -> Iterator[DevicePoolMemory]:
     from engine.ops.cuda.library import INSTALLED  # noqa: PLC0415 (torch)
 
     layout = decoder_kv_layout(LLAMA_8B, "bfloat16", BLOCK_TOKENS, "auto")
@@ -153,14 +153,14 @@ def _pool(incarnation: int, num_blocks: int = _BLOCKS) -> Iterator[DevicePoolMem
 
 
 @contextmanager
-def _source() -> Iterator[Connection]:
+def other_process(target: Callable[[Connection], None]) -> Iterator[Connection]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=compute, args=(theirs,), daemon=True)
+    process = context.Process(target=target, args=(theirs,), daemon=True)
     process.start()
     theirs.close()
     try:
-        if not ours.poll(_TO_START_S):
+        if not ours.poll(TO_START_S):
             raise RuntimeError("the process that computes did not start")
         yield ours
     finally:
@@ -180,7 +180,7 @@ def compute(pipe: Connection) -> None:
     from benchmarks.gpu.model import build  # noqa: PLC0415
     from engine.models.device_decoder import DeviceDecoder  # noqa: PLC0415
 
-    with tempfile.TemporaryDirectory() as tactics, _pool(_INCARNATION, 2 * _BLOCKS) as pool:
+    with tempfile.TemporaryDirectory() as tactics, device_pool(INCARNATION, 2 * BLOCKS) as pool:
         model = build("deterministic", "bf16", Path(tactics))
         decoder = DeviceDecoder(model.decoder, model.library, model.runtime, None, 1)
         blocks = torch.as_tensor(pool, device=model.runtime.device)

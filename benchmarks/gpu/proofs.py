@@ -22,7 +22,7 @@ from benchmarks.gpu.units import ROOT
 TESTS = ROOT / "tests" / "gpu"
 MEMORY_TOOLS = ("memcheck", "racecheck")
 _INI = TESTS / "alone.ini"
-_NOT_UNDER_A_CHECKER = ("gemm", "tuning", "tuned", "triton", "device", "build", "decode_step", "torch_ops", "handoff")
+_NOT_UNDER_A_CHECKER = ("gemm", "tuning", "build", "torch_ops", "handoff")
 _OUR_KERNELS = "kns=splice"
 """Names of theirs, mangled, have this in them: all are of one namespace."""
 _UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -53,7 +53,9 @@ def files() -> list[Path]:
 def checked_files() -> list[Path]:
     """Those of kernels of our own. Left out are tests of CUTLASS and Triton, and of whole models, which are slow under
     a checker and launch nothing else."""
-    return [file for file in files() if not any(word in file.stem for word in _NOT_UNDER_A_CHECKER)]
+    return [
+        file for file in TESTS.glob("test_cuda_*.py") if not any(word in file.stem for word in _NOT_UNDER_A_CHECKER)
+    ]
 
 
 def run_tests(names: Sequence[str], scratch: Path, limit: Limit, jobs: int) -> Iterator[tuple[str, Proof | None]]:

@@ -140,10 +140,11 @@ def resumed(path: Path, machine: dict[str, str], commit: str) -> Report:
     if other:
         said = ", ".join(f"{name} was {report.machine.get(name)} and is {machine.get(name)}" for name in other)
         raise ValueError(f"{path} cannot be gone on with: {said}")
+    report.errors.clear()  # both are said again where they still hold
+    report.notes.clear()
     if report.commit != commit:
         report.notes.append(f"begun at commit {report.commit}, with the same kernels")
         report.commit = commit
-    report.errors.clear()
     return report
 
 

@@ -8,7 +8,7 @@ import time
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.gpu.limited import run_limited
@@ -123,6 +123,7 @@ def compile_all(
         # By the order of units.txt, in which those through CUTLASS come last.
         begun = {task: pool.submit(compiled, task) for task in reversed(tasks)}
         done = [begun[task].result() for task in tasks]
+    done = without_needy(done, scratch)
     objects = [str(scratch / f"{one.name}.o") for one in done if one.error is None]
     linked = scratch / LIBRARY.name
     code, output = run_limited([_nvcc(), "-shared", "-o", str(linked), *objects], _LINK_S)
@@ -131,6 +132,32 @@ def compile_all(
     shutil.copy2(linked, f"{LIBRARY}.new")
     Path(f"{LIBRARY}.new").replace(LIBRARY)
     return done
+
+
+def without_needy(done: Sequence[Compiled], scratch: Path) -> list[Compiled]:
+    """Those that call what another source was to have, which did not compile, fail too: a library with a hole in it
+    cannot be opened at all."""
+    found = list(done)
+    symbols = {one.name: _symbols(scratch / f"{one.name}.o") for one in found if one.error is None}
+    while True:
+        there = frozenset().union(*(defined for defined, _ in symbols.values()))
+        needy = {name: needed - there for name, (_, needed) in symbols.items() if needed - there}
+        if not needy:
+            return found
+        for place, one in enumerate(found):
+            if one.name in needy:
+                error = f"needs {', '.join(sorted(needy[one.name]))}, whose source was not compiled"
+                found[place] = replace(one, error=error)
+                del symbols[one.name]
+
+
+def _symbols(file: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """(defined, needed) in an object: those of ours. None where nm cannot say."""
+    code, output = run_limited(["nm", "--format=posix", str(file)], _LINK_S)
+    found = [line.split() for line in output.splitlines()] if code == 0 else []
+    ours = [(words[0], words[1]) for words in found if len(words) > 1 and "splice" in words[0]]
+    needed = frozenset(name for name, kind in ours if kind == "U")
+    return frozenset(name for name, kind in ours if kind in "TDBRVW"), needed
 
 
 def target_of(unit: Unit, capability: str) -> str | None:

@@ -3,7 +3,10 @@
 # ruff: noqa: E402 (imports stand behind what may be missing)
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
+from functools import partial
 
 import pytest
 import torch
@@ -12,11 +15,14 @@ from device_models import SPEC, device_decoder, runtime_of
 for module in ("engine._sampling", "structlog", "kvtransfer._native"):
     pytest.importorskip(module, reason=f"engines and hand-offs need {module}: install it, build the native modules")
 
+from benchmarks.gpu import handoff, serving, steps
 from benchmarks.gpu.announcing import Announcer
 from benchmarks.gpu.handoff import Consumer
+from benchmarks.gpu.model import Model
 from benchmarks.gpu.serving import Load, Requests, buckets, make_engine, rate_at_once, steady_rate
 from engine.blocks.block_pool import ListGenerations
 from engine.device.buckets import Buckets
+from engine.models.device_decoder import DeviceDecoder
 from kvtransfer.kv_checksum import checksum
 
 VOCABULARY = SPEC.vocab_size
@@ -58,6 +64,45 @@ def test_contexts_of_the_first_requests_are_spread_as_they_stay(platform):
     assert len({tokens for tokens, _ in found}) > 1
 
 
+@pytest.fixture
+def tiny(platform, monkeypatch):
+    """A small model where measurements build the large one."""
+    runtime = runtime_of(platform)
+    model = Model(device_decoder(platform, runtime, None)._decoder, platform.library, runtime, 1000)
+    for module in (serving, steps):
+        monkeypatch.setattr(module, "build", lambda mode, weights, tactics: model)
+        monkeypatch.setattr(module, "LLAMA_8B", SPEC)
+    monkeypatch.setattr(DeviceDecoder, "kv_bytes", lambda self, *_: 12 * self.kv_layout(32, "auto").block_bytes)
+    monkeypatch.setattr(serving, "AT_ONCE", 3)
+    monkeypatch.setattr(steps, "SIZES", ((1, 40), (3, 70)))
+    monkeypatch.setattr(steps, "decode_time", partial(steps.decode_time, rounds=1, steps=2))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    return model
+
+
+@pytest.mark.parametrize("window_s", [None, 1e-3])
+def test_a_rate_says_what_it_is_of(tiny, tmp_path, window_s):
+    if tiny.library.device_type == "cuda":
+        pytest.skip("measured there by the check itself")
+    (rate,) = serving.measure("fast", "bf16", tmp_path, 20, 6, window_s=window_s)
+    assert rate["at_once"] is (window_s is None)
+    assert rate["sequences"] == (3 if window_s is None else 5)
+    assert rate["output_tokens_per_s"] > 0
+    assert 1 <= rate["rows_of_a_step"] <= rate["sequences"]
+    assert json.loads(json.dumps(rate)) == rate
+    assert set(rate) >= {"mode", "precision", "prompt_tokens", "new_tokens"}
+
+
+def test_steps_of_every_size_have_a_floor(tiny, tmp_path):
+    if tiny.library.device_type == "cuda":
+        pytest.skip("measured there by the check itself")
+    found = steps.measure("deterministic", "bf16", tmp_path)
+    assert [(each["sequences"], each["context"]) for each in found] == [(1, 40), (3, 70)]
+    assert all(each["seconds"] >= each["host_seconds"] > 0 for each in found)
+    assert found[1]["floor_bytes"] > found[0]["floor_bytes"] > 0
+    assert json.loads(json.dumps(found)) == found
+
+
 @pytest.mark.parametrize("num_blocks", [300, 30_000])
 def test_a_load_fits_its_pool(num_blocks):
     load = Load.filling(1000, 1000, num_blocks)
@@ -69,7 +114,10 @@ def test_a_load_fits_its_pool(num_blocks):
 
 
 class _Runtime:
-    """What an announcer asks of a device that has nothing left to do."""
+    """A device that has done everything at once."""
+
+    def __init__(self) -> None:
+        self.copied = 0
 
     def new_event(self) -> int:
         return 1
@@ -78,7 +126,19 @@ class _Runtime:
         return 1
 
     def record(self, event: int, stream: int) -> None:
-        pass
+        assert (event, stream) == (1, 1)
+
+    def is_done(self, event: int) -> bool:
+        return event == 1
+
+    def allocate(self, nbytes: int) -> int:
+        return nbytes
+
+    def free(self, address: int) -> None:
+        assert address
+
+    def copy(self, to: int, source: int, nbytes: int, stream: int) -> None:
+        self.copied += nbytes
 
 
 class _Pool:
@@ -89,6 +149,7 @@ class _Pool:
     def __init__(self, layout, num_blocks: int, device) -> None:
         self.layout, self.num_blocks, self.runtime = layout, num_blocks, _Runtime()
         self.blocks = torch.zeros(num_blocks, layout.block_bytes, dtype=torch.uint8, device=device)
+        self.nbytes, self.address = num_blocks * layout.block_bytes, 8
         generations = ListGenerations(num_blocks)
         self.bump, self.get = generations.bump, generations.get
 
@@ -106,6 +167,9 @@ class _Link:
 
     def __init__(self, source: _Pool, target: _Pool, stale: int = -1, torn: int = -1) -> None:
         self._source, self._target, self._stale, self._torn = source, target, stale, torn
+
+    def close(self) -> None:
+        pass
 
     def read_blocks(self, reads) -> list[int]:
         assert len(reads) <= self._target.batch_blocks
@@ -143,3 +207,37 @@ def test_what_is_not_what_was_announced_is_an_error_and_not_a_figure(source, pla
     blocks, generations, digests, *_ = next(announcer.prompt())
     with pytest.raises(RuntimeError, match=said):
         Consumer(there, _Link(pool, there, **{fault: blocks[-1]})).take(blocks, generations, digests)
+
+
+class _Pipe:
+    """To an announcer, as if it were a process."""
+
+    def __init__(self, announcer: Announcer, num_blocks: int) -> None:
+        self._announcer, self._messages = announcer, iter([(b"address", num_blocks)])
+
+    def send(self, word: str) -> None:
+        assert word == "prefill"
+        self._messages = self._announcer.prompt()
+
+    def poll(self, seconds: float) -> bool:
+        return seconds > 0
+
+    def recv(self):
+        return next(self._messages)
+
+
+def test_a_hand_off_has_a_prefill_a_part_that_is_exposed_and_a_rate(source, platform, monkeypatch):
+    pool, announcer = source
+    there = _Pool(pool.layout, 5, platform.device)
+    monkeypatch.setattr(
+        handoff, "other_process", lambda target: contextlib.nullcontext(_Pipe(announcer, pool.num_blocks))
+    )
+    monkeypatch.setattr(handoff, "device_pool", lambda incarnation: contextlib.nullcontext(there))
+    monkeypatch.setattr(handoff, "CudaIpcLink", lambda address, expected, ours: _Link(pool, ours))
+    monkeypatch.setattr(handoff, "BLOCKS", 5)
+    (found,) = handoff.measure()
+    assert found["kv_bytes"] == there.nbytes
+    assert all(found[f"{what}_seconds"] > 0 for what in ("prefill", "exposed", "pull", "memcpy"))
+    assert there.runtime.copied == 10 * there.nbytes
+    assert found["pushed"] is False
+    assert json.loads(json.dumps(found)) == found

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from benchmarks.gpu import units
-from benchmarks.gpu.units import Unit, compile_all, cutlass_headers
+from benchmarks.gpu.units import Compiled, Unit, already_built, compile_all, cutlass_headers
 from engine.ops.cuda.sources import sources_digest
+from engine.ops.cuda.structs import ABI
 
 NVCC = """#!/bin/sh
 echo "$@" >> "$CALLS"
@@ -62,6 +64,56 @@ def test_a_unit_for_other_gpus_is_left_out_and_says_so(calls, tmp_path):
     done = {one.name: one for one in compile_all(UNITS, "80", None, tmp_path / "out", 1)}
     assert done["wide"].error == "is for sm_90a, this is sm_80"
     assert not any("wide.cu" in call for call in calls())
+
+
+def test_what_needs_a_source_that_did_not_compile_is_left_out_too(tmp_path):
+    """A library with an undefined symbol cannot be opened, and would cost everything."""
+    texts = {
+        "base": "int splice_base(void) { return 1; }",
+        "user": "int splice_base(void); int splice_user(void) { return splice_base(); }",
+        "needy": "int splice_lost(void); int splice_needy(void) { return splice_lost(); }",
+        "needier": "int splice_needy(void); int splice_needier(void) { return splice_needy() + printf(0); }",
+    }
+    for name, text in texts.items():
+        (tmp_path / f"{name}.c").write_text(f"#include <stdio.h>\n{text}\n")
+        files = [str(tmp_path / f"{name}.c"), "-o", str(tmp_path / f"{name}.o")]
+        subprocess.run(["cc", "-fPIC", "-c", *files], check=True)
+    done = [Compiled(name, 1.0, 0, 0) for name in texts] + [Compiled("lost", 1.0, 0, 0, "error: no such thing")]
+    found = {one.name: one.error for one in units.without_needy(done, tmp_path)}
+    assert (found["base"], found["user"], found["lost"]) == (None, None, "error: no such thing")
+    assert found["needy"] == "needs splice_lost, whose source was not compiled"
+    assert found["needier"] == "needs splice_needy, whose source was not compiled"
+
+
+def _library(tmp_path, monkeypatch, digest: str, targets: str, functions: set[str]) -> None:
+    text = f"""
+        int splice_cuda_abi(void) {{ return {ABI}; }}
+        int splice_cuda_emulated(void) {{ return 0; }}
+        int splice_cuda_runtime(void) {{ return 13000; }}
+        const char* splice_cuda_error(void) {{ return ""; }}
+        const char* splice_cuda_sources(void) {{ return "{digest}"; }}
+        const char* splice_cuda_targets(void) {{ return "{targets}"; }}
+    """
+    text += "".join(f"int splice_cuda_{name}(void) {{ return 0; }}\n" for name in functions)
+    library = tmp_path / f"library-{len(list(tmp_path.glob('library-*')))}.so"
+    (tmp_path / "library.c").write_text(text)
+    subprocess.run(["cc", "-fPIC", "-shared", str(tmp_path / "library.c"), "-o", str(library)], check=True)
+    monkeypatch.setattr(units, "LIBRARY", library)
+
+
+def test_a_library_of_these_sources_for_this_gpu_with_every_function_is_taken_as_it_is(tmp_path, monkeypatch):
+    every = {name for path in units.SOURCES.glob("*.cu") for name in units.launches(path.read_text())}
+    assert "gemm_sm90" in every
+    monkeypatch.setattr(units, "LIBRARY", tmp_path / "none.so")
+    assert already_built(units.units(), "90") is None
+    for digest, targets, functions, is_there in (
+        (sources_digest(), "sm_80 sm_90 sm_90a", every, True),
+        ("0123456789abcdef", "sm_80 sm_90 sm_90a", every, False),
+        (sources_digest(), "sm_80", every, False),
+        (sources_digest(), "sm_80 sm_90 sm_90a", every - {"gemm_sm90"}, False),
+    ):
+        _library(tmp_path, monkeypatch, digest, targets, functions)
+        assert (already_built(units.units(), "90") is not None) is is_there
 
 
 def test_headers_are_found_in_a_folder_or_named_as_missing(tmp_path):
