@@ -83,3 +83,11 @@ def test_a_gpu_without_room_for_blocks_names_what_to_change(build):
     with pytest.raises(SpliceError, match="nothing is left for the KV cache") as refused:
         build(gpu_memory_utilization=0.00001)
     assert refused.value.param == "gpu_memory_utilization"
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp8_e4m3", "float32"])
+def test_a_kv_cache_that_no_kernel_takes_is_refused_before_weights_are_read(build, device, dtype):
+    with pytest.raises(SpliceError, match="use auto or bfloat16, or --device cpu") as refused:
+        build(kv_cache_dtype=dtype)
+    assert refused.value.param == "kv_cache_dtype"
+    assert not device.left
