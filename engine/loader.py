@@ -103,7 +103,13 @@ class OpenedModel:
         return sum(file.stat().st_size for file in self._description.weight_files)
 
     def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
-        """As the loaded model's `CausalLM.kv_layout`."""
+        """As the loaded model's `CausalLM.kv_layout`. Raises SpliceError (bad_setting)."""
+        if self._gpu is not None and kv_dtype not in ("auto", "bfloat16"):
+            raise SpliceError(
+                ErrorCode.BAD_SETTING,
+                f"KV cache dtype {kv_dtype!r} is not computed with on a GPU: use auto or bfloat16, or --device cpu",
+                param="kv_cache_dtype",
+            )
         return decoder_kv_layout(self._build.spec, self._build.kv_dtype, block_tokens, kv_dtype)
 
     def load(self) -> LoadedModel:

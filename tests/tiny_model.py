@@ -21,17 +21,17 @@ TEMPLATE = (
 )
 
 
-def write_tiny_model(folder: Path, seed: int = 0) -> Path:
+def write_tiny_model(folder: Path, seed: int = 0, head_dim: int = HEAD_DIM) -> Path:
     """Writes config.json, model.safetensors, tokenizer.json and tokenizer_config.json into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
     vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
-    (folder / "config.json").write_text(json.dumps(_config(vocab_size)))
+    (folder / "config.json").write_text(json.dumps(_config(vocab_size, head_dim)))
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"bos_token": SPECIALS[1], "eos_token": SPECIALS[2], "chat_template": TEMPLATE})
     )
-    save_file(_weights(vocab_size, seed), folder / "model.safetensors")
+    save_file(_weights(vocab_size, seed, head_dim), folder / "model.safetensors")
     return folder
 
 
@@ -44,7 +44,7 @@ def _tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _config(vocab_size: int) -> dict[str, object]:
+def _config(vocab_size: int, head_dim: int) -> dict[str, object]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -53,7 +53,7 @@ def _config(vocab_size: int) -> dict[str, object]:
         "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
-        "head_dim": HEAD_DIM,
+        "head_dim": head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
@@ -66,7 +66,7 @@ def _config(vocab_size: int) -> dict[str, object]:
     }
 
 
-def _weights(vocab_size: int, seed: int) -> dict[str, torch.Tensor]:
+def _weights(vocab_size: int, seed: int, head_dim: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int, scale: float) -> torch.Tensor:
@@ -83,10 +83,10 @@ def _weights(vocab_size: int, seed: int) -> dict[str, torch.Tensor]:
         weights |= {
             prefix + "input_layernorm.weight": torch.ones(HIDDEN),
             prefix + "post_attention_layernorm.weight": torch.ones(HIDDEN),
-            prefix + "self_attn.q_proj.weight": normal(HEADS * HEAD_DIM, HIDDEN, scale=wide),
-            prefix + "self_attn.k_proj.weight": normal(KV_HEADS * HEAD_DIM, HIDDEN, scale=wide),
-            prefix + "self_attn.v_proj.weight": normal(KV_HEADS * HEAD_DIM, HIDDEN, scale=wide),
-            prefix + "self_attn.o_proj.weight": normal(HIDDEN, HEADS * HEAD_DIM, scale=wide),
+            prefix + "self_attn.q_proj.weight": normal(HEADS * head_dim, HIDDEN, scale=wide),
+            prefix + "self_attn.k_proj.weight": normal(KV_HEADS * head_dim, HIDDEN, scale=wide),
+            prefix + "self_attn.v_proj.weight": normal(KV_HEADS * head_dim, HIDDEN, scale=wide),
+            prefix + "self_attn.o_proj.weight": normal(HIDDEN, HEADS * head_dim, scale=wide),
             prefix + "mlp.gate_proj.weight": normal(INTER, HIDDEN, scale=wide),
             prefix + "mlp.up_proj.weight": normal(INTER, HIDDEN, scale=wide),
             prefix + "mlp.down_proj.weight": normal(HIDDEN, INTER, scale=2.0 / INTER**0.5),

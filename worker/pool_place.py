@@ -20,6 +20,8 @@ from wire.kv_layout import KVLayout
 from worker.settings import DEFAULT_KV_BYTES, WorkerSettings
 
 if TYPE_CHECKING:
+    import torch
+
     from engine.models.device_decoder import DeviceDecoder
 
 
@@ -51,9 +53,7 @@ def pool_on_host(settings: WorkerSettings, layout: KVLayout, incarnation: int, *
 
 def pool_on_gpu(settings: WorkerSettings, index: int, model: CausalLM, layout: KVLayout, incarnation: int) -> PoolPlace:
     """Raises SpliceError: bad_setting where the memory cannot be had, missing_part for what a GPU needs and lacks."""
-    import torch  # noqa: PLC0415 (seconds, which workers on CPUs do not spend)
-
-    from engine.device.kv_memory import DeviceKVCache  # noqa: PLC0415 (torch)
+    from engine.device.kv_memory import DeviceKVCache  # noqa: PLC0415 (torch: seconds, which workers on CPUs do not spend)
     from engine.ops.cuda.library import INSTALLED  # noqa: PLC0415 (torch)
 
     decoder: DeviceDecoder = model  # type: ignore[assignment]  # what is loaded for a GPU
@@ -65,10 +65,16 @@ def pool_on_gpu(settings: WorkerSettings, index: int, model: CausalLM, layout: K
     spans = layout.num_layers * layout.planes * layout.num_kv_heads
     runtime = CudaRuntime(index)
     pool = DevicePoolMemory(layout, count, incarnation, runtime, CudaBlockKernels(INSTALLED, spans))
-    blocks = torch.as_tensor(pool, device=torch.device("cuda", index))
     written = runtime.new_event()
     runtime.record(written, runtime.new_stream())
-    return PoolPlace(pool, DeviceKVCache(layout, blocks), written)
+    return PoolPlace(pool, DeviceKVCache(layout, blocks_of(pool, index)), written)
+
+
+def blocks_of(pool: DevicePoolMemory, index: int) -> torch.Tensor:
+    """The pool's memory as the engine's kernels see it: uint8 `[num_blocks, block_bytes]`."""
+    import torch  # noqa: PLC0415
+
+    return torch.as_tensor(pool, device=torch.device("cuda", index))
 
 
 def _num_blocks(settings: WorkerSettings, layout: KVLayout, spare_bytes: Callable[[], int]) -> int:

@@ -4,8 +4,9 @@
 // 8·(head_dim + 2) bytes a row and span of 256 keys for the parts that the second kernel joins: 3 % more at 4 heads a group and
 // head_dim 128. Does 4·head_dim operations a row and key, on fragments of 16 rows. Bound by memory.
 //
-// One block of four warps takes one span: keys and values come in tiles of 64 by asynchronous copies, two tiles at a time. In a tile
-// each warp multiplies 16 keys with all rows, all share their scores and soften them alike, and each adds up a quarter of the
+// One block of four warps takes one span: keys and values come in tiles of 64 by asynchronous copies, two tiles at a time, or one where
+// the GPU gives a block less shared memory than two of head_dim 256 need: the same arithmetic, with less of memory's time hidden. In a
+// tile each warp multiplies 16 keys with all rows, all share their scores and soften them alike, and each adds up a quarter of the
 // dimensions. A grid narrower than the spans walks them with a stride.
 #include "attention_tile.h"
 #include "launch.h"
@@ -13,13 +14,13 @@
 namespace splice::cuda {
 namespace {
 
-constexpr int WARPS = 4, THREADS = WARPS * WARP, STAGES = 2, MAX_BLOCKS_OF_SPANS = 256;
+constexpr int WARPS = 4, THREADS = WARPS * WARP, MAX_BLOCKS_OF_SPANS = 256;
 
-template <int head_dim>
+template <int head_dim, int stages>
 struct Shared {
   static constexpr int row_chunks = ROW_CHUNKS<head_dim>, tile_chunks = TILE_KEYS * row_chunks;
   Chunk queries[FRAGMENT_ROWS * row_chunks];
-  Chunk keys[STAGES][tile_chunks], values[STAGES][tile_chunks];
+  Chunk keys[stages][tile_chunks], values[stages][tile_chunks];
   float scores[FRAGMENT_ROWS * SCORE_STRIDE];
   int32_t blocks[MAX_SPAN_BLOCKS];
 };
@@ -41,9 +42,9 @@ struct Parts {
 template <int head_dim>
 constexpr int OWN_FRAGMENTS = (head_dim / (2 * FRAGMENT_COLUMNS) + WARPS - 1) / WARPS * 2;
 
-template <int head_dim>
+template <int head_dim, int stages>
 SPLICE_DEVICE void attend_span(const splice_cuda_attention& args, const QueryRows& rows, int64_t sequence, int64_t first_row, int64_t span,
-                               int shift, int64_t low, int64_t end, Shared<head_dim>& shared) {
+                               int shift, int64_t low, int64_t end, Shared<head_dim, stages>& shared) {
   constexpr int fragments = OWN_FRAGMENTS<head_dim>;
   const int lane = thread_index() % WARP, warp = thread_index() / WARP;
   const Sight sight[2] = {{rows, first_row + lane / 4}, {rows, first_row + lane / 4 + 8}};
@@ -56,30 +57,30 @@ SPLICE_DEVICE void attend_span(const splice_cuda_attention& args, const QueryRow
   barrier();
   const auto start = [&](int tile) {
     if (tile < tiles) {
-      start_tile<head_dim>(args, shared.blocks, shift, rows.kv_head, 0, span, tile, end, shared.keys[tile % STAGES]);
-      start_tile<head_dim>(args, shared.blocks, shift, rows.kv_head, 1, span, tile, end, shared.values[tile % STAGES]);
+      start_tile<head_dim>(args, shared.blocks, shift, rows.kv_head, 0, span, tile, end, shared.keys[tile % stages]);
+      start_tile<head_dim>(args, shared.blocks, shift, rows.kv_head, 1, span, tile, end, shared.values[tile % stages]);
     }
     close_copies();
   };
   start_queries<head_dim>(rows, first_row, FRAGMENT_ROWS, shared.queries);
-  for (int i = 0; i < STAGES; ++i) start(begin + i);
+  for (int i = 0; i < stages; ++i) start(begin + i);
 
   RowState state;
   float acc[fragments][4] = {};
   for (int tile = begin; tile < tiles; ++tile) {
-    wait_copies<STAGES - 1>();
+    wait_copies<stages - 1>();
     barrier();
     float own[2][4] = {};
-    multiply_keys<head_dim, 2>(shared.queries, shared.keys[tile % STAGES], warp * 2, own);
+    multiply_keys<head_dim, 2>(shared.queries, shared.keys[tile % stages], warp * 2, own);
     write_scores(shared.scores, warp * 2, own);
     barrier();
     float scores[TILE_COLUMNS][4], rescale[2];
     uint32_t weights[TILE_COLUMNS][2];
     read_scores(shared.scores, scores);
     soften(args, static_cast<int>(first) + tile * TILE_KEYS, sight, scores, state, rescale, weights);
-    multiply_values<head_dim, fragments>(weights, rescale, shared.values[tile % STAGES], warp * fragments, acc);
+    multiply_values<head_dim, fragments>(weights, rescale, shared.values[tile % stages], warp * fragments, acc);
     barrier();  // everybody is done with this stage
-    start(tile + STAGES);
+    start(tile + stages);
   }
   wait_copies<0>();
   add_threads(state);
@@ -103,9 +104,9 @@ SPLICE_DEVICE void attend_span(const splice_cuda_attention& args, const QueryRow
 }
 
 // Block (x, y, z): spans x, x + width of the grid, …; KV head and 16 query rows y; sequence z.
-template <int head_dim>
+template <int head_dim, int stages>
 SPLICE_KERNEL __launch_bounds__(THREADS) attend_spans(splice_cuda_attention args, int shift) {
-  auto& shared = *reinterpret_cast<Shared<head_dim>*>(shared_memory());
+  auto& shared = *reinterpret_cast<Shared<head_dim, stages>*>(shared_memory());
   const int64_t sequence = block_z();
   const QueryRows rows(args, sequence, block_y() % args.kv.kv_heads);
   const int64_t first_row = block_y() / args.kv.kv_heads * FRAGMENT_ROWS;
@@ -161,19 +162,29 @@ SPLICE_KERNEL __launch_bounds__(JOINING<head_dim>) join_spans(splice_cuda_attent
   static_cast<uint16_t*>(args.out)[row * head_dim + own] = to_bf16(finish(acc));
 }
 
-template <int head_dim>
+template <int head_dim, int stages>
 int attend(const splice_cuda_attention& args, void* stream) {
   const int64_t group = args.q_heads / args.kv.kv_heads, tiles = (args.max_query * group + FRAGMENT_ROWS - 1) / FRAGMENT_ROWS;
   const int64_t spans = Parts::spans_of(args.max_context);
   const GridSize grid{spans < MAX_BLOCKS_OF_SPANS ? spans : MAX_BLOCKS_OF_SPANS, tiles * args.kv.kv_heads, args.sequences};
-  const int code = launch("decode_attention", attend_spans<head_dim>, grid, THREADS, sizeof(Shared<head_dim>), stream, args,
+  const int code = launch("decode_attention", attend_spans<head_dim, stages>, grid, THREADS, sizeof(Shared<head_dim, stages>), stream, args,
                           block_shift(args.kv.block_tokens));
   if (code != SPLICE_CUDA_OK) return code;
   return launch("decode_attention", join_spans<head_dim>, {args.rows * args.q_heads}, JOINING<head_dim>, sizeof(SharedShares), stream, args);
 }
 
-}  // namespace
+template <int head_dim>
+int attend(const splice_cuda_attention& args, void* stream) {
+  if constexpr (sizeof(Shared<head_dim, 2>) > SHARED_OF_SMALL) {
+    static_assert(sizeof(Shared<head_dim, 1>) <= SHARED_OF_SMALL);
+    DeviceLimits limits;
+    if (const int code = read_limits("decode_attention", limits); code != SPLICE_CUDA_OK) return code;
+    if (static_cast<int64_t>(sizeof(Shared<head_dim, 2>)) > limits.shared_bytes) return attend<head_dim, 1>(args, stream);
+  }
+  return attend<head_dim, 2>(args, stream);
+}
 
+}  // namespace
 }  // namespace splice::cuda
 
 extern "C" int64_t splice_cuda_decode_workspace(int64_t rows, int64_t q_heads, int64_t head_dim, int64_t max_context) {

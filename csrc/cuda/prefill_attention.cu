@@ -6,17 +6,17 @@
 // wgmma does on Hopper, which is the ceiling of this kernel there.
 //
 // One block of eight warps takes 128 rows of one KV head, each warp 16 of them and all tiles; keys and values come by asynchronous
-// copies, two tiles at a time. Of head_dim 256 a block takes 64 rows, and two warps share 16 of them: each multiplies half the keys of a
-// tile and adds up half the dimensions, since all of them are more accumulators than a thread has registers, and they exchange scores
-// through the memory of the keys, which by then are done with. A row is computed as in decode_attention.cu, to the bit: the parts of spans are joined in
-// registers instead of memory.
+// copies, two tiles at a time, or one where the GPU gives a block less shared memory than two of head_dim 256 need. Of head_dim 256 a
+// block takes 64 rows, and two warps share 16 of them: each multiplies half the keys of a tile and adds up half the dimensions, since all
+// of them are more accumulators than a thread has registers, and they exchange scores through the memory of the keys, which by then are
+// done with. A row is computed as in decode_attention.cu, to the bit: the parts of spans are joined in registers instead of memory.
 #include "attention_tile.h"
 #include "launch.h"
 
 namespace splice::cuda {
 namespace {
 
-constexpr int WARPS = 8, THREADS = WARPS * WARP, STAGES = 2;
+constexpr int WARPS = 8, THREADS = WARPS * WARP;
 
 // How many warps share a fragment of rows.
 template <int head_dim>
@@ -24,12 +24,12 @@ constexpr int SHARING = head_dim > 128 ? 2 : 1;
 template <int head_dim>
 constexpr int BLOCK_ROWS = WARPS / SHARING<head_dim> * FRAGMENT_ROWS;
 
-template <int head_dim>
+template <int head_dim, int stages>
 struct Shared {
   static constexpr int row_chunks = ROW_CHUNKS<head_dim>, tile_chunks = TILE_KEYS * row_chunks;
   static_assert(SHARING<head_dim> == 1 || BLOCK_ROWS<head_dim> * SCORE_STRIDE * sizeof(float) <= tile_chunks * sizeof(Chunk));
   Chunk queries[BLOCK_ROWS<head_dim> * row_chunks];
-  Chunk keys[STAGES][tile_chunks], values[STAGES][tile_chunks];
+  Chunk keys[stages][tile_chunks], values[stages][tile_chunks];
   int32_t blocks[2][MAX_SPAN_BLOCKS];  // of even and odd spans
 };
 
@@ -63,9 +63,9 @@ struct Gathered {
 };
 
 // Block (x, y, z): the x-th last rows of KV head y and sequence z; those that see most go first.
-template <int head_dim>
+template <int head_dim, int stages>
 SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention args, int shift) {
-  auto& shared = *reinterpret_cast<Shared<head_dim>*>(shared_memory());
+  auto& shared = *reinterpret_cast<Shared<head_dim, stages>*>(shared_memory());
   const int64_t sequence = block_z();
   const QueryRows rows(args, sequence, block_y());
   const int64_t first_row = (grid_x() - 1 - block_x()) * BLOCK_ROWS<head_dim>;
@@ -83,8 +83,8 @@ SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention ar
   const auto start = [&](int tile) {
     if (tile < tiles) {
       const int span = tile / SPAN_TILES, within = tile % SPAN_TILES;
-      start_tile<head_dim>(args, shared.blocks[span % 2], shift, rows.kv_head, 0, span, within, end, shared.keys[tile % STAGES]);
-      start_tile<head_dim>(args, shared.blocks[span % 2], shift, rows.kv_head, 1, span, within, end, shared.values[tile % STAGES]);
+      start_tile<head_dim>(args, shared.blocks[span % 2], shift, rows.kv_head, 0, span, within, end, shared.keys[tile % stages]);
+      start_tile<head_dim>(args, shared.blocks[span % 2], shift, rows.kv_head, 1, span, within, end, shared.values[tile % stages]);
     }
     close_copies();
   };
@@ -92,20 +92,20 @@ SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention ar
   read_blocks(args, sequence, begin / SPAN_TILES + 1, shift, end, shared.blocks[(begin / SPAN_TILES + 1) % 2]);
   barrier();
   start_queries<head_dim>(rows, first_row, BLOCK_ROWS<head_dim>, shared.queries);
-  for (int i = 0; i < STAGES; ++i) start(begin + i);
+  for (int i = 0; i < stages; ++i) start(begin + i);
 
-  const Chunk* queries = shared.queries + warp * FRAGMENT_ROWS * Shared<head_dim>::row_chunks;
+  const Chunk* queries = shared.queries + warp * FRAGMENT_ROWS * ROW_CHUNKS<head_dim>;
   Gathered<head_dim> gathered;
   for (int tile = begin; tile < tiles; ++tile) {
-    wait_copies<STAGES - 1>();
+    wait_copies<stages - 1>();
     // The first tile of a span is started after this one: by now nobody reads the blocks of the span before the last any more.
-    const int next = tile + STAGES;
+    const int next = tile + stages;
     if (next % SPAN_TILES == 0 && next < tiles)
       read_blocks(args, sequence, next / SPAN_TILES, shift, end, shared.blocks[next / SPAN_TILES % 2]);
     barrier();
     const int first_key = tile * TILE_KEYS;
     const bool seen = first_key < own_end && first_key + TILE_KEYS > own_low;
-    Chunk* keys = shared.keys[tile % STAGES];
+    Chunk* keys = shared.keys[tile % stages];
     float scores[TILE_COLUMNS][4] = {};
     if constexpr (sharing == 1) {
       if (seen) multiply_keys<head_dim, columns>(queries, keys, 0, scores);
@@ -122,7 +122,7 @@ SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention ar
       float rescale[2];
       uint32_t weights[TILE_COLUMNS][2];
       soften(args, first_key, sight, scores, gathered.state, rescale, weights);
-      multiply_values<head_dim, fragments>(weights, rescale, shared.values[tile % STAGES], share * fragments, gathered.acc);
+      multiply_values<head_dim, fragments>(weights, rescale, shared.values[tile % stages], share * fragments, gathered.acc);
     }
     if (tile % SPAN_TILES == SPAN_TILES - 1 || tile == tiles - 1) gathered.close_span();
     barrier();  // everybody is done with this stage
@@ -143,12 +143,23 @@ SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention ar
   }
 }
 
-template <int head_dim>
+template <int head_dim, int stages>
 int attend(const splice_cuda_attention& args, void* stream) {
   const int64_t rows = args.max_query * (args.q_heads / args.kv.kv_heads);
   const GridSize grid{(rows + BLOCK_ROWS<head_dim> - 1) / BLOCK_ROWS<head_dim>, args.kv.kv_heads, args.sequences};
-  return launch("prefill_attention", attend_rows<head_dim>, grid, THREADS, sizeof(Shared<head_dim>), stream, args,
+  return launch("prefill_attention", attend_rows<head_dim, stages>, grid, THREADS, sizeof(Shared<head_dim, stages>), stream, args,
                 block_shift(args.kv.block_tokens));
+}
+
+template <int head_dim>
+int attend(const splice_cuda_attention& args, void* stream) {
+  if constexpr (sizeof(Shared<head_dim, 2>) > SHARED_OF_SMALL) {
+    static_assert(sizeof(Shared<head_dim, 1>) <= SHARED_OF_SMALL);
+    DeviceLimits limits;
+    if (const int code = read_limits("prefill_attention", limits); code != SPLICE_CUDA_OK) return code;
+    if (static_cast<int64_t>(sizeof(Shared<head_dim, 2>)) > limits.shared_bytes) return attend<head_dim, 1>(args, stream);
+  }
+  return attend<head_dim, 2>(args, stream);
 }
 
 }  // namespace

@@ -58,6 +58,8 @@ const char* splice_cuda_error(void) { return splice::cuda::text; }
 #if !defined(__CUDACC__)
 // Of the emulator alone: the order in which the threads of a block run. No result may depend on it.
 void splice_cuda_emulator_seed(uint64_t value) { splice::cuda::emulator::seed() = value; }
+// And the shared memory a block may have there.
+void splice_cuda_emulator_shared_bytes(int64_t value) { splice::cuda::emulator::shared_limit() = value; }
 #endif
 
 }

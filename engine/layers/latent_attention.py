@@ -6,6 +6,7 @@ import torch
 
 from engine.layers.linear import Linear
 from engine.layers.weights import Weights
+from engine.ops.latent_norm import LatentNorm
 from engine.ops.registry import OpTable
 from engine.spec import LatentAttentionSpec, ModelSpec
 from engine.steps.step_plan import StepPlan
@@ -37,7 +38,7 @@ class LatentAttention:
             self._q = Linear.load(ops, weights, [(f"{name}.q_b_proj", q_rows)], rank, bias=False)
         cached = [(f"{name}.kv_a_proj_with_mqa", spec.kv_lora_rank + spec.qk_rope_head_dim)]
         self._kv_down = Linear.load(ops, weights, cached, hidden, bias=spec.bias)
-        self._kv_norm = weights.take(f"{name}.kv_a_layernorm.weight", (spec.kv_lora_rank,))
+        self._norm = LatentNorm(weights.take(f"{name}.kv_a_layernorm.weight", (spec.kv_lora_rank,)), spec.norm_eps)
         self._up = _take_up(spec, name, weights)
         values = spec.num_heads * spec.v_head_dim
         self._output = Linear.load(ops, weights, [(f"{name}.o_proj", hidden)], values, bias=spec.bias)
@@ -47,9 +48,8 @@ class LatentAttention:
         spec, ops, layer = self._spec, self._ops, self._layer
         q = self._queries(x)
         down = self._kv_down(x)
-        latent = ops.rms_norm(down[:, : spec.kv_lora_rank].contiguous(), self._kv_norm, spec.norm_eps)
-        key = down[:, spec.kv_lora_rank :]
-        q = ops.store_latents(q, latent, key, plan.positions, self._cos_sin, kv_cache, layer, plan.slots)
+        latent, key = down[:, : spec.kv_lora_rank], down[:, spec.kv_lora_rank :]
+        q = ops.store_latents(q, latent, key, plan.positions, self._cos_sin, kv_cache, layer, plan.slots, self._norm)
         tables, ends = plan.block_tables, plan.prompt_ends
         attended = ops.latent_attention(
             q, kv_cache, layer, tables, plan.query_starts, plan.starts, ends, self._up, spec.scale, bounds=plan.bounds

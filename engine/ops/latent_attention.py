@@ -13,11 +13,37 @@ from __future__ import annotations
 
 import torch
 
+from engine.ops.latent_norm import LatentNorm
+from engine.ops.signatures import RmsNormOp
 from engine.steps.step_plan import StepBounds
 
 _TILE_ROWS = 32
 _HEADS_AT_ONCE = 8
 """Heads whose keys and values exist at one time: bounds what a long prompt takes beside its cache."""
+
+
+class StoreLatents:
+    """See `signatures.StoreLatentsOp`; norms by that operation, so that they have its bits."""
+
+    def __init__(self, rms_norm: RmsNormOp) -> None:
+        self._rms_norm = rms_norm
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        latents: torch.Tensor,
+        keys: torch.Tensor,
+        positions: torch.Tensor,
+        cos_sin: torch.Tensor,
+        kv_cache: torch.Tensor,
+        layer: int,
+        slots: torch.Tensor,
+        norm: LatentNorm | None = None,
+    ) -> torch.Tensor:
+        """See `signatures.StoreLatentsOp`."""
+        if norm is not None:
+            latents = norm.apart(self._rms_norm, latents)
+        return store_latents(q, latents, keys, positions, cos_sin, kv_cache, layer, slots)
 
 
 def store_latents(
@@ -30,7 +56,7 @@ def store_latents(
     layer: int,
     slots: torch.Tensor,
 ) -> torch.Tensor:
-    """See `signatures.StoreLatentsOp`."""
+    """See `signatures.StoreLatentsOp`; of latents as they are."""
     cos, sin = cos_sin[positions].chunk(2, dim=-1)
     block_tokens = kv_cache.shape[4]
     rows = torch.cat((latents.float(), _rotated(keys, cos, sin)), dim=1)

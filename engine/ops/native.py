@@ -15,6 +15,7 @@ from engine._native import Kernels, PackedLinear
 from engine.ops.candidate import Candidate
 from engine.ops.experts import GatheredExperts
 from engine.ops.head_norms import HeadNorms
+from engine.ops.latent_attention import StoreLatents
 from engine.ops.names import Activations
 from engine.ops.native_decoder import routing_of
 from engine.ops.native_kernels import KERNELS, QUANTISED_KINDS, Packed, pack, product_name
@@ -183,6 +184,9 @@ def candidates(activations: Activations) -> tuple[Candidate, ...]:
         ),
         Candidate(op="rms_norm", name="native", fn=ops.rms_norm, supports=_supports, rank=_RANK),
         Candidate(op="add_rms_norm", name="native", fn=ops.add_rms_norm, supports=_supports, rank=_RANK),
+        Candidate(
+            op="store_latents", name="torch+native", fn=StoreLatents(ops.rms_norm), supports=_supports, rank=_RANK
+        ),
         Candidate(
             op="rope_and_store",
             name="native",

@@ -21,7 +21,7 @@ from engine.ops.candidate import Candidate
 from engine.ops.experts import GatheredExperts
 from engine.ops.features import FEATURES
 from engine.ops.head_norms import HeadNorms
-from engine.ops.latent_attention import latent_attention, store_latents
+from engine.ops.latent_attention import StoreLatents, latent_attention
 from engine.ops.names import OpName
 from engine.ops.routing import route
 from engine.ops.signatures import PackedWeight
@@ -269,6 +269,7 @@ def _supports(dtype: torch.dtype) -> bool:
 
 
 EXPERTS = GatheredExperts(linear, stacked, gated_mul)
+store_latents = StoreLatents(rms_norm)
 _FUNCTIONS: dict[OpName, Callable[..., Any]] = {
     "linear": linear,
     "lm_head": lm_head,

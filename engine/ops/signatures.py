@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from engine.ops.head_norms import HeadNorms
+from engine.ops.latent_norm import LatentNorm
 from engine.ops.weight_matrix import ExpertMatrices, WeightMatrix
 from engine.spec import Activation, RoutingSpec
 from engine.steps.step_plan import StepBounds
@@ -130,11 +131,12 @@ class StoreLatentsOp(Protocol):
         kv_cache: torch.Tensor,
         layer: int,
         slots: torch.Tensor,
+        norm: LatentNorm | None = None,
     ) -> torch.Tensor:
-        """Rotates keys and the last part of every q (i with i + R/2 of R dimensions), writes [latent | key] into the
-        cache, returns q with its last part rotated.
+        """Norms latents where `norm` is given, rotates keys and the last part of every q (i with i + R/2 of R
+        dimensions), writes [latent | key] into the cache, returns q with its last part rotated.
 
-        `q` `[M, num_heads, nope + R]`, `latents` `[M, rank]`, `keys` `[M, R]`, perhaps with gaps between rows;
+        `q` `[M, num_heads, nope + R]`, `latents` `[M, rank]`, `keys` `[M, R]`, perhaps parts of longer rows;
         `positions`, `cos_sin` `[max_len, R]` and `slots` as in `RopeAndStoreOp`. `kv_cache` `[num_blocks, num_layers,
         1, 1, block_tokens, rank + R]`, float32 or bfloat16, perhaps other than q's dtype.
         """

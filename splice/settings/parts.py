@@ -11,6 +11,7 @@ from splice.models import find_model
 from splice.settings.commands import RouterCommandSettings, ServeSettings, WorkerCommandSettings
 from splice.settings.environment import cache_home
 from splice.settings.groups import GPU_TRANSPORTS, TRANSPORTS, EngineSettings, ModelSettings
+from wire.errors import ErrorCode, SpliceError
 from wire.worker_record import Role
 from worker.settings import WorkerSettings
 
@@ -82,6 +83,7 @@ def router_settings(settings: RouterCommandSettings) -> RouterSettings:
 
 
 def _worker(model: ModelSettings, engine: EngineSettings, **rest: Any) -> WorkerSettings:
+    _refuse_idle(engine)
     found = find_model(model.model)
     return WorkerSettings(
         model_path=str(found.path),
@@ -111,3 +113,23 @@ def _worker(model: ModelSettings, engine: EngineSettings, **rest: Any) -> Worker
         cpu_isa=cast(CpuIsa, engine.cpu_isa),
         **rest,
     )
+
+
+def _refuse_idle(engine: EngineSettings) -> None:
+    """Settings of GPU kernels that would change nothing. Raises SpliceError (bad_setting)."""
+    if engine.device == "cpu":
+        for param, is_set in (("autotune", engine.autotune), ("enforce_eager", engine.enforce_eager)):
+            if is_set:
+                raise SpliceError(
+                    ErrorCode.BAD_SETTING,
+                    f"--{param.replace('_', '-')} concerns GPUs, and steps are computed on the CPU: drop it, or add "
+                    "--device cuda",
+                    param=param,
+                )
+    if not engine.deterministic and not engine.autotune:
+        raise SpliceError(
+            ErrorCode.BAD_SETTING,
+            "--no-deterministic widens the choice among measured GPU kernels, and nothing is measured: add --autotune, "
+            "or drop it",
+            param="deterministic",
+        )

@@ -57,6 +57,8 @@ class Cluster:
     http_port: int = field(default_factory=free_port)
     grpc_port: int = field(default_factory=free_port)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    worker_program: str = "splice"
+    """The module that workers run."""
 
     @property
     def base_url(self) -> str:
@@ -64,7 +66,9 @@ class Cluster:
 
     def start_worker(self, role: Role, *flags: str, model: Path | None = None) -> subprocess.Popen[bytes]:
         arguments = ["worker", "--role", role, "--model", str(model or self.model), "--port", "0"]
-        return self._start(f"{role}-{len(self.processes)}", *arguments, *self._common(), *flags)
+        return self._start(
+            f"{role}-{len(self.processes)}", *arguments, *self._common(), *flags, program=self.worker_program
+        )
 
     def start_router(self, *flags: str) -> subprocess.Popen[bytes]:
         ports = ["--port", str(self.http_port), "--grpc-port", str(self.grpc_port)]
@@ -138,10 +142,10 @@ class Cluster:
     def _common(self) -> list[str]:
         return ["--etcd-endpoints", self.etcd.endpoint, "--cluster", self.name]
 
-    def _start(self, log_name: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def _start(self, log_name: str, *arguments: str, program: str = "splice") -> subprocess.Popen[bytes]:
         with (self.folder / f"{log_name}.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "splice", *arguments],
+                [sys.executable, "-m", program, *arguments],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
@@ -162,12 +166,13 @@ def cluster(
     decode_flags: tuple[str, ...] = (),
     prefill_flags: tuple[str, ...] = (),
     router_flags: tuple[str, ...] = (),
+    worker_program: str = "splice",
 ) -> Iterator[Cluster]:
     """A running cluster; ended, and checked to have ended, on the way out."""
     folder.mkdir(parents=True, exist_ok=True)
     etcd = EtcdServer(folder / "etcd")
     etcd.start()
-    running = Cluster(model, folder, f"test-{free_port()}", etcd)
+    running = Cluster(model, folder, f"test-{free_port()}", etcd, worker_program=worker_program)
     try:
         running.start_router(*router_flags)
         for _ in range(prefill):

@@ -8,8 +8,9 @@ from closeness import distance, same_bits
 from latent_cases import latent_case
 
 from engine.ops import latent_attention as reference
-from engine.ops.cuda.latent import LatentNorm, absorb, expand, latent_attention, store_latents
+from engine.ops.cuda.latent import absorb, expand, latent_attention, store_latents
 from engine.ops.cuda.rows import rms_norm
+from engine.ops.latent_norm import LatentNorm
 from wire.errors import SpliceError
 
 SHAPES = [(512, 64, 128, 3), (256, 32, 64, 2), (576, 16, 8, 1), (1024, 128, 0, 1)]

@@ -11,7 +11,6 @@ from benchmarks.gpu.cases.case import BLOCK, Call, Case, drawn, sets
 from engine.ops.cuda.attention import PagedRows
 from engine.ops.cuda.latent import (
     LatentKernel,
-    LatentNorm,
     absorb,
     attend_latents,
     expand,
@@ -19,6 +18,7 @@ from engine.ops.cuda.latent import (
     workspace_bytes,
 )
 from engine.ops.cuda.library import Library
+from engine.ops.latent_norm import LatentNorm
 
 _HEADS, _RANK, _ROPE, _NOPE, _VALUES = 128, 512, 64, 128, 128
 _WIDTH = _RANK + _ROPE

@@ -26,6 +26,8 @@ struct Grid {
 // Runs `thread` for every thread of every block. Order of threads depends on `seed()`.
 void run(Grid grid, int threads, size_t shared_bytes, const std::function<void()>& thread);
 uint64_t& seed();
+// Bytes of shared memory a block may have: Hopper's, unless a test says otherwise.
+int64_t& shared_limit();
 
 struct Place {
   int thread, threads;

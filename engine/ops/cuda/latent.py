@@ -16,6 +16,7 @@ from engine.ops.cuda.attention import PagedRows
 from engine.ops.cuda.cache import BF16
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.tensors import refuse, require, require_rows, require_strides
+from engine.ops.latent_norm import LatentNorm
 
 LATENT_DIMS = frozenset({(512, 64), (256, 32)})
 """(rank, rope) that attention has kernels for."""
@@ -62,14 +63,6 @@ class _HeadProduct(Structure):
 
 
 @dataclass(frozen=True, slots=True)
-class LatentNorm:
-    """The norm latents go through before they are stored: weight `[rank]`, bfloat16 or float32."""
-
-    weight: torch.Tensor
-    eps: float
-
-
-@dataclass(frozen=True, slots=True)
 class Division:
     """How attention is divided among blocks: 0 leaves it to the device. No bit depends on it."""
 
@@ -95,8 +88,8 @@ def store_latents(
     norm: LatentNorm | None = None,
 ) -> torch.Tensor:
     """See `signatures.StoreLatentsOp`; all bfloat16. The last part of q's heads turns where it is: what is returned is
-    `q` itself. A row with a negative slot is not stored. With `norm`, latents go through `rms_norm` first, to its bits:
-    `latents` and `keys` may then be parts of one down-projection's rows."""
+    `q` itself. A row with a negative slot is not stored. A norm has the bits of `rms_norm`; its weight is bfloat16 or
+    float32."""
     device = library.device_type
     cache = _latents(kv_cache, layer, latents.shape[-1], device)
     tokens, rope = q.shape[0], cache.rope

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from engine.ops.latent_attention import latent_attention, store_latents
+from engine.ops.latent_norm import LatentNorm
+from engine.ops.registry import select_ops
 
 HEADS, NOPE, ROPE, VALUE, RANK = 10, 12, 6, 8, 20
 BLOCK_TOKENS, LENGTH = 32, 100
@@ -86,3 +88,22 @@ def test_keys_and_the_last_part_of_queries_turn_by_halves_and_the_rest_stands_st
     assert torch.allclose(cache[0, 1, 0, 0, 2, RANK:].double(), torch.cat((pair.real, pair.imag)), atol=1e-5)
     assert torch.equal(cache[1, 1, 0, 0, 8], ROWS[0])
     assert int(cache.count_nonzero()) == 2 * (RANK + ROPE)
+
+
+@pytest.mark.parametrize("ops", ["auto", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_of_latents_has_the_bits_of_the_norm_beside_it(ops: str, dtype: torch.dtype) -> None:
+    table = select_ops(dtype, ops, frozenset({"latent_attention"}))
+    weight, rows = _random(RANK, seed=7).to(dtype), ROWS[:3].to(dtype)
+    q, positions, slots = Q[:3].to(dtype), torch.arange(3), torch.tensor([40, 2, 33])
+    cos_sin, caches = (
+        _random(8, ROPE, seed=8),
+        [torch.zeros(2, 1, 1, 1, BLOCK_TOKENS, RANK + ROPE, dtype=dtype) for _ in "ab"],
+    )
+    latents, keys = rows[:, :RANK], rows[:, RANK:]
+    fused = table.store_latents(q, latents, keys, positions, cos_sin, caches[0], 0, slots, LatentNorm(weight, 1e-6))
+    normed = table.rms_norm(latents.contiguous(), weight, 1e-6)
+    apart = table.store_latents(q, normed, keys, positions, cos_sin, caches[1], 0, slots)
+    assert torch.equal(fused, apart)
+    assert torch.equal(*caches)
+    assert caches[0].any()

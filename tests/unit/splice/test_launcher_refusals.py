@@ -65,6 +65,30 @@ def test_workers_of_one_machine_share_its_cores(tmp_path: Path, pools: dict[str,
     assert pool_settings(settings, "decode", "127.0.0.1", ()).num_threads == expected
 
 
+@pytest.mark.parametrize(
+    ("chosen", "param", "remedy"),
+    [
+        ({"autotune": True}, "autotune", "--device cuda"),
+        ({"enforce_eager": True}, "enforce_eager", "--device cuda"),
+        ({"deterministic": False}, "deterministic", "add --autotune"),
+        ({"deterministic": False, "device": "cuda"}, "deterministic", "add --autotune"),
+    ],
+)
+def test_gpu_settings_that_would_change_nothing_are_refused(chosen: dict[str, object], param: str, remedy: str) -> None:
+    with pytest.raises(SpliceError, match=remedy) as refused:
+        worker_settings(WorkerCommandSettings(model="none", **chosen))  # type: ignore[arg-type]
+    assert (refused.value.code, refused.value.param) == (ErrorCode.BAD_SETTING, param)
+
+
+def test_gpu_settings_reach_the_worker(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    model.touch()
+    settings = WorkerCommandSettings(model=str(model), device="cuda:1", autotune=True, deterministic=False)
+    made = worker_settings(settings)
+    assert (made.gpu_index, made.deterministic, made.tactics_folder is None) == (1, False, False)
+    assert made.kv_transports[0] == "cuda_ipc"
+
+
 def test_a_worker_alone_takes_all_cores(tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
     model.touch()

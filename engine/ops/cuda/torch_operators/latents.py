@@ -10,6 +10,7 @@ import torch
 from engine.ops.cuda import latent
 from engine.ops.cuda.attention import PagedRows
 from engine.ops.cuda.library import Library
+from engine.ops.latent_norm import LatentNorm
 
 _LATENT = (
     "Tensor absorbed, Tensor rotated, Tensor kv_cache, int layer, Tensor block_tables, Tensor query_starts,"
@@ -30,7 +31,7 @@ def implementations(library: Library) -> dict[str, Callable[..., Any]]:
         q: torch.Tensor, latents: torch.Tensor, keys: torch.Tensor, at: torch.Tensor, cos_sin: torch.Tensor,
         kv_cache: torch.Tensor, layer: int, slots: torch.Tensor, norm: torch.Tensor | None = None, eps: float = 0.0,
     ) -> None:  # fmt: skip
-        normed = None if norm is None else latent.LatentNorm(norm, eps)
+        normed = None if norm is None else LatentNorm(norm, eps)
         latent.store_latents(library, q, latents, keys, at, cos_sin, kv_cache, layer, slots, normed)
 
     def attend_latents(kernel: latent.LatentKernel) -> Callable[..., torch.Tensor]:

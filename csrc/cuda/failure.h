@@ -1,0 +1,20 @@
+// How a function says what was wrong.
+#pragma once
+
+#include "platform.h"
+#include "splice_cuda.h"
+
+namespace splice::cuda {
+
+// Keeps the text for splice_cuda_error() and returns the code.
+int fail(int code, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+#if defined(__CUDACC__)
+
+inline int failed(const char* what, cudaError_t error) {
+  return fail(SPLICE_CUDA_FAILED, "%s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+#endif
+
+}  // namespace splice::cuda
