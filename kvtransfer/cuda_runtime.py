@@ -153,6 +153,10 @@ class CudaRuntime:
         except DeviceError as error:
             raise SpliceError(ErrorCode.MISSING_PART, f"the CUDA driver cannot be used: {error}") from error
 
+    @property
+    def context(self) -> int:
+        return self._context.value or 0
+
     def free_bytes(self) -> int:
         free, total = c_size_t(), c_size_t()
         self._call("cuMemGetInfo_v2", byref(free), byref(total))
