@@ -97,6 +97,7 @@ class DeviceConsumer(Consumer):
         await self.kv.close()
         await until(lambda: not self.nccl.communicators)
         await asyncio.to_thread(self.pool.close)
+        await until(lambda: not self.pool.runtime.left)
 
 
 @contextlib.asynccontextmanager
