@@ -18,14 +18,18 @@ bool on_devices(const std::vector<Region> &regions) {
                        [](const Region &region) { return region.type != UCS_MEMORY_TYPE_HOST; });
 }
 
-// The driver keeps a current context for each thread, and UCX copies in that of whoever progresses it. Whoever has a
-// context has loaded the driver.
+// The driver keeps a current context for each thread, and UCX copies in that of whoever progresses it. Nor may its calls
+// spoil a graph that another thread captures. Whoever has a context has loaded the driver.
 void enter(std::uint64_t driver_context) {
     if (driver_context == 0)
         return;
     void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
     auto *set_current = driver ? reinterpret_cast<int (*)(void *)>(dlsym(driver, "cuCtxSetCurrent")) : nullptr;
-    if (set_current == nullptr || set_current(reinterpret_cast<void *>(driver_context)) != 0)
+    auto *set_mode =
+        driver ? reinterpret_cast<int (*)(int *)>(dlsym(driver, "cuThreadExchangeStreamCaptureMode")) : nullptr;
+    int relaxed = 2;
+    if (set_current == nullptr || set_mode == nullptr || set_current(reinterpret_cast<void *>(driver_context)) != 0 ||
+        set_mode(&relaxed) != 0)
         throw Error("the CUDA context cannot be entered");
 }
 }  // namespace
