@@ -23,6 +23,7 @@ _STREAM_NON_BLOCKING = 1
 _EVENT_DISABLE_TIMING = 2
 _HOST_PORTABLE_AND_MAPPED = 1 | 2
 _IPC_LAZY_ENABLE_PEER_ACCESS = 1
+_CAPTURE_MODE_RELAXED = 2
 
 
 class _IpcHandle(ctypes.Structure):
@@ -45,6 +46,7 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "cuDeviceCanAccessPeer": (_OUT, c_int, c_int),
     "cuDevicePrimaryCtxRetain": (_OUT, c_int),
     "cuCtxSetCurrent": (c_void_p,),
+    "cuThreadExchangeStreamCaptureMode": (_OUT,),
     "cuMemGetInfo_v2": (_OUT, _OUT),
     "cuMemAlloc_v2": (_OUT, c_size_t),
     "cuMemFree_v2": (c_uint64,),
@@ -153,6 +155,10 @@ class CudaRuntime:
         except DeviceError as error:
             raise SpliceError(ErrorCode.MISSING_PART, f"the CUDA driver cannot be used: {error}") from error
 
+    @property
+    def context(self) -> int:
+        return self._context.value or 0
+
     def free_bytes(self) -> int:
         free, total = c_size_t(), c_size_t()
         self._call("cuMemGetInfo_v2", byref(free), byref(total))
@@ -257,7 +263,12 @@ class CudaRuntime:
         self._driver.call(name, *arguments)
 
     def enter(self) -> None:
-        """The driver keeps a current context for each thread."""
+        """The driver keeps a current context for each thread.
+
+        While the engine's thread captures a graph, other threads' calls such as cuEventQuery and cuMemAlloc would spoil
+        it, and fail. Our streams have no part in it, and threads that say so are let be.
+        """
         if not getattr(self._thread, "entered", False):
             self._driver.call("cuCtxSetCurrent", self._context)
+            self._driver.call("cuThreadExchangeStreamCaptureMode", byref(c_int(_CAPTURE_MODE_RELAXED)))
             self._thread.entered = True

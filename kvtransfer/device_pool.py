@@ -82,6 +82,10 @@ class DevicePoolMemory:
         """Of the memfd with header and generations."""
         return self._table.fd
 
+    def table(self) -> memoryview:
+        """Header and generations, in host memory."""
+        return self._table.whole()
+
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         """uint8 `[num_blocks, layout.block_bytes]`, for torch or CuPy to view; valid until the pool is closed."""

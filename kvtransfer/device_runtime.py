@@ -30,6 +30,10 @@ class DeviceRuntime(Protocol):
     def uuid(self) -> str:
         """Names the device to other processes: 32 hexadecimal digits."""
 
+    @property
+    def context(self) -> int:
+        """The driver's name for what a thread enters; 0 if there is none to enter."""
+
     def enter(self) -> None:
         """Makes the device this thread's current one, for libraries that ask for that."""
 

@@ -31,7 +31,12 @@ class PoolTable:
                 f"cannot reserve {header.data_offset} bytes for generations: {error.strerror}; use fewer blocks",
                 param="num_blocks",
             ) from error
-        self._generations = _generations(memoryview(mapping), header)
+        self._whole = memoryview(mapping)
+        self._generations = _generations(self._whole, header)
+
+    def whole(self) -> memoryview:
+        """Header and generations, as `PoolHeader` lays them out."""
+        return self._whole
 
     def bump(self, block: int) -> int:
         return _native.bump_generation(self._generations, block)
@@ -43,7 +48,7 @@ class PoolTable:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-            self._generations = memoryview(b"")
+            self._whole = self._generations = memoryview(b"")
 
 
 class PeerTable:

@@ -3,7 +3,7 @@ that was asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 
 import structlog
@@ -11,7 +11,7 @@ import structlog
 from kvtransfer import nccl_library, ucx_library
 from kvtransfer.device_pool import DevicePoolMemory
 from kvtransfer.pool import KVPool
-from kvtransfer.transport import LinkFactory, SourceFactory
+from kvtransfer.transport import DeviceLink, LinkFactory, SourceFactory
 from kvtransfer.transports import cuda_ipc, nccl, shm, staged, tcp
 from wire.errors import ErrorCode, SpliceError
 
@@ -29,13 +29,21 @@ DEVICE_SOURCES: dict[str, SourceFactory] = {
 }
 """From a pool on a device; shm and tcp copy through pinned host memory."""
 
+DEVICE_LINKS: dict[str, Callable[..., DeviceLink]] = {
+    "cuda_ipc": cuda_ipc.CudaIpcLink,
+    "nccl": nccl.NcclLink,
+    "shm": staged.StagedLink,
+}
+"""Into one: (address, what the pool behind it must be, pool=the one to fill)."""
+
 if reason := ucx_library.why_missing():
     MISSING["ucx"] = reason
 else:
     from kvtransfer.transports import ucx
 
-    SOURCES["ucx"] = ucx.UcxSource
+    SOURCES["ucx"] = DEVICE_SOURCES["ucx"] = ucx.UcxSource
     LINKS["ucx"] = ucx.UcxLink
+    DEVICE_LINKS["ucx"] = ucx.UcxDeviceLink
 
 MISSING["cuda_ipc"] = "maps memory of a GPU, and this pool lies in host memory; there it is shm, or tcp"
 MISSING["nccl"] = "moves memory of GPUs, and this pool lies in host memory; there it is shm, ucx, or tcp"
@@ -52,13 +60,8 @@ def links_into(pool: KVPool) -> Mapping[str, LinkFactory]:
     """What can fill `pool`."""
     if not isinstance(pool, DevicePoolMemory):
         return LINKS
-    links: dict[str, LinkFactory] = {
-        "cuda_ipc": partial(cuda_ipc.CudaIpcLink, pool=pool),
-        "nccl": partial(nccl.NcclLink, pool=pool),
-        "shm": partial(staged.StagedLink, pool=pool),
-        "tcp": tcp.TcpLink,
-    }
-    return {name: link for name, link in links.items() if name not in device_missing()}
+    links = {name: partial(link, pool=pool) for name, link in DEVICE_LINKS.items() if name not in device_missing()}
+    return {**links, "tcp": tcp.TcpLink}
 
 
 def missing_for(pool: KVPool) -> Mapping[str, str]:
@@ -70,8 +73,8 @@ def missing_for(pool: KVPool) -> Mapping[str, str]:
 def device_missing() -> Mapping[str, str]:
     """The same for every pool on a device. Libraries are loaded to find out: only where there is such a pool."""
     reasons = {
-        "ucx": "registers host memory only, and this pool lies on a device; there it is cuda_ipc, shm, or tcp",
         "nccl": nccl_library.why_missing(),
+        "ucx": ucx_library.why_no_cuda(),
     }
     return {name: reason for name, reason in reasons.items() if reason}
 

@@ -21,3 +21,18 @@ def why_missing() -> str:
     except (ImportError, OSError) as error:
         return f"libucp cannot be loaded ({error}): pip install libucx-cu12, or install UCX"
     return ""
+
+
+def why_no_cuda() -> str:
+    """The same for memory of GPUs. Loads what UCX brings for them."""
+    reason = why_missing()
+    if reason:
+        return reason
+    from kvtransfer import _ucx  # noqa: PLC0415 (not everywhere there)
+
+    try:
+        if _ucx.supports_cuda():
+            return ""
+    except _ucx.UcxError as error:
+        return f"UCX cannot start: {error}"
+    return "this UCX knows no memory of GPUs: it was built without CUDA, or its module for it finds no driver"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from kvtransfer import cuda_runtime, ucx_library
+from kvtransfer import cuda_runtime, nccl_library, ucx_library
 from membership.server import find_etcd
 from splice.cluster.checks import check_shm
 from splice.finding import Finding
@@ -34,7 +34,7 @@ def examine() -> list[Finding]:
         _package("ray", "pip install ray"),
         _tried("etcd", lambda: str(find_etcd())),
         _ucx(),
-        _cuda_ipc(),
+        *examine_transports(),
         _native("engine"),
         _kernels(),
         _native("kvtransfer"),
@@ -44,6 +44,25 @@ def examine() -> list[Finding]:
         *[_model(name) for name in PUBLISHED],
         *gpu_findings(probe_gpu()),
     ]
+
+
+def examine_transports() -> list[Finding]:
+    """The ways KV goes between GPUs, best first; all of them need a driver. Never raises."""
+    if reason := cuda_runtime.why_missing():
+        return [Finding("KV between GPUs", "optional", "not available", f"{reason}; only pools on a GPU need it")]
+    ways = {
+        "cuda_ipc": ("between GPUs of this host, mapped", ""),
+        "nccl": ("between GPUs of one host or of two, not two pools on one", nccl_library.why_missing()),
+        "ucx on GPUs": ("between hosts, from GPU to GPU", ucx_library.why_no_cuda()),
+        "shm on GPUs": ("within this host, through shared pinned memory", ""),
+    }
+    findings = []
+    for name, (what, lacking) in ways.items():
+        if lacking:
+            findings.append(Finding(name, "optional", "not available", f"{lacking}; the next one is taken meanwhile"))
+        else:
+            findings.append(Finding(name, "ok", f"KV hand-off {what}"))
+    return findings
 
 
 def _python() -> Finding:
@@ -62,13 +81,6 @@ def _ucx() -> Finding:
     if reason:
         return Finding("ucx", "optional", "not available", f"{reason}; KV goes between hosts by tcp meanwhile")
     return Finding("ucx", "ok", "KV hand-off between hosts over RDMA or TCP")
-
-
-def _cuda_ipc() -> Finding:
-    reason = cuda_runtime.why_missing()
-    if reason:
-        return Finding("cuda_ipc", "optional", "not available", f"{reason}; only pools on a GPU need it")
-    return Finding("cuda_ipc", "ok", "KV hand-off between GPUs of this host")
 
 
 def _native(room: str) -> Finding:

@@ -10,18 +10,20 @@ constexpr std::chrono::seconds abandon_limit{2};
 Clock::time_point after(Link::Limit limit) { return Clock::now() + std::chrono::duration_cast<Clock::duration>(limit); }
 }  // namespace
 
-Link::Link(const std::string &host, std::uint16_t port, std::uint64_t client_id, const std::string &key, Limit limit) {
+Link::Link(const std::string &host, std::uint16_t port, std::uint64_t client_id, const std::vector<std::string> &keys,
+           ucs_memory_type_t block_memory, Limit limit)
+    : block_memory_(block_memory) {
     const SocketAddress address(host, port);
-    worker_ = std::make_unique<Worker>(address.is_loopback(), client_id);
+    worker_ = std::make_unique<Worker>(Reach{address.is_loopback(), block_memory != UCS_MEMORY_TYPE_HOST}, client_id);
     try {
-        connect(address, key, after(limit));
+        connect(address, keys, after(limit));
     } catch (...) {
         close();
         throw;
     }
 }
 
-void Link::connect(const SocketAddress &address, const std::string &key, Clock::time_point until) {
+void Link::connect(const SocketAddress &address, const std::vector<std::string> &keys, Clock::time_point until) {
     ucp_ep_params_t params{};
     params.field_mask = UCP_EP_PARAM_FIELD_FLAGS | UCP_EP_PARAM_FIELD_SOCK_ADDR | UCP_EP_PARAM_FIELD_ERR_HANDLER |
                         UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE;
@@ -37,13 +39,17 @@ void Link::connect(const SocketAddress &address, const std::string &key, Clock::
     param.cb.send = &Link::on_done;
     param.user_data = &operation;
     finish(ucp_ep_flush_nbx(endpoint_, &param), operation, "UCX cannot connect", until);
-    check(ucp_ep_rkey_unpack(endpoint_, key.data(), &key_), "UCX cannot read the pool's key");
+    for (const std::string &key : keys) {
+        ucp_rkey_h unpacked = nullptr;
+        check(ucp_ep_rkey_unpack(endpoint_, key.data(), &unpacked), "UCX cannot read the pool's key");
+        keys_.push_back(unpacked);
+    }
 }
 
 void Link::get(void *dest, std::size_t bytes, std::uint64_t address, Limit limit) {
     const auto until = after(limit);
     std::lock_guard lock(mutex_);
-    read(dest, bytes, address, until);
+    read(dest, UCS_MEMORY_TYPE_HOST, bytes, first_key(), address, until);
 }
 
 std::uint64_t Link::get_granted(void *dest, std::size_t bytes, std::uint64_t address, std::uint64_t generation,
@@ -51,12 +57,13 @@ std::uint64_t Link::get_granted(void *dest, std::size_t bytes, std::uint64_t add
     const auto until = after(limit);
     std::uint64_t seen = 0;
     std::lock_guard lock(mutex_);
-    read(dest, bytes, address, until);
-    read(&seen, sizeof seen, generation, until);
+    read(dest, block_memory_, bytes, last_key(), address, until);
+    read(&seen, UCS_MEMORY_TYPE_HOST, sizeof seen, first_key(), generation, until);
     return seen;
 }
 
-void Link::read(void *dest, std::size_t bytes, std::uint64_t address, Clock::time_point until) {
+void Link::read(void *dest, ucs_memory_type_t type, std::size_t bytes, ucp_rkey_h key, std::uint64_t address,
+                Clock::time_point until) {
     if (is_ended())
         throw Error(closing_ ? "closed" : ucs_status_string(broken_));
     Operation operation;
@@ -64,8 +71,8 @@ void Link::read(void *dest, std::size_t bytes, std::uint64_t address, Clock::tim
     param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_MEMORY_TYPE;
     param.cb.send = &Link::on_done;
     param.user_data = &operation;
-    param.memory_type = UCS_MEMORY_TYPE_HOST;
-    finish(ucp_get_nbx(endpoint_, dest, bytes, address, key_, &param), operation, "UCX get", until);
+    param.memory_type = type;
+    finish(ucp_get_nbx(endpoint_, dest, bytes, address, key, &param), operation, "UCX get", until);
 }
 
 void Link::finish(void *handle, Operation &operation, const char *what, Clock::time_point until) {
@@ -120,9 +127,9 @@ void Link::abandon(const Operation *operation) {
 }
 
 void Link::release_worker() {
-    if (key_ != nullptr)
-        ucp_rkey_destroy(key_);
-    key_ = nullptr;
+    for (ucp_rkey_h key : keys_)
+        ucp_rkey_destroy(key);
+    keys_.clear();
     std::lock_guard lock(worker_mutex_);
     worker_.reset();  // no device writes for it after this
 }

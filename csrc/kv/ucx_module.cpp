@@ -4,6 +4,7 @@
 #include <nanobind/stl/unique_ptr.h>
 
 #include <memory>
+#include <vector>
 
 #include "span.h"
 #include "ucx_link.h"
@@ -18,7 +19,19 @@ class PoolSource {
 public:
     PoolSource(const std::string &host, nb::handle pool) : pool_(std::make_unique<Span>(pool, false)) {
         nb::gil_scoped_release unlocked;
-        source_ = std::make_unique<ucx::Source>(host, pool_->data(), pool_->size());
+        source_ = std::make_unique<ucx::Source>(
+            host, std::vector{ucx::Region{pool_->data(), pool_->size(), UCS_MEMORY_TYPE_HOST}});
+    }
+    // The table lies in host memory, the blocks at `address` in what `memory` names.
+    PoolSource(const std::string &host, nb::handle table, std::uint64_t address, std::uint64_t bytes,
+               const std::string &memory, std::uint64_t driver_context)
+        : pool_(std::make_unique<Span>(table, false)) {
+        nb::gil_scoped_release unlocked;
+        source_ = std::make_unique<ucx::Source>(
+            host,
+            std::vector{ucx::Region{pool_->data(), pool_->size(), UCS_MEMORY_TYPE_HOST},
+                        ucx::Region{reinterpret_cast<void *>(address), bytes, ucx::memory_type(memory)}},
+            driver_context);
     }
 
     ucx::Source &source() {
@@ -43,10 +56,13 @@ private:
 };
 
 std::unique_ptr<ucx::Link> open_link(const std::string &host, std::uint16_t port, std::uint64_t client_id,
-                                     nb::bytes key, double limit_s) {
-    const std::string packed(key.c_str(), key.size());
+                                     nb::bytes key, double limit_s, nb::bytes block_key, const std::string &memory) {
+    std::vector<std::string> keys{std::string(key.c_str(), key.size())};
+    if (block_key.size() != 0)
+        keys.emplace_back(block_key.c_str(), block_key.size());
     nb::gil_scoped_release unlocked;
-    return std::make_unique<ucx::Link>(host, port, client_id, packed, ucx::Link::Limit(limit_s));
+    return std::make_unique<ucx::Link>(host, port, client_id, keys, ucx::memory_type(memory),
+                                       ucx::Link::Limit(limit_s));
 }
 
 void get(ucx::Link &link, nb::handle dest, std::uint64_t address, double limit_s) {
@@ -62,6 +78,17 @@ std::uint64_t get_granted(ucx::Link &link, nb::handle dest, std::uint64_t addres
     return link.get_granted(to.data(), to.size(), address, generation, ucx::Link::Limit(limit_s));
 }
 
+std::uint64_t get_granted_to(ucx::Link &link, std::uint64_t dest, std::uint64_t bytes, std::uint64_t address,
+                             std::uint64_t generation, double limit_s) {
+    nb::gil_scoped_release unlocked;
+    return link.get_granted(reinterpret_cast<void *>(dest), bytes, address, generation, ucx::Link::Limit(limit_s));
+}
+
+nb::bytes packed_key(PoolSource &self, std::size_t region) {
+    const std::string &key = self.source().key(region);
+    return nb::bytes(key.data(), key.size());
+}
+
 }  // namespace
 
 NB_MODULE(_ucx, m) {
@@ -69,10 +96,14 @@ NB_MODULE(_ucx, m) {
     nb::exception<ucx::Error>(m, "UcxError");
     nb::class_<PoolSource>(m, "Source")
         .def(nb::init<const std::string &, nb::handle>(), nb::arg("host"), nb::arg("pool"))
+        .def(nb::init<const std::string &, nb::handle, std::uint64_t, std::uint64_t, const std::string &,
+                      std::uint64_t>(),
+             nb::arg("host"), nb::arg("table"), nb::arg("address"), nb::arg("nbytes"), nb::arg("memory"),
+             nb::arg("driver_context"))
         .def_prop_ro("port", [](PoolSource &self) { return self.source().port(); })
         .def_prop_ro("base", &PoolSource::base)
-        .def_prop_ro("key",
-                     [](PoolSource &self) { return nb::bytes(self.source().key().data(), self.source().key().size()); })
+        .def_prop_ro("key", [](PoolSource &self) { return packed_key(self, 0); })
+        .def_prop_ro("block_key", [](PoolSource &self) { return packed_key(self, 1); })
         .def_prop_ro("consumers", [](PoolSource &self) { return self.source().consumers(); })
         .def_prop_ro("failure", [](PoolSource &self) { return self.source().failure(); })
         .def("admit", [](PoolSource &self, std::uint64_t id) { self.source().admit(id); }, nb::arg("client_id"))
@@ -82,7 +113,10 @@ NB_MODULE(_ucx, m) {
         .def("get", &get, nb::arg("dest"), nb::arg("address"), nb::arg("limit_s"))
         .def("get_granted", &get_granted, nb::arg("dest"), nb::arg("address"), nb::arg("generation"),
              nb::arg("limit_s"))
+        .def("get_granted_to", &get_granted_to, nb::arg("dest"), nb::arg("nbytes"), nb::arg("address"),
+             nb::arg("generation"), nb::arg("limit_s"))
         .def("close", &ucx::Link::close, nb::call_guard<nb::gil_scoped_release>());
     m.def("connect", &open_link, nb::arg("host"), nb::arg("port"), nb::arg("client_id"), nb::arg("key"),
-          nb::arg("limit_s"));
+          nb::arg("limit_s"), nb::arg("block_key") = nb::bytes("", 0), nb::arg("memory") = "host");
+    m.def("supports_cuda", &ucx::supports_cuda, nb::call_guard<nb::gil_scoped_release>());
 }

@@ -1,6 +1,9 @@
 #include "ucx_source.h"
 
+#include <dlfcn.h>
 #include <netinet/in.h>
+
+#include <algorithm>
 
 namespace ucx {
 
@@ -9,12 +12,33 @@ constexpr std::size_t max_consumers = 256;
 constexpr int progress_burst = 1000;
 constexpr std::chrono::milliseconds idle_sleep{1000};
 constexpr std::chrono::seconds close_limit{2};
+
+bool on_devices(const std::vector<Region> &regions) {
+    return std::any_of(regions.begin(), regions.end(),
+                       [](const Region &region) { return region.type != UCS_MEMORY_TYPE_HOST; });
+}
+
+// The driver keeps a current context for each thread, and UCX copies in that of whoever progresses it. Nor may its calls
+// spoil a graph that another thread captures. Whoever has a context has loaded the driver.
+void enter(std::uint64_t driver_context) {
+    if (driver_context == 0)
+        return;
+    void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+    auto *set_current = driver ? reinterpret_cast<int (*)(void *)>(dlsym(driver, "cuCtxSetCurrent")) : nullptr;
+    auto *set_mode =
+        driver ? reinterpret_cast<int (*)(int *)>(dlsym(driver, "cuThreadExchangeStreamCaptureMode")) : nullptr;
+    int relaxed = 2;
+    if (set_current == nullptr || set_mode == nullptr || set_current(reinterpret_cast<void *>(driver_context)) != 0 ||
+        set_mode(&relaxed) != 0)
+        throw Error("the CUDA context cannot be entered");
+}
 }  // namespace
 
-Source::Source(const std::string &host, std::byte *pool, std::size_t pool_bytes)
-    : worker_(SocketAddress(host, 0).is_loopback(), 0) {
+Source::Source(const std::string &host, const std::vector<Region> &regions, std::uint64_t driver_context)
+    : worker_({SocketAddress(host, 0).is_loopback(), on_devices(regions)}, 0), driver_context_(driver_context) {
     try {
-        map_pool(pool, pool_bytes);
+        for (const Region &region : regions)
+            map(region);
         listen(SocketAddress(host, 0));
         thread_ = std::thread(&Source::run, this);
     } catch (...) {
@@ -23,17 +47,21 @@ Source::Source(const std::string &host, std::byte *pool, std::size_t pool_bytes)
     }
 }
 
-void Source::map_pool(std::byte *pool, std::size_t pool_bytes) {
+void Source::map(const Region &region) {
     ucp_mem_map_params_t params{};
-    params.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH | UCP_MEM_MAP_PARAM_FIELD_PROT;
-    params.address = pool;
-    params.length = pool_bytes;
+    params.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH |
+                        UCP_MEM_MAP_PARAM_FIELD_PROT | UCP_MEM_MAP_PARAM_FIELD_MEMORY_TYPE;
+    params.address = region.data;
+    params.length = region.bytes;
     params.prot = UCP_MEM_MAP_PROT_LOCAL_READ | UCP_MEM_MAP_PROT_REMOTE_READ;
-    check(ucp_mem_map(worker_.context(), &params, &memory_), "UCX cannot map the pool");
+    params.memory_type = region.type;
+    ucp_mem_h mapped = nullptr;
+    check(ucp_mem_map(worker_.context(), &params, &mapped), "UCX cannot map the pool");
+    memory_.push_back(mapped);
     void *packed = nullptr;
     std::size_t size = 0;
-    check(ucp_rkey_pack(worker_.context(), memory_, &packed, &size), "UCX cannot pack the pool's key");
-    key_.assign(static_cast<const char *>(packed), size);
+    check(ucp_rkey_pack(worker_.context(), mapped, &packed, &size), "UCX cannot pack the pool's key");
+    keys_.emplace_back(static_cast<const char *>(packed), size);
     ucp_rkey_buffer_release(packed);
 }
 
@@ -79,10 +107,10 @@ void Source::close() {
 void Source::release() {
     if (listener_ != nullptr)
         ucp_listener_destroy(listener_);
-    if (memory_ != nullptr)
-        ucp_mem_unmap(worker_.context(), memory_);
+    for (ucp_mem_h mapped : memory_)
+        ucp_mem_unmap(worker_.context(), mapped);
     listener_ = nullptr;
-    memory_ = nullptr;
+    memory_.clear();
 }
 
 std::string Source::failure() {
@@ -92,6 +120,7 @@ std::string Source::failure() {
 
 void Source::run() {
     try {
+        enter(driver_context_);
         serve();
     } catch (const Error &error) {
         std::lock_guard lock(mutex_);

@@ -1,4 +1,4 @@
-// The source's side: one mapped pool, a listener, and a thread that answers where hardware does not.
+// The source's side: a mapped pool, a listener, and a thread that answers where hardware does not.
 #pragma once
 
 #include <atomic>
@@ -16,15 +16,22 @@ namespace ucx {
 
 // Consumers read the pool with one-sided gets. Between hosts without RDMA, UCX emulates those with messages, which the
 // thread answers; it sleeps on the worker's events otherwise. Whoever connects must show an admitted id.
+// What consumers may read.
+struct Region {
+    void *data;
+    std::size_t bytes;
+    ucs_memory_type_t type;
+};
+
 class Source {
 public:
-    // `pool` must stay mapped until `close`.
-    Source(const std::string &host, std::byte *pool, std::size_t pool_bytes);
+    // `regions` must stay mapped until `close`. With memory of GPUs, `driver_context` is the CUcontext it belongs to.
+    Source(const std::string &host, const std::vector<Region> &regions, std::uint64_t driver_context = 0);
     ~Source() { close(); }
 
     std::uint16_t port() const { return port_; }
-    // Packed key to the pool; what `Link` takes.
-    const std::string &key() const { return key_; }
+    // Packed key to a region; what `Link` takes.
+    const std::string &key(std::size_t region) const { return keys_.at(region); }
     std::size_t consumers() const { return num_consumers_; }
     // Why the thread gave up; empty while it serves.
     std::string failure();
@@ -46,7 +53,7 @@ private:
     static void on_connection(ucp_conn_request_h request, void *self);
     static void on_error(void *consumer, ucp_ep_h endpoint, ucs_status_t status);
 
-    void map_pool(std::byte *pool, std::size_t pool_bytes);
+    void map(const Region &region);
     void listen(const SocketAddress &address);
     void release();
     void run();
@@ -56,9 +63,10 @@ private:
     void reap_closed();
 
     Worker worker_;
-    ucp_mem_h memory_ = nullptr;
+    std::uint64_t driver_context_;
+    std::vector<ucp_mem_h> memory_;
     ucp_listener_h listener_ = nullptr;
-    std::string key_;
+    std::vector<std::string> keys_;
     std::uint16_t port_ = 0;
 
     std::mutex mutex_;

@@ -41,19 +41,42 @@ void prefer(ucp_config_t *config, const char *name, const char *value) {
 }
 }  // namespace
 
-Worker::Worker(bool loopback_only, std::uint64_t client_id) {
+ucs_memory_type_t memory_type(const std::string &name) {
+    if (name == "host")
+        return UCS_MEMORY_TYPE_HOST;
+    if (name == "cuda")
+        return UCS_MEMORY_TYPE_CUDA;
+    throw Error("no memory '" + name + "'; known: host, cuda");
+}
+
+bool supports_cuda() {
+    ucp_params_t params{};
+    params.field_mask = UCP_PARAM_FIELD_FEATURES;
+    params.features = UCP_FEATURE_RMA;
+    ucp_context_h context = nullptr;
+    check(ucp_init(&params, nullptr, &context), "UCX start");
+    ucp_context_attr_t attributes{};
+    attributes.field_mask = UCP_ATTR_FIELD_MEMORY_TYPES;
+    const ucs_status_t status = ucp_context_query(context, &attributes);
+    ucp_cleanup(context);
+    check(status, "UCX context");
+    return (attributes.memory_types & UCS_BIT(UCS_MEMORY_TYPE_CUDA)) != 0;
+}
+
+Worker::Worker(Reach reach, std::uint64_t client_id) {
     ucp_config_t *config = nullptr;
     check(ucp_config_read(nullptr, nullptr, &config), "UCX configuration");
     ucs_status_t status = UCS_OK;
     // No shared memory: posix and sysv do not notice the death of a peer, and with cma (1.21) the process aborts when a
     // peer goes while a get is queued. Peers on one host have the transport shm.
-    prefer(config, "TLS", "^shm");
+    // Nor its own mappings between GPUs: the transport cuda_ipc unmaps in order, and knows when a peer has.
+    prefer(config, "TLS", reach.devices ? "^shm,cuda_ipc" : "^shm");
     // Emulated gets answer in pieces of a segment: with 8 KiB, the default, they reach half the speed of plain TCP.
     prefer(config, "TCP_TX_SEG_SIZE", "1M");
     prefer(config, "TCP_RX_SEG_SIZE", "1M");
     prefer(config, "TCP_TX_BUFS_GROW", "2");
     prefer(config, "TCP_RX_BUFS_GROW", "2");
-    if (loopback_only)
+    if (reach.loopback_only)
         status = ucp_config_modify(config, "NET_DEVICES", "lo");
     if (status == UCS_OK) {
         ucp_params_t params{};

@@ -31,11 +31,22 @@ private:
     socklen_t size_ = 0;
 };
 
+// What an address points into: `host`, or `cuda` for memory of an NVIDIA GPU; throws Error for other names.
+ucs_memory_type_t memory_type(const std::string &name);
+// Whether the UCX that was loaded can move memory of NVIDIA GPUs: its module for CUDA is there and finds a driver.
+bool supports_cuda();
+
+// Which peers and which memory a worker is for.
+struct Reach {
+    bool loopback_only;  // keeps UCX off every network device but the loopback
+    bool devices;        // blocks lie on GPUs
+};
+
 // Not thread-safe, `wake` and `sleep` excepted: one caller at a time (UCS_THREAD_MODE_SERIALIZED).
 class Worker {
 public:
-    // `loopback_only` keeps UCX off every network device but the loopback. `client_id` is shown to listeners.
-    Worker(bool loopback_only, std::uint64_t client_id);
+    // `client_id` is shown to listeners.
+    Worker(Reach reach, std::uint64_t client_id);
     ~Worker();
     Worker(const Worker &) = delete;
     Worker &operator=(const Worker &) = delete;

@@ -163,8 +163,8 @@ class StagedLink:
             idle, self._idle = self._idle, []
             for stage in self._busy:
                 stage.hang_up()  # its reader sees the end, and closes it
-        for stage in idle:
-            stage.close()
+        if idle:  # the driver may wait for the device, which no event loop should
+            threading.Thread(target=_close_all, args=(idle,), name="kv-staged-end", daemon=True).start()
 
     def _take(self) -> _Stage:
         with self._lock:
@@ -185,6 +185,11 @@ class StagedLink:
                 self._idle.append(stage)
         if not keep:
             stage.close()
+
+
+def _close_all(stages: Sequence[_Stage]) -> None:
+    for stage in stages:
+        stage.close()
 
 
 class _Stage:

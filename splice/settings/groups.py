@@ -9,7 +9,7 @@ from splice.settings import parse
 from splice.settings.setting import setting
 
 TRANSPORTS = ("shm", "ucx", "tcp")
-GPU_TRANSPORTS = ("cuda_ipc", "tcp")
+GPU_TRANSPORTS = ("cuda_ipc", "nccl", "ucx", "shm", "tcp")
 DTYPES = ("auto", "float32", "bfloat16")
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -149,7 +149,7 @@ class EngineSettings:
     )
     kv_transport: tuple[str, ...] | None = setting(
         None,
-        parse.words(*TRANSPORTS, *GPU_TRANSPORTS[:1]),
+        parse.words(*TRANSPORTS, *(name for name in GPU_TRANSPORTS if name not in TRANSPORTS)),
         "Ways to hand KV over, best first. Each pair of workers takes the first that both can. Default: "
         f"{','.join(TRANSPORTS)}; between GPUs {','.join(GPU_TRANSPORTS)}.",
         group="KV hand-off",

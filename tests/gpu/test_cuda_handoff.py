@@ -1,4 +1,7 @@
-"""A hand-off between two processes on one GPU: driver, kernels, mapping and generations, all of them real."""
+"""A hand-off between two processes on one GPU: driver, kernels, transport and generations, all of them real.
+
+NCCL wants two GPUs: of it, one alone shows that it is there and refuses.
+"""
 
 # ruff: noqa: E402 (imports stand behind what may be missing)
 from __future__ import annotations
@@ -21,14 +24,15 @@ from kvtransfer.cuda_runtime import CudaRuntime
 from kvtransfer.device_kernels import CudaBlockKernels
 from kvtransfer.device_pool import DevicePoolMemory
 from kvtransfer.kv_checksum import checksum
+from kvtransfer.registry import DEVICE_LINKS, DEVICE_SOURCES, device_missing
 from kvtransfer.transport import BlockRead, PeerPool, TransportError
-from kvtransfer.transports.cuda_ipc import CudaIpcLink, CudaIpcSource
 from wire.kv_layout import KVLayout
 
 pytestmark = pytest.mark.gpu
 LAYOUT = KVLayout(num_layers=4, num_kv_heads=8, head_dim=128, block_tokens=32, dtype="bfloat16")
 NUM_BLOCKS, INCARNATION = 300, 0xF00D
 """More than one batch."""
+EXPECTED = PeerPool(LAYOUT.layout_id, INCARNATION, NUM_BLOCKS, LAYOUT.block_bytes)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +57,17 @@ def _pool(incarnation: int) -> Iterator[DevicePoolMemory]:
         pool.close()
 
 
-def _serve(pipe: Any) -> None:
+class Gate:
+    """Grants everything."""
+
+    def begin_read(self, key: tuple[int, int], block: int, generation: int) -> bool:
+        return True
+
+    def end_read(self, key: tuple[int, int]) -> None:
+        pass
+
+
+def _serve(pipe: Any, transport: str) -> None:
     with _pool(INCARNATION) as pool:
         for block in range(NUM_BLOCKS):
             pool.bump(block)
@@ -62,7 +76,7 @@ def _serve(pipe: Any) -> None:
         stream, event = pool.runtime.new_stream(), pool.runtime.new_event()
         pool.runtime.record(event, stream)
         digests = pool.seal(range(NUM_BLOCKS), event).digests()
-        source = CudaIpcSource(pool, None, "")
+        source = DEVICE_SOURCES[transport](pool, Gate(), "127.0.0.1")
         pipe.send((source.offer()[0], digests))
         while pipe.recv() == "bump":
             pipe.send(pool.bump(7))
@@ -70,10 +84,10 @@ def _serve(pipe: Any) -> None:
 
 
 @contextlib.contextmanager
-def _source() -> Iterator[tuple[Any, Any]]:
+def _source(transport: str) -> Iterator[tuple[Any, Any]]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,))
+    process = context.Process(target=_serve, args=(theirs, transport))
     process.start()
     theirs.close()
     try:
@@ -85,11 +99,14 @@ def _source() -> Iterator[tuple[Any, Any]]:
         ours.close()
 
 
-def test_blocks_arrive_whole_stale_ones_are_seen_and_a_dead_sources_memory_is_unmapped() -> None:
-    with _source() as (process, pipe), _pool(7) as pool:
+@pytest.mark.parametrize("transport", ["cuda_ipc", "ucx", "shm"])
+def test_blocks_arrive_whole_stale_ones_are_seen_and_a_dead_sources_memory_is_unmapped(transport: str) -> None:
+    if transport in device_missing():
+        pytest.skip(device_missing()[transport])
+    with _source(transport) as (process, pipe), _pool(7) as pool:
         address, digests = pipe.recv()
         assert digests[5] == checksum(_content(5))
-        link = CudaIpcLink(address, PeerPool(LAYOUT.layout_id, INCARNATION, NUM_BLOCKS, LAYOUT.block_bytes), pool)
+        link = DEVICE_LINKS[transport](address, EXPECTED, pool=pool)
         blocks = list(range(NUM_BLOCKS))
         for begin in range(0, NUM_BLOCKS, pool.batch_blocks):
             part = blocks[begin : begin + pool.batch_blocks]
@@ -108,3 +125,13 @@ def test_blocks_arrive_whole_stale_ones_are_seen_and_a_dead_sources_memory_is_un
             time.sleep(0.01)
         with pytest.raises(TransportError):
             link.read_blocks([BlockRead((1, 1), 7, 1, 0)])
+        link.close()
+
+
+def test_nccl_makes_no_pair_of_two_ranks_on_one_gpu() -> None:
+    if "nccl" in device_missing():
+        pytest.skip(device_missing()["nccl"])
+    with _source("nccl") as (_, pipe), _pool(7) as pool:
+        address, _ = pipe.recv()
+        with pytest.raises(TransportError, match="no two ranks on one"):
+            DEVICE_LINKS["nccl"](address, EXPECTED, pool=pool)

@@ -15,7 +15,7 @@ from kv_pair import FINAL, KEY, LAYOUT, SOURCE_INCARNATION, Consumer, Source, pa
 
 from kvtransfer.device_pool import DevicePoolMemory
 from kvtransfer.handoff import SourceAddress
-from kvtransfer.registry import DEVICE_SOURCES, links_into
+from kvtransfer.registry import DEVICE_LINKS, DEVICE_SOURCES, links_into
 from kvtransfer.transports.nccl import NcclLink, NcclSource
 
 NUM_BLOCKS = 16
@@ -64,9 +64,11 @@ def content(pool: DevicePoolMemory, block: int) -> bytes:
 
 class DeviceSource(Source):
     def __init__(self, transports: tuple[str, ...], *, device: dict[str, Any] | None = None, **options: Any) -> None:
-        pool = device_pool(SOURCE_INCARNATION, **(device or {}))
+        pool = device_pool(SOURCE_INCARNATION, **{"host_addresses": "ucx" in transports, **(device or {})})
         self.nccl = FakeNccl(pool.runtime)
         sources = {**DEVICE_SOURCES, "nccl": partial(NcclSource, nccl=self.nccl)}
+        if "ucx" in sources:
+            sources["ucx"] = partial(DEVICE_SOURCES["ucx"], memory="host")  # what a fake device's is to UCX
         super().__init__(transports, pool=pool, **{"factories": sources, **options})
         self.writer = Writer(self.pool)
 
@@ -83,15 +85,19 @@ class DeviceSource(Source):
 
 class DeviceConsumer(Consumer):
     def __init__(self, transports: tuple[str, ...], *, device: dict[str, Any] | None = None, **options: Any) -> None:
-        pool = device_pool(7, **{"seed": 2, "uuid": OTHER_GPU, **(device or {})})
+        of_ours = {"seed": 2, "uuid": OTHER_GPU, "host_addresses": "ucx" in transports}
+        pool = device_pool(7, **{**of_ours, **(device or {})})
         self.nccl = FakeNccl(pool.runtime)
         links = {**links_into(pool), "nccl": partial(NcclLink, pool=pool, nccl=self.nccl)}
+        if "ucx" in DEVICE_LINKS:
+            links["ucx"] = partial(DEVICE_LINKS["ucx"], pool=pool, memory="host")
         super().__init__(transports, pool=pool, **{"factories": links, **options})
 
     async def close(self) -> None:
         await self.kv.close()
         await until(lambda: not self.nccl.communicators)
         await asyncio.to_thread(self.pool.close)
+        await until(lambda: not self.pool.runtime.left)
 
 
 @contextlib.asynccontextmanager

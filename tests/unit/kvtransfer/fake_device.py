@@ -10,6 +10,7 @@ Who maps an allocation is known across processes by a shared lock on its memfd, 
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import itertools
 import mmap
@@ -72,8 +73,17 @@ class FakeDevice:
     """`device_runtime.DeviceRuntime`. `lazy` is the chance that an event asked for is not done yet."""
 
     def __init__(
-        self, uuid: str = "0" * 32, *, seed: int = 1, lazy: float = 0.5, reaches: bool = True, nbytes: int = 1 << 26
+        self,
+        uuid: str = "0" * 32,
+        *,
+        seed: int = 1,
+        lazy: float = 0.5,
+        reaches: bool = True,
+        nbytes: int = 1 << 26,
+        host_addresses: bool = False,
     ) -> None:
+        """With `host_addresses` its memory lies where it says, for libraries that are to move it themselves."""
+        self._host_addresses = host_addresses
         self.uuid = uuid
         self.breaches: list[str] = []
         self.opened = 0
@@ -98,6 +108,8 @@ class FakeDevice:
         self._streams: dict[int, Stream] = {}
         self._events: dict[int, tuple[int, int] | None] = {}
         self._numbers = itertools.count(1)
+
+    context = 0
 
     def enter(self) -> None:
         self.entered.add(threading.get_ident())
@@ -320,7 +332,8 @@ class FakeDevice:
             os.close(fd)
         if kind != "peer":
             memory[:] = bytes([POISON]) * nbytes
-        span = Span(self._next, memory, kind, fd)
+        place = ctypes.addressof(ctypes.c_ubyte.from_buffer(memory)) if self._host_addresses else self._next
+        span = Span(place, memory, kind, fd)
         self._next += -(-nbytes // 4096) * 4096 + 4096
         self._spans[span.address] = span
         return span

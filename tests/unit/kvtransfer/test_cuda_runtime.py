@@ -61,7 +61,7 @@ def _finish(device: CudaRuntime, stream: int) -> None:
 
 def test_bytes_go_to_the_device_and_come_back(driver: str) -> None:
     device = CudaRuntime(0, driver)
-    assert (device.uuid, device.free_bytes()) == (OWN, 5 << 32)
+    assert (device.uuid, device.context, device.free_bytes()) == (OWN, 0x1234, 5 << 32)
     stream, address, pinned = device.new_stream(), device.allocate(4096), device.allocate_pinned(4096)
     device.clear(address, 4096, stream)
     pinned.view[:] = pattern(3, 4096)

@@ -7,13 +7,20 @@
 #include <cstring>
 #include <map>
 #include <set>
+#include <utility>
 
 namespace {
 thread_local CUcontext current = nullptr;
 const auto the_context = reinterpret_cast<CUcontext>(0x1234);
 std::map<CUdeviceptr, size_t> memory;
 std::set<void *> registered;
-CUresult entered() { return current == the_context ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT; }
+thread_local CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
+// As if another thread were capturing all the time.
+CUresult entered() {
+    if (current != the_context)
+        return CUDA_ERROR_INVALID_CONTEXT;
+    return mode == CU_STREAM_CAPTURE_MODE_RELAXED ? CUDA_SUCCESS : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+}
 struct Event {
     int asked;
 };
@@ -34,6 +41,7 @@ CUresult cuDeviceCanAccessPeer(int *can, CUdevice device, CUdevice peer) {
     return entered();
 }
 CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice) { return *context = the_context, CUDA_SUCCESS; }
+CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *wanted) { return std::swap(mode, *wanted), CUDA_SUCCESS; }
 CUresult cuCtxSetCurrent(CUcontext context) { return current = context, CUDA_SUCCESS; }
 
 CUresult cuMemGetInfo_v2(size_t *free, size_t *total) { return *free = size_t{5} << 32, *total = size_t{6} << 32, entered(); }
@@ -106,8 +114,8 @@ CUresult cuEventRecord(CUevent event, CUstream stream) {
     return stream ? entered() : CUDA_ERROR_INVALID_HANDLE;
 }
 CUresult cuEventQuery(CUevent event) {
-    if (current != the_context)
-        return CUDA_ERROR_INVALID_CONTEXT;
+    if (entered() != CUDA_SUCCESS)
+        return entered();
     return reinterpret_cast<Event *>(event)->asked++ ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }
 CUresult cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
