@@ -23,7 +23,7 @@ from kvtransfer.transport import READ_TIMEOUT_S, TransportError
 _log = structlog.get_logger(__name__)
 SOURCE, CONSUMER = 0, 1
 """Ranks."""
-JOIN_TIMEOUT_S = 15.0
+JOIN_TIMEOUT_S = 10.0
 """Topology, threads and buffers take NCCL seconds; a peer that cannot be reached takes it for ever."""
 _SPIN_S = 50e-6
 _SLEEP_S = 50e-6

@@ -31,6 +31,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int
     max_model_len: int
     host_id: str
+    """Equal ids mean that `pid` names the same process."""
     pid: int
     draining: bool = False
 

@@ -20,7 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kvtransfer.handoff import WorkerIdentity
-from kvtransfer.host import host_id
+from kvtransfer.host import host_id, pid_space
 from kvtransfer.thread_priority import give_way
 from membership.client import EtcdClient
 from membership.registration import Registration
@@ -194,7 +194,7 @@ def _record(settings: WorkerSettings, body: Body, identity: WorkerIdentity, endp
         num_blocks=body.place.pool.num_blocks,
         max_num_seqs=settings.max_num_seqs,
         max_model_len=card.max_model_len,
-        host_id=identity.host_id,
+        host_id=pid_space(),
         pid=os.getpid(),
     )
 

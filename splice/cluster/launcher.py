@@ -18,7 +18,7 @@ from typing import Any, Literal
 import msgspec
 
 import splice
-from kvtransfer.host import host_id
+from kvtransfer.host import pid_space
 from membership.server import EtcdServer
 from splice.cluster.checks import check_model_files, check_serve
 from splice.cluster.placement_job import NODE_HOST, Job, PlacedReport, Pool
@@ -169,7 +169,7 @@ class Launcher:
                 raise SpliceError(ErrorCode(code), f"{report.name}: {message}", param=param)
             record = decode_record(report.record)
             self.workers.append(record)
-            if record.host_id == host_id():  # elsewhere its pid is somebody else's here, whom `splice down` would end
+            if record.host_id == pid_space():  # elsewhere its pid is somebody else's here, whom `splice down` would end
                 self._remember(record.worker_id, record.pid)
             self._progress(record.role, f"{record.worker_id} at {record.endpoint}, {record.num_blocks} KV blocks")
 

@@ -10,7 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import kernel_platform
@@ -20,12 +20,15 @@ for part in ("msgspec", "structlog", "kvtransfer._native"):
     pytest.importorskip(part, reason=f"hand-offs need {part}: install the package, build the native modules")
 
 from engine.ops.cuda.library import INSTALLED
+from kvtransfer import nccl_library, ucx_library
 from kvtransfer.cuda_runtime import CudaRuntime
 from kvtransfer.device_kernels import CudaBlockKernels
 from kvtransfer.device_pool import DevicePoolMemory
 from kvtransfer.kv_checksum import checksum
-from kvtransfer.registry import DEVICE_LINKS, DEVICE_SOURCES, device_missing
 from kvtransfer.transport import BlockRead, PeerPool, TransportError
+from kvtransfer.transports.cuda_ipc import CudaIpcLink, CudaIpcSource
+from kvtransfer.transports.nccl import NcclLink, NcclSource
+from kvtransfer.transports.staged import StagedLink, StagedSource
 from wire.kv_layout import KVLayout
 
 pytestmark = pytest.mark.gpu
@@ -57,6 +60,25 @@ def _pool(incarnation: int) -> Iterator[DevicePoolMemory]:
         pool.close()
 
 
+def _ways(transport: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """(its source, its link); skips where what it needs is not here."""
+    if transport == "cuda_ipc":
+        return CudaIpcSource, CudaIpcLink
+    if transport == "shm":
+        return StagedSource, StagedLink
+    if transport == "nccl":
+        if missing := nccl_library.why_missing():
+            pytest.skip(missing)
+        return NcclSource, NcclLink
+    if missing := ucx_library.why_no_cuda():
+        pytest.skip(missing)
+    for part in ("psutil", "xxhash"):
+        pytest.importorskip(part, reason=f"ucx needs {part}: install the package")
+    from kvtransfer.transports.ucx import UcxDeviceLink, UcxSource
+
+    return UcxSource, UcxDeviceLink
+
+
 class Gate:
     """Grants everything."""
 
@@ -76,7 +98,7 @@ def _serve(pipe: Any, transport: str) -> None:
         stream, event = pool.runtime.new_stream(), pool.runtime.new_event()
         pool.runtime.record(event, stream)
         digests = pool.seal(range(NUM_BLOCKS), event).digests()
-        source = DEVICE_SOURCES[transport](pool, Gate(), "127.0.0.1")
+        source = _ways(transport)[0](pool, Gate(), "127.0.0.1")
         pipe.send((source.offer()[0], digests))
         while pipe.recv() == "bump":
             pipe.send(pool.bump(7))
@@ -101,12 +123,11 @@ def _source(transport: str) -> Iterator[tuple[Any, Any]]:
 
 @pytest.mark.parametrize("transport", ["cuda_ipc", "ucx", "shm"])
 def test_blocks_arrive_whole_stale_ones_are_seen_and_a_dead_sources_memory_is_unmapped(transport: str) -> None:
-    if transport in device_missing():
-        pytest.skip(device_missing()[transport])
+    _, link_of = _ways(transport)
     with _source(transport) as (process, pipe), _pool(7) as pool:
         address, digests = pipe.recv()
         assert digests[5] == checksum(_content(5))
-        link = DEVICE_LINKS[transport](address, EXPECTED, pool=pool)
+        link = link_of(address, EXPECTED, pool)
         blocks = list(range(NUM_BLOCKS))
         for begin in range(0, NUM_BLOCKS, pool.batch_blocks):
             part = blocks[begin : begin + pool.batch_blocks]
@@ -129,9 +150,8 @@ def test_blocks_arrive_whole_stale_ones_are_seen_and_a_dead_sources_memory_is_un
 
 
 def test_nccl_makes_no_pair_of_two_ranks_on_one_gpu() -> None:
-    if "nccl" in device_missing():
-        pytest.skip(device_missing()["nccl"])
+    _, link_of = _ways("nccl")
     with _source("nccl") as (_, pipe), _pool(7) as pool:
         address, _ = pipe.recv()
         with pytest.raises(TransportError, match="no two ranks on one"):
-            DEVICE_LINKS["nccl"](address, EXPECTED, pool=pool)
+            link_of(address, EXPECTED, pool)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -16,39 +15,7 @@ from kvtransfer.cuda_runtime import CudaRuntime, why_missing
 from kvtransfer.device_runtime import DeviceError
 from wire.errors import ErrorCode, SpliceError
 
-SOURCE = Path(__file__).parent / "driver" / "driver.cpp"
 OWN, OTHER = bytes(range(16)).hex(), bytes(range(0xF0, 0x100)).hex()
-
-
-def _header() -> Path | None:
-    nvcc = shutil.which("nvcc")
-    places = [Path(os.path.realpath(nvcc)).parents[1] / "include"] if nvcc else []
-    places += [Path("/usr/local/cuda/include")]
-    return next((place for place in places if (place / "cuda.h").exists()), None)
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A library with the driver's names. Skips where there is no cuda.h to build it against."""
-    include = _header()
-    if include is None:
-        pytest.skip("no cuda.h here: it comes with the CUDA toolkit")
-    library = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
-    command = [
-        "g++",
-        "-std=c++17",
-        "-shared",
-        "-fPIC",
-        "-Wall",
-        "-Werror",
-        f"-I{include}",
-        str(SOURCE),
-        "-o",
-        str(library),
-    ]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    return str(library)
 
 
 def _finish(device: CudaRuntime, stream: int) -> None:

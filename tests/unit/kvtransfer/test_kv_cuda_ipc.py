@@ -174,6 +174,17 @@ def test_another_pool_than_expected_is_refused_and_nothing_stays_open() -> None:
         until(lambda: source.num_mapped == 0)
 
 
+def test_a_source_in_another_ipc_namespace_is_refused_before_its_handle_is_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with served() as (_, source), local() as pool:
+        monkeypatch.setattr(cuda_ipc, "ipc_namespace", lambda: "ipc:[1]")
+        with pytest.raises(TransportError, match="another IPC namespace"):
+            CudaIpcLink(source.offer()[0], EXPECTED, pool)
+        assert pool.runtime.opened == 0
+        until(lambda: source.num_mapped == 0)
+
+
 def test_an_unreadable_address_is_an_error_of_the_transport() -> None:
     with local() as pool, pytest.raises(TransportError, match="cannot get the source's pool"):
         CudaIpcLink(b"\xff", EXPECTED, pool)

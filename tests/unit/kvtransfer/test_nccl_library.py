@@ -6,39 +6,27 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from compiled_fakes import compiled, cuda_headers
 
 from kvtransfer import nccl_library
 from kvtransfer.nccl_library import NcclError, NcclLibrary, why_missing
 
-SOURCE = Path(__file__).parent / "driver" / "nccl.cpp"
 
-
-def _headers() -> list[str]:
-    """nccl.h and the header of CUDA that it wants; without both, none."""
-    nvcc = shutil.which("nvcc")
-    toolkits = [Path(os.path.realpath(nvcc)).parents[1]] if nvcc else []
-    cuda = [place / "include" for place in (*toolkits, Path("/usr/local/cuda"))]
+def _built(folder: Path, version: int) -> str:
+    """Compared with nccl.h where that is, and the header of CUDA that it wants."""
     try:
         package = importlib.util.find_spec("nvidia.nccl")
     except ModuleNotFoundError:
         package = None
     nccl = [Path(place) / "include" for place in (package and package.submodule_search_locations) or ()]
-    found = [place for place in cuda if (place / "cuda_runtime.h").exists()][:1]
-    return [f"-I{place}" for place in (*nccl, *found)] if found else []
-
-
-def _built(folder: Path, version: int) -> str:
-    library = folder / f"libnccl-{version}.so"
-    command = ["g++", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Werror", f"-DNCCL_SAYS={version}", *_headers()]
-    built = subprocess.run([*command, str(SOURCE), "-o", str(library)], capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    return str(library)
+    cuda = cuda_headers("cuda_runtime.h")
+    found = [f"-I{place}" for place in (*nccl, cuda)] if cuda else []
+    return compiled("nccl.cpp", folder / f"libnccl-{version}.so", f"-DNCCL_SAYS={version}", *found)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kvtransfer.host import host_id
+from kvtransfer.host import pid_space
 from splice.cluster.launcher import Launcher
 from splice.cluster.placement_job import PlacedReport
 from splice.cluster.run_dir import RunDirectory
@@ -19,7 +19,8 @@ from wire.worker_record import WorkerRecord
 LAYOUT = KVLayout(num_layers=1, num_kv_heads=1, block_tokens=32, head_dim=8, dtype="float32")
 HERE = WorkerRecord(
     worker_id="decode-1", incarnation=1, role="decode", endpoint="127.0.0.1:1", model="m", card_id="c", compat_id="x",
-    layout=LAYOUT, numerics_id="n", num_blocks=8, max_num_seqs=1, max_model_len=64, host_id=host_id(), pid=os.getpid(),
+    layout=LAYOUT, numerics_id="n", num_blocks=8, max_num_seqs=1, max_model_len=64, host_id=pid_space(),
+    pid=os.getpid(),
 )  # fmt: skip
 
 
