@@ -26,7 +26,7 @@ from benchmarks.gpu.report import NOT_BEGUN, Report, resumed
 from benchmarks.gpu.table import table
 from benchmarks.gpu.targets import verdicts
 from benchmarks.gpu.tasks import Task, tasks
-from benchmarks.gpu.units import ROOT, already_built, compile_all, cutlass_headers, units
+from benchmarks.gpu.units import ROOT, already_built, chosen_units, compile_all, cutlass_headers
 from engine.ops.cuda.library import Library
 from wire.errors import SpliceError
 
@@ -84,8 +84,7 @@ def _build(report: Report, arguments: argparse.Namespace, scratch: Path, budget:
 
 
 def _build_kernels(report: Report, arguments: argparse.Namespace, scratch: Path, budget: Budget) -> None:
-    chosen = [unit for unit in units() if not arguments.units or unit.name in arguments.units]
-    include = None
+    chosen, include = chosen_units(arguments.units), None
     try:
         include = cutlass_headers(arguments.parts, scratch)
     except FileNotFoundError as error:
@@ -97,10 +96,7 @@ def _build_kernels(report: Report, arguments: argparse.Namespace, scratch: Path,
     if there is not None and not arguments.rebuild:
         report.notes.append(f"kernels were there, built for {' '.join(there.targets)} with CUDA {there.runtime}")
         return
-    try:
-        report.units = compile_all(chosen, capability, include, scratch, arguments.jobs, budget.for_build())
-    except (RuntimeError, OSError) as error:
-        report.errors.append(f"no kernels were built: {str(error)[-2000:]}")
+    report.units = compile_all(chosen, capability, include, scratch, arguments.jobs, budget.for_build())
 
 
 def _prove(report: Report, out: Path, scratch: Path, budget: Budget) -> None:
@@ -188,7 +184,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=min(16, os.cpu_count() or 1), help="sources compiled at once")
     parser.add_argument("--units", nargs="*", default=[], help="compile only these")
     parser.add_argument("--dry-run", action="store_true", help="without a GPU: compile for sm_90, list tests and cases")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    try:
+        chosen_units(arguments.units)
+    except ValueError as error:
+        parser.error(str(error))
+    return arguments
 
 
 if __name__ == "__main__":
