@@ -25,7 +25,7 @@ from benchmarks.gpu.proofs import MEMORY_TOOLS, Proof
 from benchmarks.gpu.report import NOT_BEGUN, Report, resumed
 from benchmarks.gpu.table import table
 from benchmarks.gpu.targets import verdicts
-from benchmarks.gpu.tasks import Task, tasks
+from benchmarks.gpu.tasks import Kind, Task, tasks
 from benchmarks.gpu.units import ROOT, already_built, chosen_units, compile_all, cutlass_headers
 from engine.ops.cuda.library import Library
 from wire.errors import SpliceError
@@ -33,6 +33,8 @@ from wire.errors import SpliceError
 _DRY_CAPABILITY = "90"
 _TESTS_AT_ONCE = 8
 _FIRST_KINDS = ("ceilings", "serving")
+_ORDER: tuple[Kind, ...] = ("ceilings", "measured", "steps", "handoffs", "peers", "serving", "tactics")
+"""Kinds by what they take: a figure of every target is worth more than all figures of one."""
 
 
 def main() -> int:
@@ -131,18 +133,19 @@ def _take_proof(report: Report, out: Path, name: str, proof: Proof | None, *, un
 def first_of(report: Report, wanted: Sequence[Task]) -> list[Task]:
     """Of those that gave nothing yet, what targets are about; before memory is checked, which comes before the rest."""
     left = [task for task in wanted if task.name not in report.done]
-    return _failed_last(report, [task for task in left if task.goals or task.kind in _FIRST_KINDS])
+    return _in_order(report, [task for task in left if task.goals or task.kind in _FIRST_KINDS])
 
 
 def rest_of(report: Report, wanted: Sequence[Task], first: Sequence[Task]) -> list[Task]:
     """What is left then. What failed in this run is not tried again in it."""
     begun = {task.name for task in first}
-    return _failed_last(report, [task for task in wanted if task.name not in report.done and task.name not in begun])
+    return _in_order(report, [task for task in wanted if task.name not in report.done and task.name not in begun])
 
 
-def _failed_last(report: Report, left: Sequence[Task]) -> list[Task]:
+def _in_order(report: Report, left: Sequence[Task]) -> list[Task]:
+    """What failed in an earlier run comes last."""
     failed = {name for name, why in report.missed.items() if not why.startswith(NOT_BEGUN)}
-    return sorted(left, key=lambda task: task.name in failed)
+    return sorted(left, key=lambda task: (task.name in failed, _ORDER.index(task.kind)))
 
 
 def _measure(report: Report, out: Path, scratch: Path, budget: Budget, left: Sequence[Task]) -> None:
