@@ -25,14 +25,16 @@ from benchmarks.gpu.proofs import MEMORY_TOOLS, Proof
 from benchmarks.gpu.report import NOT_BEGUN, Report, resumed
 from benchmarks.gpu.table import table
 from benchmarks.gpu.targets import verdicts
-from benchmarks.gpu.tasks import Task, tasks
-from benchmarks.gpu.units import ROOT, already_built, compile_all, cutlass_headers, units
+from benchmarks.gpu.tasks import Kind, Task, tasks
+from benchmarks.gpu.units import ROOT, already_built, chosen_units, compile_all, cutlass_headers
 from engine.ops.cuda.library import Library
 from wire.errors import SpliceError
 
 _DRY_CAPABILITY = "90"
 _TESTS_AT_ONCE = 8
 _FIRST_KINDS = ("ceilings", "serving")
+_ORDER: tuple[Kind, ...] = ("ceilings", "measured", "steps", "handoffs", "peers", "serving", "tactics")
+"""Kinds by what they take: a figure of every target is worth more than all figures of one."""
 
 
 def main() -> int:
@@ -84,8 +86,7 @@ def _build(report: Report, arguments: argparse.Namespace, scratch: Path, budget:
 
 
 def _build_kernels(report: Report, arguments: argparse.Namespace, scratch: Path, budget: Budget) -> None:
-    chosen = [unit for unit in units() if not arguments.units or unit.name in arguments.units]
-    include = None
+    chosen, include = chosen_units(arguments.units), None
     try:
         include = cutlass_headers(arguments.parts, scratch)
     except FileNotFoundError as error:
@@ -97,10 +98,7 @@ def _build_kernels(report: Report, arguments: argparse.Namespace, scratch: Path,
     if there is not None and not arguments.rebuild:
         report.notes.append(f"kernels were there, built for {' '.join(there.targets)} with CUDA {there.runtime}")
         return
-    try:
-        report.units = compile_all(chosen, capability, include, scratch, arguments.jobs, budget.for_build())
-    except (RuntimeError, OSError) as error:
-        report.errors.append(f"no kernels were built: {str(error)[-2000:]}")
+    report.units = compile_all(chosen, capability, include, scratch, arguments.jobs, budget.for_build())
 
 
 def _prove(report: Report, out: Path, scratch: Path, budget: Budget) -> None:
@@ -135,18 +133,19 @@ def _take_proof(report: Report, out: Path, name: str, proof: Proof | None, *, un
 def first_of(report: Report, wanted: Sequence[Task]) -> list[Task]:
     """Of those that gave nothing yet, what targets are about; before memory is checked, which comes before the rest."""
     left = [task for task in wanted if task.name not in report.done]
-    return _failed_last(report, [task for task in left if task.goals or task.kind in _FIRST_KINDS])
+    return _in_order(report, [task for task in left if task.goals or task.kind in _FIRST_KINDS])
 
 
 def rest_of(report: Report, wanted: Sequence[Task], first: Sequence[Task]) -> list[Task]:
     """What is left then. What failed in this run is not tried again in it."""
     begun = {task.name for task in first}
-    return _failed_last(report, [task for task in wanted if task.name not in report.done and task.name not in begun])
+    return _in_order(report, [task for task in wanted if task.name not in report.done and task.name not in begun])
 
 
-def _failed_last(report: Report, left: Sequence[Task]) -> list[Task]:
+def _in_order(report: Report, left: Sequence[Task]) -> list[Task]:
+    """What failed in an earlier run comes last."""
     failed = {name for name, why in report.missed.items() if not why.startswith(NOT_BEGUN)}
-    return sorted(left, key=lambda task: task.name in failed)
+    return sorted(left, key=lambda task: (task.name in failed, _ORDER.index(task.kind)))
 
 
 def _measure(report: Report, out: Path, scratch: Path, budget: Budget, left: Sequence[Task]) -> None:
@@ -188,7 +187,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=min(16, os.cpu_count() or 1), help="sources compiled at once")
     parser.add_argument("--units", nargs="*", default=[], help="compile only these")
     parser.add_argument("--dry-run", action="store_true", help="without a GPU: compile for sm_90, list tests and cases")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    try:
+        chosen_units(arguments.units)
+    except ValueError as error:
+        parser.error(str(error))
+    return arguments
 
 
 if __name__ == "__main__":

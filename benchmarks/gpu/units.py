@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "csrc" / "cuda"
 LIBRARY = ROOT / "engine" / "libsplice_cuda.so"
 _LINK_S = 60.0
+_BASE = "status"
+"""The source of what every other calls."""
 _FUNCTION = re.compile(r'^(?:extern "C" )?int splice_cuda_(\w+)\([^;{)]*void\* stream\)\s*\{', re.MULTILINE)
 _FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "--expt-relaxed-constexpr", "-lineinfo", "-Xptxas=-v", "-Xcompiler=-fPIC")
 
@@ -107,7 +109,7 @@ def compile_all(
 ) -> list[Compiled]:
     """Every source by itself, for one compute capability, such as `90`; links what compiled into the library. Without
     `include`, those sources that need CUTLASS fail with its name in their error; so does what is not compiled
-    `limit_s` from now. Those that take longest begin first."""
+    `limit_s` from now. Those that take longest begin first. What does not link is named `link`."""
     scratch.mkdir(parents=True, exist_ok=True)
     named = " ".join(dict.fromkeys(f"sm_{target}" for unit in wanted if (target := target_of(unit, capability))))
     identity = (f"-DSPLICE_CUDA_SOURCES={sources_digest()}", f"-DSPLICE_CUDA_TARGETS={named}")
@@ -124,14 +126,33 @@ def compile_all(
         begun = {task: pool.submit(compiled, task) for task in reversed(tasks)}
         done = [begun[task].result() for task in tasks]
     done = without_needy(done, scratch)
-    objects = [str(scratch / f"{one.name}.o") for one in done if one.error is None]
-    linked = scratch / LIBRARY.name
-    code, output = run_limited([_nvcc(), "-shared", "-o", str(linked), *objects], _LINK_S)
+    error = _link([scratch / f"{one.name}.o" for one in done if one.error is None], scratch / LIBRARY.name)
+    return done if error is None else [*done, Compiled("link", 0.0, 0, 0, error)]
+
+
+def _link(objects: Sequence[Path], linked: Path) -> str | None:
+    """Into the library, at once or not at all; what is wrong otherwise."""
+    if not objects:
+        return "no source was compiled"
+    code, output = run_limited([_nvcc(), "-shared", "-o", str(linked), *map(str, objects)], _LINK_S)
     if code:
-        raise RuntimeError(f"the sources do not link:\n{output}")
-    shutil.copy2(linked, f"{LIBRARY}.new")
-    Path(f"{LIBRARY}.new").replace(LIBRARY)
-    return done
+        return f"the sources do not link: {output[-1500:]}"
+    new = LIBRARY.with_suffix(".new")
+    shutil.copy2(linked, new)
+    new.replace(LIBRARY)
+    return None
+
+
+def chosen_units(names: Sequence[str]) -> list[Unit]:
+    """Those of these names, all where there are none, and what a library cannot be without. Raises ValueError for a
+    name that is none."""
+    every = units()
+    if unknown := set(names) - {unit.name for unit in every}:
+        raise ValueError(f"--units: no {', '.join(sorted(unknown))}, expected some of {[unit.name for unit in every]}")
+    if not names:
+        return every
+    base = [replace(unit, sources=(_BASE,)) for unit in every if _BASE in unit.sources and unit.name not in names]
+    return [*base, *(unit for unit in every if unit.name in names)]
 
 
 def without_needy(done: Sequence[Compiled], scratch: Path) -> list[Compiled]:

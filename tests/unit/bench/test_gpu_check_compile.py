@@ -66,6 +66,28 @@ def test_a_unit_for_other_gpus_is_left_out_and_says_so(calls, tmp_path):
     assert not any("wide.cu" in call for call in calls())
 
 
+def test_what_does_not_link_is_said_beside_what_compiled(calls, tmp_path, monkeypatch):
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.write_text(NVCC.replace("while", 'case "$1" in -shared) echo "undefined symbol"; exit 1 ;; esac\nwhile', 1))
+    done = compile_all(UNITS, "90", None, tmp_path / "out", 2)
+    assert [one.name for one in done if one.error is None] == ["status", "norm", "wide"]
+    assert done[-1].name == "link"
+    assert "undefined symbol" in str(done[-1].error)
+    assert not (tmp_path / "library.so").exists()
+    nothing = compile_all([Unit("wide", ("broken",), ("90",))], "90", None, tmp_path / "out", 1)
+    assert nothing[-1].error == "no source was compiled"
+
+
+def test_some_units_alone_come_with_what_no_library_can_be_without():
+    (base, blocks) = units.chosen_units(["blocks"])
+    assert base.sources == ("status",)
+    assert (blocks.name, "kv_copy" in blocks.sources) == ("blocks", True)
+    assert units.chosen_units([]) == units.units()
+    assert [unit.name for unit in units.chosen_units(["rows"])] == ["rows"]
+    with pytest.raises(ValueError, match="no nonsense, expected some of"):
+        units.chosen_units(["nonsense"])
+
+
 def test_what_needs_a_source_that_did_not_compile_is_left_out_too(tmp_path):
     """A library with an undefined symbol cannot be opened, and would cost everything."""
     texts = {

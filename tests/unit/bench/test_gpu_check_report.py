@@ -156,6 +156,13 @@ def test_what_targets_are_about_comes_first_and_what_failed_last():
     assert [task.name for task in rest_of(report, wanted, first)] == ["d", "a"]
 
 
+def test_what_takes_longest_comes_after_a_figure_of_every_other_target():
+    kinds = [task.kind for task in first_of(_report(), tasks())]
+    order = list(dict.fromkeys(kinds))
+    assert order == ["ceilings", "measured", "steps", "handoffs", "peers", "serving"]
+    assert kinds == sorted(kinds, key=order.index)
+
+
 def test_the_file_is_read_back_as_it_was(tmp_path):
     report = _report(
         ceilings=CEILINGS, measured=[NORM], units=[Compiled("norm", 4.0, 40, 0)], natives=Natives(1.0, ("a",)),
