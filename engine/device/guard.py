@@ -14,12 +14,13 @@ from wire.errors import ErrorCode, SpliceError
 
 @contextmanager
 def device_guard(runtime: DeviceRuntime, doing: str) -> Iterator[None]:
-    """Raises DeviceLost in place of what goes wrong inside where the device is lost with it, an illegal access for one,
-    or where its memory ran out; anything else passes as it is.
+    """Enters the device, and raises DeviceLost in place of what goes wrong inside where the device is lost with it, as
+    by an illegal access, or where its memory ran out; anything else passes as it is.
 
     A device that is lost says so to whoever waits for it from then on; one that refused a launch does not.
     """
     try:
+        runtime.enter()
         yield
     except DeviceLost:
         raise

@@ -3,6 +3,8 @@ told apart, and memory that does not suffice at start is a setting to change."""
 
 from __future__ import annotations
 
+import threading
+
 import kernel_platform
 import pytest
 import torch
@@ -117,3 +119,18 @@ def _interrupted(work: object) -> None:
         raise torch.OutOfMemoryError("tried to allocate 2 GiB")
     except torch.OutOfMemoryError as error:
         raise SpliceError(ErrorCode.INTERNAL_ERROR, "capturing a step failed on the GPU") from error
+
+
+def test_another_thread_enters_the_device_before_it_has_it_do_anything(bench):
+    """A model is made by one thread and steps by another, whose GPU would be the first there is."""
+    bench.submit()
+    rows: list[object] = []
+
+    def run() -> None:
+        while bench.engine.has_work():
+            rows.extend(bench.engine.step().rows)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(60)
+    assert len(rows) == 8
