@@ -73,10 +73,20 @@ def test_a_lost_device_is_nobodys_fault_and_fails_no_request(bench, sampling):
         bench.engine.step()
 
 
-def test_memory_that_runs_out_in_a_step_ends_the_worker_and_names_settings(bench):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("tried to allocate 2 GiB"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+        SpliceError(ErrorCode.INTERNAL_ERROR, "rms_norm: out of memory (cudaErrorMemoryAllocation)"),
+    ],
+    ids=["allocator", "cuda", "cublas", "kernel"],
+)
+def test_memory_that_runs_out_in_a_step_ends_the_worker_and_names_settings(bench, error):
     bench.submit()
-    bench.launches_raise(torch.OutOfMemoryError("tried to allocate 2 GiB"))
-    with pytest.raises(DeviceLost, match=r"ran out.*--gpu-memory-utilization or --kv-cache-memory.*2 GiB") as lost:
+    bench.launches_raise(error)
+    with pytest.raises(DeviceLost, match=r"ran out.*--gpu-memory-utilization or --kv-cache-memory") as lost:
         bench.engine.step()
     assert lost.value.code is ErrorCode.WORKER_LOST
 
