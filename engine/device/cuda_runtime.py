@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,8 @@ class CudaRuntime:
             )
         self._device = torch.device("cuda", index)
         self._pool: Any = None
-        torch.cuda.set_device(self._device)
+        self._thread = 0
+        self.enter()
         self._taken_before = self._taken()
 
     @property
@@ -52,6 +54,13 @@ class CudaRuntime:
     def capability(self) -> tuple[int, int]:
         """(major, minor) of the compute capability."""
         return torch.cuda.get_device_capability(self._device)
+
+    def enter(self) -> None:
+        """See `DeviceRuntime.enter`."""
+        thread = threading.get_ident()
+        if thread != self._thread:
+            torch.cuda.set_device(self._device)
+            self._thread = thread
 
     def pinned(self, num_bytes: int) -> torch.Tensor:
         """See `DeviceRuntime.pinned`."""
@@ -71,7 +80,9 @@ class CudaRuntime:
         try:
             work()
             torch.cuda.synchronize(self._device)
-            with torch.cuda.graph(graph, pool=self._pool):
+            # Of this thread alone: others may ask for events of their hand-offs meanwhile, which a global capture
+            # forbids to all.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 result = work()
         except RuntimeError as error:
             raise SpliceError(ErrorCode.INTERNAL_ERROR, f"capturing a step failed on the GPU: {error}") from error

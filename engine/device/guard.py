@@ -11,15 +11,18 @@ from engine.device.device_lost import DeviceLost
 from engine.device.runtime import DeviceRuntime
 from wire.errors import ErrorCode, SpliceError
 
+_SHORT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
 
 @contextmanager
 def device_guard(runtime: DeviceRuntime, doing: str) -> Iterator[None]:
-    """Raises DeviceLost in place of what goes wrong inside where the device is lost with it, an illegal access for one,
-    or where its memory ran out; anything else passes as it is.
+    """Enters the device, and raises DeviceLost in place of what goes wrong inside where the device is lost with it, as
+    by an illegal access, or where its memory ran out; anything else passes as it is.
 
     A device that is lost says so to whoever waits for it from then on; one that refused a launch does not.
     """
     try:
+        runtime.enter()
         yield
     except DeviceLost:
         raise
@@ -57,8 +60,16 @@ def start_guard(runtime: DeviceRuntime, doing: str, remedy: str, param: str) -> 
         ) from lost
 
 
-def _shortage(error: BaseException | None) -> torch.OutOfMemoryError | None:
+def _shortage(error: BaseException | None) -> BaseException | None:
     """Memory that ran out, at the bottom of an error: a capture it interrupts ends with an error of its own."""
-    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+    while error is not None and not _is_shortage(error):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _is_shortage(error: BaseException) -> bool:
+    """Of torch's allocator, or, where a kernel's code or a library's workspace was to be allocated, of CUDA."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    is_of_cuda = isinstance(error, RuntimeError | SpliceError) and not isinstance(error, DeviceLost)
+    return is_of_cuda and any(words in str(error) for words in _SHORT_OF_MEMORY)

@@ -16,10 +16,13 @@ class Fence(Protocol):
 
 
 class DeviceRuntime(Protocol):
-    """One GPU and one queue of work on it. Not thread-safe: one thread computes steps."""
+    """One GPU and one queue of work on it. Not thread-safe: one thread at a time computes steps."""
 
     @property
     def device(self) -> torch.device: ...
+
+    def enter(self) -> None:
+        """Makes it the device of the calling thread: what that launches goes there. Costs nothing the next time."""
 
     def pinned(self, num_bytes: int) -> torch.Tensor:
         """uint8 `[num_bytes]` of host memory that the device copies from and to by itself."""

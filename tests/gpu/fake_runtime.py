@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,13 +26,14 @@ class FakeRuntime:
     written to while it is copied from is found out.
 
     Recorded work is run again at every replay, and its result is NaN until then. One that `is_lost` says so to whoever
-    waits for it, from then on.
+    waits for it, from then on. A thread is to enter before it has it do something; who made it has.
     """
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.captures = 0
         self.is_lost = False
+        self._thread = threading.get_ident()
         self._queue: list[_Copy] = []
         self._pinned: set[int] = set()
         self._is_capturing = False
@@ -39,6 +41,9 @@ class FakeRuntime:
     @property
     def device(self) -> torch.device:
         return torch.device("cpu")
+
+    def enter(self) -> None:
+        self._thread = threading.get_ident()
 
     def pinned(self, num_bytes: int) -> torch.Tensor:
         assert not self._is_capturing, "host memory allocated by recorded work"
@@ -58,6 +63,7 @@ class FakeRuntime:
 
     def capture(self, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
         assert not self._is_capturing, "a capture within a capture"
+        assert self._thread == threading.get_ident(), "a capture by a thread that has not entered"
         self.calls.append("capture")
         self.captures += 1
         self.drain()
@@ -99,6 +105,7 @@ class FakeRuntime:
 
     def _queued(self, name: str, copy: _Copy) -> FakeFence:
         assert not self._is_capturing, f"{name} by recorded work"
+        assert self._thread == threading.get_ident(), f"{name} by a thread that has not entered"
         self.calls.append(name)
         self._queue.append(copy)
         return FakeFence(self)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-for part in ("grpc", "structlog", "psutil", "engine._sampling", "kvtransfer._native"):
+PARTS = ("grpc", "structlog", "psutil", "typer", "safetensors", "tokenizers", "engine._sampling", "kvtransfer._native")
+for part in PARTS:
     pytest.importorskip(part, reason=f"workers need {part}: install the package, build the native modules")
 
 from engine.device.kv_memory import DeviceKVCache
@@ -16,8 +17,8 @@ from engine.models.device_decoder import DeviceDecoder
 from engine.scheduling.request import Request, RequestKind
 from kvtransfer.device_pool import DevicePoolMemory
 from tests.gpu import emulated_splice
+from tests.gpu.emulated_splice import FakeDevice
 from tests.tiny_model import write_tiny_model
-from tests.unit.kvtransfer.fake_device import FakeDevice
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import SamplingParams
 from worker.body import Body, build_body
