@@ -16,6 +16,7 @@ import msgspec
 
 from engine.formats.bad_file import bad_file
 from engine.formats.fields import read_json_object
+from engine.formats.fp8_config import Fp8Scheme, fp8_scheme, quantisation_method
 from engine.formats.gguf_file import GgufFile
 from engine.formats.gguf_tokenizer import tokenizer_from_gguf
 from engine.formats.gguf_weights import GgufWeights
@@ -66,6 +67,8 @@ class _Description:
     open_weights: Callable[[], WeightSource]
     check_weights: Callable[[], object]
     """Raises SpliceError for what the files' headers show."""
+    fp8: Fp8Scheme | None = None
+    """How matrices in FP8 are scaled, where there are some."""
 
 
 _Built = tuple[CausalLM, str, Callable[[], TacticCounts] | None]
@@ -99,8 +102,9 @@ class OpenedModel:
 
     @property
     def weight_bytes(self) -> int:
-        """Of its files; in memory weights take about as much."""
-        return sum(file.stat().st_size for file in self._description.weight_files)
+        """In memory: about as much as its files, twice that for codes in FP8, which a CPU widens."""
+        in_files = sum(file.stat().st_size for file in self._description.weight_files)
+        return 2 * in_files if self._description.fp8 is not None and self._gpu is None else in_files
 
     def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
         """As the loaded model's `CausalLM.kv_layout`. Raises SpliceError (bad_setting)."""
@@ -118,7 +122,7 @@ class OpenedModel:
         text = description.read_text()
         return_freed()  # so that weights do not come on top of what the tokenizer needed
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as digests:
-            digest = digests.submit(_digest, build.spec, description.weight_files)  # as packing, it leaves the GIL
+            digest = digests.submit(_digest, build.spec, description)  # as packing, it leaves the GIL
             if self._gpu is not None:
                 is_quantised = description.is_quantised and build.activations == "int8"
                 place = replace(self._gpu, is_quantised=is_quantised)
@@ -314,13 +318,19 @@ def _describe_directory(path: Path) -> _Description:
     config = read_json_object(path / "config.json")
     architecture = architecture_of_config(config)
     spec = architecture.read_config(config)
+    scheme = None if quantisation_method(config) == "mxfp4" else fp8_scheme(config)
+
+    def weights() -> SafetensorsWeights:
+        return SafetensorsWeights(path, partial(architecture.hf_tensor, spec), scheme)
+
     return _Description(
         spec=spec,
         read_text=lambda: tokenizer_from_directory(path, config, spec.vocab_size),
         weight_files=weight_files(path),
-        is_quantised="quantization_config" in config.values,
-        open_weights=lambda: SafetensorsWeights(path, partial(architecture.hf_tensor, spec)),
-        check_weights=lambda: (expect_tokenizer(path), SafetensorsWeights(path, partial(architecture.hf_tensor, spec))),
+        is_quantised=quantisation_method(config) == "mxfp4",
+        open_weights=weights,
+        check_weights=lambda: (expect_tokenizer(path), weights()),
+        fp8=scheme,
     )
 
 
@@ -350,10 +360,12 @@ def _checked_length(max_model_len: int | None, spec: ModelSpec) -> int:
     return max_model_len
 
 
-def _digest(spec: ModelSpec, files: Sequence[Path]) -> str:
-    """32 hexadecimal digits over the architecture and the bytes of the weight files; file names do not count."""
-    digest = hashlib.blake2b(repr(spec).encode(), digest_size=16)
-    for path in files:
+def _digest(spec: ModelSpec, description: _Description) -> str:
+    """32 hexadecimal digits over the architecture, how FP8 codes are meant, and the bytes of the weight files; file
+    names do not count."""
+    said = repr(spec) if description.fp8 is None else f"{spec!r} {description.fp8!r}"
+    digest = hashlib.blake2b(said.encode(), digest_size=16)
+    for path in description.weight_files:
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest())
     return digest.hexdigest()
