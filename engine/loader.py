@@ -30,7 +30,7 @@ from engine.models.needed_tensors import needed_tensors
 from engine.models.registry import architecture_of_config, architecture_of_gguf
 from engine.numerics import numerics_id, supports_fast_bfloat16
 from engine.ops.features import features_of, used_ops
-from engine.ops.names import Activations, ActivationsChoice, OpsChoice
+from engine.ops.names import Activations, ActivationsChoice, OpsChoice, QuantizationChoice
 from engine.spec import ModelSpec
 from engine.tuning.tactic_counts import TacticCounts
 from engine.weights import WeightSource
@@ -124,9 +124,7 @@ class OpenedModel:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as digests:
             digest = digests.submit(_digest, build.spec, description)  # as packing, it leaves the GIL
             if self._gpu is not None:
-                is_quantised = description.is_quantised and build.activations == "int8"
-                place = replace(self._gpu, is_quantised=is_quantised)
-                built = _build_on_gpu(build.spec, build.weights, build.length, place)
+                built = _build_on_gpu(build.spec, build.weights, build.length, self._gpu)
             else:
                 built = _build(build)
         _say_unread(self._path, build.spec, build.weights)
@@ -153,6 +151,7 @@ def open_model(
     ops: OpsChoice = "auto",
     num_threads: int = 1,
     activations: ActivationsChoice = "auto",
+    quantization: QuantizationChoice = "auto",
     gpu: GpuPlace | None = None,
 ) -> OpenedModel:
     """Reads and checks what a model's headers say.
@@ -162,7 +161,8 @@ def open_model(
     length. `num_threads` share each step; in this process, it holds for all models. `activations` are what weights
     meet, see `engine.ops.names`: `auto` is int8 for quantised files and for others bfloat16 where kernels have tiles
     for it, else float32; another choice is another `numerics_id`. On a `gpu` bfloat16 lies between operations, and
-    what is not quantised is bfloat16. torch is loaded only for what the native kernels do not compute. Raises
+    what is not quantised is bfloat16; matrices in FP8 stay so there, and with `quantization` fp8 others become it. On
+    a CPU they are bfloat16. torch is loaded only for what the native kernels do not compute. Raises
     SpliceError: bad_model_file for anything wrong with the files, bad_setting for the arguments.
     """
     description = _describe(path)
@@ -170,8 +170,11 @@ def open_model(
     spec = description.spec.served(length)
     kind: Dtype = "float32" if dtype == "auto" else dtype
     rows = _activations(activations, ops, is_quantised=description.is_quantised)
+    if quantization == "fp8":
+        _expect_quantisable(description, is_on_gpu=gpu is not None)
     if gpu is not None:
         _expect_bfloat16(dtype, activations)
+        gpu = _filled_in(gpu, description, activations, rows, quantises=quantization == "fp8")
     weights = description.open_weights()
     kv_dtype = auto_kv_dtype(spec, kind, weights) if gpu is None else "bfloat16"
     build = _Build(spec, weights, length, kind, kv_dtype, ops, num_threads, rows)
@@ -188,6 +191,7 @@ def load_model(
     ops: OpsChoice = "auto",
     num_threads: int = 1,
     activations: ActivationsChoice = "auto",
+    quantization: QuantizationChoice = "auto",
     gpu: GpuPlace | None = None,
 ) -> LoadedModel:
     """Reads, checks and lays out a model; arguments as of `open_model`.
@@ -203,6 +207,7 @@ def load_model(
         ops=ops,
         num_threads=num_threads,
         activations=activations,
+        quantization=quantization,
         gpu=gpu,
     )
     return opened.load()
@@ -287,6 +292,29 @@ def _expect_bfloat16(dtype: DtypeChoice, activations: ActivationsChoice) -> None
                 f"{param} is {value}, but GPUs compute in bfloat16: use auto or bfloat16, or --device cpu",
                 param=param,
             )
+
+
+def _expect_quantisable(description: _Description, *, is_on_gpu: bool) -> None:
+    why = None
+    if not is_on_gpu:
+        why = "a CPU multiplies no FP8: use --device cuda, or leave it away"
+    elif description.is_quantised:
+        why = "the model's files are quantised in another way: leave it away"
+    if why is not None:
+        raise SpliceError(ErrorCode.BAD_SETTING, f"quantization is fp8, but {why}", param="quantization")
+
+
+def _filled_in(
+    gpu: GpuPlace, description: _Description, choice: ActivationsChoice, rows: Activations, *, quantises: bool
+) -> GpuPlace:
+    """With what the files, and settings beside, say of matrices."""
+    scheme = description.fp8
+    is_quantised = description.is_quantised and rows == "int8"
+    if scheme is None and not quantises:
+        return replace(gpu, is_quantised=is_quantised)
+    wants_bfloat16 = choice == "bfloat16" or (scheme is not None and scheme.activations == "bfloat16")
+    meets: Literal["codes", "bfloat16"] = "bfloat16" if wants_bfloat16 else "codes"
+    return replace(gpu, fp8_rows=meets, quantises=quantises and scheme is None)
 
 
 def _activations(choice: ActivationsChoice, ops: OpsChoice, *, is_quantised: bool) -> Activations:

@@ -14,6 +14,9 @@ Float32 weights stay that in all of them."""
 ActivationsChoice = Literal["auto", "int8", "bfloat16", "float32"]
 """`auto` on native kernels is `int8`, or `bfloat16` for files that are not quantised where there are tiles for it."""
 
+QuantizationChoice = Literal["auto", "fp8"]
+"""`auto` leaves matrices as files have them; `fp8` makes e4m3 codes of those in bfloat16, a scale a row, on a GPU."""
+
 OpsChoice = Literal["auto", "reference"]
 """`auto` takes the fastest operations there are, `reference` those of plain torch."""
 

@@ -1,0 +1,79 @@
+"""Models whose matrices are in FP8 on a device, from the file on: codes stay codes, a sequence has one set of bits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from device_models import SPEC, DrawnByName, bound, device_decoder, reference_decoder, runtime_of
+from device_run import BUCKETS, PROMPTS, Run, answers
+from fp8_cases import exact_product
+
+from engine.blocks.kv_cache import KVCache
+from engine.formats.fp8_config import Fp8Scheme
+from engine.formats.hf_weights import SafetensorsWeights
+from engine.formats.stored import Stored
+from engine.layers.torch_weights import TorchWeights
+from engine.models.needed_tensors import needed_tensors
+from engine.ops.cuda.candidates import Fp8Choice
+from engine.ops.cuda.fp8 import gemm_fp8
+from engine.ops.cuda.fp8_reference import quantise_weight
+from engine.spec import LayerSpec, MlpSpec
+
+files = pytest.importorskip("safetensors.torch", reason="safetensors writes the directory, and is not installed here")
+
+WIDE = replace(SPEC, hidden_size=128, layers=(LayerSpec(SPEC.layers[0].attention, MlpSpec(256)),))
+"""A whole number of blocks along k, so that codes meet codes."""
+_CPU = torch.device("cpu")
+
+
+def _write(directory: Path, scaling: str) -> SafetensorsWeights:
+    drawn, tensors = DrawnByName(_CPU), {}
+    for needed in needed_tensors(WIDE):
+        name, tensor = needed.name, drawn.take(needed.name, needed.shape)
+        if "proj" not in name or "k_proj" in name:  # stacked matrices are of both makes
+            tensors[name] = tensor
+            continue
+        weight = quantise_weight(tensor, scaling)
+        tensors[name] = weight.codes
+        tensors[f"{name}_scale"] = weight.scales if scaling == "blocks" else weight.scales[:, None]
+    files.save_file(tensors, directory / "model.safetensors")
+    return SafetensorsWeights(directory, Stored, Fp8Scheme(has_blocks=scaling == "blocks", activations="dynamic"))
+
+
+@pytest.fixture(params=[("rows", "bfloat16"), ("blocks", "codes")])
+def make(request, platform, tmp_path):
+    scaling, rows = request.param
+    source = _write(tmp_path, scaling)
+    is_hopper = platform.name == "gpu" and torch.cuda.get_device_capability()[0] == 9
+    fp8 = Fp8Choice(platform.device, rows, multiply=gemm_fp8 if is_hopper else exact_product)
+
+    def model(buckets):
+        if buckets == "plain":
+            return reference_decoder(WIDE, TorchWeights(source, torch.bfloat16))
+        weights = TorchWeights(source, torch.bfloat16, platform.device, keeps_quantised=True)
+        return bound(device_decoder(platform, runtime_of(platform), buckets, WIDE, weights, fp8), platform, 16)
+
+    return model
+
+
+def test_it_is_the_model_of_the_values_that_its_codes_stand_for(make):
+    plain = make("plain")
+    plain.bind_kv_cache(KVCache.zeros(plain.kv_layout(32, "auto"), 16))
+    for wanted, found in zip(answers(plain), answers(make(BUCKETS)), strict=True):
+        assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 0.15
+
+
+def test_a_sequence_has_one_set_of_bits_launched_replayed_alone_and_in_company(make):
+    together = answers(make(BUCKETS))
+    for launched, replayed in zip(answers(make(None)), together, strict=True):
+        np.testing.assert_array_equal(launched, replayed)
+    run = Run(make(BUCKETS))
+    cut = len(PROMPTS[0]) // 3
+    run.step([(0, PROMPTS[0][:cut])])
+    alone = [run.step([(0, PROMPTS[0][cut:])]), run.step([(0, [40])]), run.step([(0, [41])])]
+    for row, rows in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(row[0], rows[0])
