@@ -19,8 +19,10 @@ from engine.formats.hf_weights import SafetensorsWeights
 from engine.formats.stored import Stored
 from engine.layers.torch_weights import TorchWeights
 from engine.models.needed_tensors import needed_tensors
+from engine.ops.cuda import fp8_products
 from engine.ops.cuda.candidates import Fp8Choice
-from engine.ops.cuda.fp8 import gemm_fp8
+from engine.ops.cuda.fp8 import gemm_fp8, quantise_rows
+from engine.ops.cuda.fp8_products import Fp8Products
 from engine.ops.cuda.fp8_reference import quantise_weight
 from engine.spec import LayerSpec, MlpSpec
 
@@ -72,6 +74,27 @@ def make(request, platform, tmp_path):
         return bound(device_decoder(platform, runtime_of(platform), buckets, WIDE, weights, fp8), platform, 16)
 
     return model
+
+
+def test_norms_and_gates_that_leave_codes_change_no_bit(make, monkeypatch):
+    made: list[str] = []
+
+    def quantise(*arguments):
+        made.append("codes")
+        return quantise_rows(*arguments)
+
+    def step() -> tuple[np.ndarray, int]:
+        model = make(None)
+        made.clear()
+        return Run(model).step([(0, PROMPTS[1])]), len(made)
+
+    monkeypatch.setattr(fp8_products, "quantise_rows", quantise)
+    fused, of_fused = step()
+    monkeypatch.setattr(Fp8Products, "form", lambda *_: None)
+    apart, of_apart = step()
+    np.testing.assert_array_equal(fused, apart)
+    # The product for queries, keys and values takes rows of both makes; that of the output has no norm before it.
+    assert (of_fused, of_apart) in ((0, 0), (2, 4))
 
 
 def test_it_is_the_model_of_the_values_that_its_codes_stand_for(make):

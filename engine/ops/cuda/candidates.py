@@ -200,7 +200,9 @@ def candidates(
     if fp8 is not None:
         mine = Fp8Products(library, fp8.device, dense[0], rows=fp8.rows, quantises=fp8.quantises, multiply=fp8.multiply)
         name = f"{mine.name}+{product or 'torch'}"
-        found.append(Candidate("linear", name, mine.linear, _supports, _RANK, pack=mine.pack, kinds=FP8_KINDS))
+        found.append(
+            Candidate("linear", name, mine.linear, _supports, _RANK, pack=mine.pack, kinds=FP8_KINDS, fused=mine)
+        )
         if product is not None:
             found.append(Candidate("lm_head", product, ops.lm_head, _supports, _RANK))
     elif quantised_on is not None:

@@ -1,25 +1,27 @@
 """Products with weights in e4m3 codes, as files or this process have quantised them.
 
 On Hopper rows become codes too: under the scale that the file has for them, under one for each 128 elements where the
-weight has scales of blocks, else under one a row. Elsewhere, and where asked for, rows stay bfloat16. A matrix decides
-which, never the number of rows. What no kernel takes, or is no FP8, is multiplied as it is, in bfloat16.
+weight has scales of blocks, else under one a row; a norm or a gate before the product makes them where it can.
+Elsewhere, and where asked for, rows stay bfloat16. A matrix decides which, never the number of rows. What no kernel
+takes, or is no FP8, is multiplied as it is, in bfloat16.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
 
-from engine.ops.cuda.fp8 import Fp8Kernel, gemm_fp8, gemm_fp8_weights, quantise_rows
+from engine.ops.cuda.fp8 import Fp8Kernel, gated_mul_fp8, gemm_fp8, gemm_fp8_weights, quantise_rows, rms_norm_fp8
 from engine.ops.cuda.fp8_reference import BLOCK, Fp8Matrix, Scaling, quantise_weight
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.tensors import refuse
 from engine.ops.signatures import LinearOp
 from engine.ops.weight_matrix import QuantizedMatrix, WeightMatrix
+from engine.spec import Activation
 
 Fp8Rows = Literal["codes", "bfloat16"]
 """What a matrix meets."""
@@ -49,6 +51,16 @@ class Fp8Weight:
     @property
     def n(self) -> int:
         return self.matrix.codes.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Form:
+    """How rows become codes."""
+
+    scaling: Scaling
+    input_scale: float | None = None
+    scale: torch.Tensor | None = field(default=None, compare=False)
+    """The same on the device."""
 
 
 class ProductOfCodes(Protocol):
@@ -100,24 +112,44 @@ class Fp8Products:
                 runs.append([part])
         return tuple(map(_stacked, runs))
 
-    def linear(self, x: torch.Tensor, weight: Fp8Packed, bias: torch.Tensor | None) -> torch.Tensor:
+    def form(self, weight: Fp8Packed) -> Fp8Form | None:
+        """See `signatures.FusedRows`, as for the three that follow."""
+        first = _form_of(weight[0])
+        return first if all(_form_of(run) == first for run in weight) else None
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, form: Fp8Form) -> Fp8Matrix:
+        return rms_norm_fp8(self._library, x, weight, eps, form.scaling, scale=form.scale)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, form: Fp8Form
+    ) -> tuple[Fp8Matrix, torch.Tensor]:
+        scale = form.scale
+        return rms_norm_fp8(self._library, x, weight, eps, form.scaling, residual=residual, scale=scale), residual
+
+    def gated_mul(self, gate_up: torch.Tensor, activation: Activation, form: Fp8Form) -> Fp8Matrix:
+        return gated_mul_fp8(self._library, gate_up, activation, form.scaling, scale=form.scale)
+
+    def linear(self, x: torch.Tensor | Fp8Matrix, weight: Fp8Packed, bias: torch.Tensor | None) -> torch.Tensor:
         """See `signatures.LinearOp`."""
         found, first = [], 0
-        codes: dict[tuple[Scaling, float | None], Fp8Matrix] = {}
+        codes: dict[Fp8Form, Fp8Matrix] = {}
         for run in weight:
             columns = run.shape[0] if isinstance(run, torch.Tensor) else run.n
             own = None if bias is None else bias[first : first + columns]
             first += columns
-            if isinstance(run, torch.Tensor):
+            form = _form_of(run)
+            if isinstance(x, Fp8Matrix):
+                assert isinstance(run, Fp8Weight)  # noqa: S101 - these rows are of the weight's form
+                found.append(self._product(x, run.matrix, own))
+            elif isinstance(run, torch.Tensor):
                 found.append(self._linear(x, run, own))
-            elif run.rows == "bfloat16":
+            elif form is None:
                 tile = _FEW if x.shape[0] <= _FEW_ROWS else _MANY
                 found.append(gemm_fp8_weights(self._library, x, run.matrix, own, tile=tile))
             else:
-                scaling: Scaling = "tensor" if run.input_scale is not None else run.matrix.scaling
-                if (scaling, run.input_scale) not in codes:
-                    codes[scaling, run.input_scale] = quantise_rows(self._library, x, scaling, run.row_scale)
-                found.append(self._product(codes[scaling, run.input_scale], run.matrix, own))
+                if form not in codes:
+                    codes[form] = quantise_rows(self._library, x, form.scaling, form.scale)
+                found.append(self._product(codes[form], run.matrix, own))
         return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
     def _product(self, x: Fp8Matrix, weight: Fp8Matrix, bias: torch.Tensor | None) -> torch.Tensor:
@@ -166,6 +198,15 @@ def in_bfloat16(matrix: Fp8Matrix) -> torch.Tensor:
     else:
         scales = scales[:, None]
     return wide.mul_(scales).bfloat16()
+
+
+def _form_of(run: Fp8Run) -> Fp8Form | None:
+    """None for what meets bfloat16."""
+    if isinstance(run, torch.Tensor) or run.rows == "bfloat16":
+        return None
+    if run.row_scale is None:
+        return Fp8Form(run.matrix.scaling)
+    return Fp8Form("tensor", run.input_scale, run.row_scale)
 
 
 def _continues(before: Fp8Run, part: Fp8Run) -> bool:
