@@ -20,6 +20,7 @@ from engine.ops.cuda.cache import rope_and_store
 from engine.ops.cuda.expert_kernels import CudaExperts
 from engine.ops.cuda.experts import pack_experts
 from engine.ops.cuda.fp8 import gemm_fp8
+from engine.ops.cuda.fp8_experts import Fp8Experts
 from engine.ops.cuda.fp8_products import FP8_KINDS, Fp8Products, Fp8Rows, ProductOfCodes
 from engine.ops.cuda.gemm import GemmKernel, gemm
 from engine.ops.cuda.latent import store_latents
@@ -27,6 +28,7 @@ from engine.ops.cuda.latent_ops import LatentOps, latent_obstacle
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.mixed_products import MixedProducts
 from engine.ops.cuda.route import MAX_CHOICES, MAX_EXPERTS, MAX_GROUPS, route
+from engine.ops.features import Feature
 from engine.spec import AttentionSpec, ModelSpec, MoeSpec
 from engine.steps.step_plan import StepBounds
 
@@ -184,15 +186,7 @@ def candidates(
             frozenset({"window", "softcap", "sinks"}),
         ),
         Candidate("route", "cuda", partial(route, library), _supports, _RANK),
-        Candidate(
-            "experts",
-            experts.name,
-            experts,
-            _supports,
-            _RANK,
-            frozenset({"gelu_tanh", "swiglu_oai"}),
-            pack_experts=pack_experts,
-        ),
+        _experts(library, experts, fp8),
         Candidate("store_latents", "cuda", partial(store_latents, library), _supports, _RANK),
         Candidate("latent_attention", "cuda", latents.latent_attention, _supports, _RANK),
     ]
@@ -217,6 +211,14 @@ def candidates(
         found.append(Candidate("linear", product, ops.linear, _supports, _RANK))
         found.append(Candidate("lm_head", product, ops.lm_head, _supports, _RANK))
     return tuple(found)
+
+
+def _experts(library: Library, plain: CudaExperts, fp8: Fp8Choice | None) -> Candidate:
+    gates: frozenset[Feature] = frozenset({"gelu_tanh", "swiglu_oai"})
+    if fp8 is None:
+        return Candidate("experts", plain.name, plain, _supports, _RANK, gates, pack_experts=pack_experts)
+    made = Fp8Experts(library, fp8.device, plain, quantises=fp8.quantises)
+    return Candidate("experts", made.name, made, _supports, _RANK, gates, pack_experts=made.pack, kinds=FP8_KINDS)
 
 
 def best_product(library: Library, capability: tuple[int, int]) -> GemmKernel | None:

@@ -20,7 +20,7 @@ from engine.ops.cuda.fp8_reference import BLOCK, Fp8Matrix, Scaling, quantise_we
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.tensors import refuse
 from engine.ops.signatures import LinearOp
-from engine.ops.weight_matrix import QuantizedMatrix, WeightMatrix
+from engine.ops.weight_matrix import WeightMatrix
 from engine.spec import Activation
 
 Fp8Rows = Literal["codes", "bfloat16"]
@@ -157,16 +157,11 @@ class Fp8Products:
         return self._multiply(self._library, x, weight, bias, tile=_FEW if few else _MANY)
 
     def _prepared(self, part: WeightMatrix) -> Fp8Run:
-        n, k = part.shape
-        fits = n % _N_MULTIPLE == 0 and k % _K_MULTIPLE == 0
-        if isinstance(part, torch.Tensor):
-            if not (self._quantises and fits):
-                return part
-            return Fp8Weight(quantise_weight(part, "rows"), self._rows_of("rows", k))
-        matrix = self._on_device(part)
-        if not fits:
-            return in_bfloat16(matrix)
-        rows, scale = self._rows_of(matrix.scaling, k), part.input_scale
+        matrix = on_device(part, self._device, quantises=self._quantises)
+        if isinstance(matrix, torch.Tensor):
+            return matrix
+        scale = None if isinstance(part, torch.Tensor) else part.input_scale
+        rows = self._rows_of(matrix.scaling, part.shape[1])
         if rows == "bfloat16" or scale is None:
             return Fp8Weight(matrix, rows)
         return Fp8Weight(matrix, rows, scale, torch.tensor([scale], dtype=torch.float32, device=self._device))
@@ -176,12 +171,21 @@ class Fp8Products:
         fits = k <= _MOST_K and (scaling != "blocks" or k % BLOCK == 0)
         return self._rows if fits else "bfloat16"
 
-    def _on_device(self, part: QuantizedMatrix) -> Fp8Matrix:
-        if part.kind not in FP8_SCALINGS or part.scales is None:
-            raise refuse("part", f"of kind {part.kind}", " or ".join(sorted(FP8_SCALINGS)))
-        codes = torch.from_numpy(np.array(part.blocks)).to(self._device).view(_E4M3)
-        scales = torch.from_numpy(np.array(part.scales, dtype=np.float32)).to(self._device)
-        return Fp8Matrix(codes, scales, FP8_SCALINGS[part.kind])
+
+def on_device(part: WeightMatrix, device: torch.device, *, quantises: bool) -> Fp8Matrix | torch.Tensor:
+    """A matrix as products take it: codes and scales of rows or blocks, or bfloat16 where it is that, and does not
+    become codes (`quantises`), or where no kernel takes its sizes. Raises SpliceError for a quantised one of another
+    kind."""
+    n, k = part.shape
+    fits = n % _N_MULTIPLE == 0 and k % _K_MULTIPLE == 0
+    if isinstance(part, torch.Tensor):
+        return quantise_weight(part, "rows") if quantises and fits else part
+    if part.kind not in FP8_SCALINGS or part.scales is None:
+        raise refuse("part", f"of kind {part.kind}", " or ".join(sorted(FP8_SCALINGS)))
+    codes = torch.from_numpy(np.array(part.blocks)).to(device).view(_E4M3)
+    scales = torch.from_numpy(np.array(part.scales, dtype=np.float32)).to(device)
+    matrix = Fp8Matrix(codes, scales, FP8_SCALINGS[part.kind])
+    return matrix if fits else in_bfloat16(matrix)
 
 
 def rows_that_codes_meet(library: Library, capability: tuple[int, int], *, wants_bfloat16: bool) -> Fp8Rows:
