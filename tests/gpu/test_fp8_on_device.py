@@ -14,6 +14,7 @@ from device_run import BUCKETS, PROMPTS, Run, answers
 from fp8_cases import exact_product
 
 from engine.blocks.kv_cache import KVCache
+from engine.device.buckets import Buckets
 from engine.formats.fp8_config import Fp8Scheme
 from engine.formats.hf_weights import SafetensorsWeights
 from engine.formats.stored import Stored
@@ -24,7 +25,8 @@ from engine.ops.cuda.candidates import Fp8Choice
 from engine.ops.cuda.fp8 import gemm_fp8, quantise_rows
 from engine.ops.cuda.fp8_products import Fp8Products
 from engine.ops.cuda.fp8_reference import quantise_weight
-from engine.spec import LayerSpec, MlpSpec
+from engine.rope_spec import RopeSpec
+from engine.spec import LatentAttentionSpec, LayerSpec, MlpSpec, MoeSpec, RoutingSpec
 
 WIDE = replace(SPEC, hidden_size=128, layers=(LayerSpec(SPEC.layers[0].attention, MlpSpec(256)),))
 """A whole number of blocks along k, so that codes meet codes."""
@@ -114,3 +116,31 @@ def test_a_sequence_has_one_set_of_bits_launched_replayed_alone_and_in_company(m
     alone = [run.step([(0, PROMPTS[0][cut:])]), run.step([(0, [40])]), run.step([(0, [41])])]
     for row, rows in zip(alone, together, strict=True):
         np.testing.assert_array_equal(row[0], rows[0])
+
+
+_LATENTS = LatentAttentionSpec(2, 48, 256, 32, 32, 40, RopeSpec(10000.0), scale=0.125)
+_MIXTURE = MoeSpec(RoutingSpec(8, 2, "softmax", normalise=True), MlpSpec(48), shared=MlpSpec(32))
+DEEP = replace(SPEC, architecture="deepseek_v3", layers=(LayerSpec(_LATENTS, _MIXTURE),))
+
+
+def test_latents_and_experts_made_fp8_here_are_nearly_the_model_they_were(platform, monkeypatch):
+    is_hopper = platform.name == "gpu" and torch.cuda.get_device_capability()[0] == 9
+    rows = "codes" if is_hopper or platform.name == "emulated" else "bfloat16"
+    fp8 = Fp8Choice(platform.device, rows, quantises=True, multiply=gemm_fp8 if is_hopper else exact_product)
+
+    def step(buckets: Buckets | None) -> list[np.ndarray]:
+        weights = DrawnByName(platform.device)
+        model = bound(device_decoder(platform, runtime_of(platform), buckets, DEEP, weights, fp8), platform, 8)
+        run = Run(model)
+        return [run.step([(0, PROMPTS[1]), (1, PROMPTS[2][:3])]), run.step([(0, [40]), (1, [41])])]
+
+    plain = reference_decoder(DEEP)
+    plain.bind_kv_cache(KVCache.zeros(plain.kv_layout(32, "auto"), 8))
+    run = Run(plain)
+    wanted = [run.step([(0, PROMPTS[1]), (1, PROMPTS[2][:3])]), run.step([(0, [40]), (1, [41])])]
+    launched, replayed = step(None), step(Buckets((1, 2), (64,)))
+    for exact, one, other in zip(wanted, launched, replayed, strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert 1e-3 < np.linalg.norm(one - exact) / np.linalg.norm(exact) < 0.2
+    monkeypatch.setattr(Fp8Products, "form", lambda *_: None)
+    np.testing.assert_array_equal(step(None), launched)
