@@ -42,6 +42,24 @@ class Fp8ExpertStacks:
     """`[num_experts, hidden]`."""
 
 
+def fp8_experts(
+    library: Library,
+    x: torch.Tensor,
+    chosen: torch.Tensor,
+    weights: torch.Tensor,
+    packed: Fp8ExpertStacks,
+    activation: Activation,
+    shared: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """As `experts.experts`; hidden and intermediate are multiples of 16."""
+    count = packed.gate_up.codes.shape[0]
+    few, many = FP8_TILE_ROWS
+    order = permute(library, chosen, count, few if chosen.numel() <= few * count else many)
+    gate_up, biases = packed.gate_up, (packed.gate_up_bias, packed.down_bias)
+    wide = grouped_fp8_weights(library, x, gate_up, order, biases[0], gather=True, activation=activation)
+    return unpermute(library, grouped_fp8_weights(library, wide, packed.down, order, biases[1]), order, weights, shared)
+
+
 class Fp8Experts:
     """`ExpertsOp` on one library, and its `PackExpertsOp`."""
 
@@ -84,15 +102,7 @@ class Fp8Experts:
         """See `signatures.ExpertsOp`."""
         if isinstance(packed, ExpertStacks):
             return self._plain(x, chosen, weights, packed, activation, shared)
-        library, count = self._library, packed.gate_up.codes.shape[0]
-        few, many = FP8_TILE_ROWS
-        order = permute(library, chosen, count, few if chosen.numel() <= few * count else many)
-        wide = grouped_fp8_weights(
-            library, x, packed.gate_up, order, packed.gate_up_bias, gather=True, activation=activation
-        )
-        return unpermute(
-            library, grouped_fp8_weights(library, wide, packed.down, order, packed.down_bias), order, weights, shared
-        )
+        return fp8_experts(self._library, x, chosen, weights, packed, activation, shared)
 
     def _coded(self, part: WeightMatrix) -> Fp8Matrix | torch.Tensor:
         return on_device(part, self._device, quantises=self._quantises)
