@@ -312,6 +312,12 @@ def _filled_in(
     is_quantised = description.is_quantised and rows == "int8"
     if scheme is None and not quantises:
         return replace(gpu, is_quantised=is_quantised)
+    if choice == "int8":
+        raise SpliceError(
+            ErrorCode.BAD_SETTING,
+            "activations are int8, but matrices in FP8 meet FP8 or bfloat16 on a GPU: use auto or bfloat16",
+            param="activations",
+        )
     wants_bfloat16 = choice == "bfloat16" or (scheme is not None and scheme.activations == "bfloat16")
     meets: Literal["codes", "bfloat16"] = "bfloat16" if wants_bfloat16 else "codes"
     return replace(gpu, fp8_rows=meets, quantises=quantises and scheme is None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,9 @@ from fp8_files import BLOCK, quantised, spread
 
 from engine.formats.fp8 import BLOCKS, ROWS, VALUES, Fp8Tensor, as_bfloat16, laid_out, scale_shapes
 from engine.formats.stored import Member, RowPick, Stored, row_range
+from engine.models.deepseek import halves_of_turned_rows, up_projection
+from engine.rope_spec import RopeSpec
+from engine.spec import LatentAttentionSpec
 from engine.weights import widened
 
 
@@ -72,6 +77,27 @@ def test_parts_of_a_tensor_have_the_values_of_the_whole(
     found = _laid_out(stored, codes, scales, has_blocks=has_blocks)
     assert torch.equal(_values(found), wanted)
     assert found.kind == (ROWS if not has_blocks else None if order in _BLOCKS_APART else BLOCKS)
+
+
+def test_deepseek_v3s_own_shapes_keep_their_blocks() -> None:
+    """Rows that turn are paired as neighbours in its files, and are put into halves within one block each."""
+    attention = LatentAttentionSpec(
+        3, 1536, 512, 128, 64, 128, RopeSpec(10000.0), scale=0.1, files_pair_neighbours=True
+    )
+    for name, rows in (("q_b_proj", 3 * 192), ("kv_a_proj_with_mqa", 576)):
+        codes, scales, values = _stacked(1, rows, 256, "blocks")
+        pick = halves_of_turned_rows(attention, f"model.layers.0.self_attn.{name}.weight")
+        assert pick is not None
+        found = _laid_out(Stored(name, pick), codes[0], scales[0], has_blocks=True)
+        assert found.kind == BLOCKS
+        assert torch.equal(_values(found), values[0][torch.from_numpy(pick.rows)])
+    codes, scales, values = _stacked(1, 3 * 256, 512, "blocks")
+    for head, part in itertools.product(range(3), "kv"):
+        stored = up_projection(attention, "kv_b_proj", part, head)
+        found = _laid_out(stored, codes[0], scales[0], has_blocks=True)
+        first = 256 * head + 128 * (part == "v")
+        assert (found.kind, found.scales.shape) == (BLOCKS, (1, 4))
+        assert torch.equal(_values(found), values[0][first : first + 128])
 
 
 def test_a_part_that_is_whole_blocks_is_a_view_of_the_file() -> None:

@@ -71,6 +71,14 @@ def test_matrices_in_bfloat16_become_fp8_where_that_is_asked_for(
     assert _placed(tmp_path, monkeypatch, activations, "auto") == GPU
 
 
+def test_int8_activations_with_fp8_matrices_are_refused_on_a_gpu(tmp_path: Path) -> None:
+    save_llama(tmp_path)
+    quantise_directory(tmp_path, tmp_path / "plain", "fp8-blocks")
+    with pytest.raises(SpliceError, match="use auto or bfloat16") as refused:
+        load_model(tmp_path, served_name=None, dtype="auto", max_model_len=None, activations="int8", gpu=GPU)
+    assert (refused.value.code, refused.value.param) == (ErrorCode.BAD_SETTING, "activations")
+
+
 def _refused(path: Path, gpu: GpuPlace | None) -> str:
     with pytest.raises(SpliceError) as refused:
         load_model(path, served_name=None, dtype="auto", max_model_len=None, quantization="fp8", gpu=gpu)
