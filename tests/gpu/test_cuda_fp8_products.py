@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from closeness import distance, same_bits
@@ -57,6 +58,16 @@ def test_stacked_parts_of_every_make_give_the_exact_product(platform, products, 
     assert distance(products().linear(on, weight, None), exact) < ROUNDING
     found = products().linear(on, weight, bias.to(platform.device))
     assert distance(found, exact + bias.double()) < ROUNDING
+
+
+def test_a_bias_may_begin_anywhere_and_codes_lie_either_way(platform, products):
+    x, wide, bias = wide_operands(3, 52, 64)
+    odd, part = wide[:12].bfloat16(), stored_matrix(wide[12:], "rows")
+    turned = QuantizedMatrix(part.kind, part.shape, np.asfortranarray(part.blocks), part.scales)
+    weight = products().pack(odd.to(platform.device), turned)
+    found = products().linear(x.to(platform.device), weight, bias.to(platform.device))
+    exact = x.double() @ torch.cat([odd.double(), values_of(part)]).t() + bias.double()
+    assert distance(found, exact) < ROUNDING
 
 
 def test_matrices_stay_as_small_as_their_file(platform, products):

@@ -136,6 +136,8 @@ class Fp8Products:
         for run in weight:
             columns = run.shape[0] if isinstance(run, torch.Tensor) else run.n
             own = None if bias is None else bias[first : first + columns]
+            if own is not None and first % _N_MULTIPLE:
+                own = own.clone()  # kernels take no address in the middle of 16 bytes
             first += columns
             form = _form_of(run)
             if isinstance(x, Fp8Matrix):
@@ -182,7 +184,7 @@ def on_device(part: WeightMatrix, device: torch.device, *, quantises: bool) -> F
         return quantise_weight(part, "rows") if quantises and fits else part
     if part.kind not in FP8_SCALINGS or part.scales is None:
         raise refuse("part", f"of kind {part.kind}", " or ".join(sorted(FP8_SCALINGS)))
-    codes = torch.from_numpy(np.array(part.blocks)).to(device).view(_E4M3)
+    codes = torch.from_numpy(np.array(part.blocks, order="C")).to(device).view(_E4M3)
     scales = torch.from_numpy(np.array(part.scales, dtype=np.float32)).to(device)
     matrix = Fp8Matrix(codes, scales, FP8_SCALINGS[part.kind])
     return matrix if fits else in_bfloat16(matrix)

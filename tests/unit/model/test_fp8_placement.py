@@ -14,7 +14,7 @@ from tiny_models import save_llama
 
 from engine import loader
 from engine.gpu_place import GpuPlace
-from engine.loader import load_model
+from engine.loader import load_model, open_model
 from engine.ops.names import ActivationsChoice, QuantizationChoice
 from wire.errors import ErrorCode, SpliceError
 
@@ -27,9 +27,9 @@ def _placed(
     """Where on a GPU the model would go: nothing is built."""
     found: list[GpuPlace] = []
 
-    def build(spec: Any, weights: Any, length: int, gpu: GpuPlace) -> tuple[object, str]:
+    def build(spec: Any, weights: Any, length: int, gpu: GpuPlace) -> tuple[object, str, None]:
         found.append(gpu)
-        return object(), "none"
+        return object(), "none", None
 
     monkeypatch.setattr(loader, "_build_on_gpu", build)
     load_model(
@@ -69,6 +69,17 @@ def test_matrices_in_bfloat16_become_fp8_where_that_is_asked_for(
     save_llama(tmp_path)
     assert _placed(tmp_path, monkeypatch, activations, "fp8") == replace(GPU, fp8_rows=rows, quantises=True)
     assert _placed(tmp_path, monkeypatch, activations, "auto") == GPU
+
+
+def test_codes_are_counted_as_what_a_cpu_makes_of_them(tmp_path: Path) -> None:
+    save_llama(tmp_path)
+    quantise_directory(tmp_path, tmp_path / "plain", "fp8-blocks")
+    size = (tmp_path / "model.safetensors").stat().st_size
+    taken = [
+        open_model(tmp_path, served_name=None, dtype="auto", max_model_len=None, gpu=gpu).weight_bytes
+        for gpu in (None, GPU)
+    ]
+    assert taken == [2 * size, size]
 
 
 def test_int8_activations_with_fp8_matrices_are_refused_on_a_gpu(tmp_path: Path) -> None:
