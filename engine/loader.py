@@ -16,6 +16,7 @@ import msgspec
 
 from engine.formats.bad_file import bad_file
 from engine.formats.fields import read_json_object
+from engine.formats.fp8_config import Fp8Scheme, fp8_scheme, quantisation_method
 from engine.formats.gguf_file import GgufFile
 from engine.formats.gguf_tokenizer import tokenizer_from_gguf
 from engine.formats.gguf_weights import GgufWeights
@@ -29,7 +30,7 @@ from engine.models.needed_tensors import needed_tensors
 from engine.models.registry import architecture_of_config, architecture_of_gguf
 from engine.numerics import numerics_id, supports_fast_bfloat16
 from engine.ops.features import features_of, used_ops
-from engine.ops.names import Activations, ActivationsChoice, OpsChoice
+from engine.ops.names import Activations, ActivationsChoice, OpsChoice, QuantizationChoice
 from engine.spec import ModelSpec
 from engine.tuning.tactic_counts import TacticCounts
 from engine.weights import WeightSource
@@ -66,6 +67,8 @@ class _Description:
     open_weights: Callable[[], WeightSource]
     check_weights: Callable[[], object]
     """Raises SpliceError for what the files' headers show."""
+    fp8: Fp8Scheme | None = None
+    """How matrices in FP8 are scaled, where there are some."""
 
 
 _Built = tuple[CausalLM, str, Callable[[], TacticCounts] | None]
@@ -99,8 +102,9 @@ class OpenedModel:
 
     @property
     def weight_bytes(self) -> int:
-        """Of its files; in memory weights take about as much."""
-        return sum(file.stat().st_size for file in self._description.weight_files)
+        """In memory: about as much as its files, twice that for codes in FP8, which a CPU widens."""
+        in_files = sum(file.stat().st_size for file in self._description.weight_files)
+        return 2 * in_files if self._description.fp8 is not None and self._gpu is None else in_files
 
     def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
         """As the loaded model's `CausalLM.kv_layout`. Raises SpliceError (bad_setting)."""
@@ -118,11 +122,9 @@ class OpenedModel:
         text = description.read_text()
         return_freed()  # so that weights do not come on top of what the tokenizer needed
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as digests:
-            digest = digests.submit(_digest, build.spec, description.weight_files)  # as packing, it leaves the GIL
+            digest = digests.submit(_digest, build.spec, description)  # as packing, it leaves the GIL
             if self._gpu is not None:
-                is_quantised = description.is_quantised and build.activations == "int8"
-                place = replace(self._gpu, is_quantised=is_quantised)
-                built = _build_on_gpu(build.spec, build.weights, build.length, place)
+                built = _build_on_gpu(build.spec, build.weights, build.length, self._gpu)
             else:
                 built = _build(build)
         _say_unread(self._path, build.spec, build.weights)
@@ -149,6 +151,7 @@ def open_model(
     ops: OpsChoice = "auto",
     num_threads: int = 1,
     activations: ActivationsChoice = "auto",
+    quantization: QuantizationChoice = "auto",
     gpu: GpuPlace | None = None,
 ) -> OpenedModel:
     """Reads and checks what a model's headers say.
@@ -158,7 +161,8 @@ def open_model(
     length. `num_threads` share each step; in this process, it holds for all models. `activations` are what weights
     meet, see `engine.ops.names`: `auto` is int8 for quantised files and for others bfloat16 where kernels have tiles
     for it, else float32; another choice is another `numerics_id`. On a `gpu` bfloat16 lies between operations, and
-    what is not quantised is bfloat16. torch is loaded only for what the native kernels do not compute. Raises
+    what is not quantised is bfloat16; matrices in FP8 stay so there, and with `quantization` fp8 others become it. On
+    a CPU they are bfloat16. torch is loaded only for what the native kernels do not compute. Raises
     SpliceError: bad_model_file for anything wrong with the files, bad_setting for the arguments.
     """
     description = _describe(path)
@@ -166,8 +170,11 @@ def open_model(
     spec = description.spec.served(length)
     kind: Dtype = "float32" if dtype == "auto" else dtype
     rows = _activations(activations, ops, is_quantised=description.is_quantised)
+    if quantization == "fp8":
+        _expect_quantisable(description, is_on_gpu=gpu is not None)
     if gpu is not None:
         _expect_bfloat16(dtype, activations)
+        gpu = _filled_in(gpu, description, activations, rows, quantises=quantization == "fp8")
     weights = description.open_weights()
     kv_dtype = auto_kv_dtype(spec, kind, weights) if gpu is None else "bfloat16"
     build = _Build(spec, weights, length, kind, kv_dtype, ops, num_threads, rows)
@@ -184,6 +191,7 @@ def load_model(
     ops: OpsChoice = "auto",
     num_threads: int = 1,
     activations: ActivationsChoice = "auto",
+    quantization: QuantizationChoice = "auto",
     gpu: GpuPlace | None = None,
 ) -> LoadedModel:
     """Reads, checks and lays out a model; arguments as of `open_model`.
@@ -199,6 +207,7 @@ def load_model(
         ops=ops,
         num_threads=num_threads,
         activations=activations,
+        quantization=quantization,
         gpu=gpu,
     )
     return opened.load()
@@ -285,6 +294,35 @@ def _expect_bfloat16(dtype: DtypeChoice, activations: ActivationsChoice) -> None
             )
 
 
+def _expect_quantisable(description: _Description, *, is_on_gpu: bool) -> None:
+    why = None
+    if not is_on_gpu:
+        why = "a CPU multiplies no FP8: use --device cuda, or leave it away"
+    elif description.is_quantised:
+        why = "the model's files are quantised in another way: leave it away"
+    if why is not None:
+        raise SpliceError(ErrorCode.BAD_SETTING, f"quantization is fp8, but {why}", param="quantization")
+
+
+def _filled_in(
+    gpu: GpuPlace, description: _Description, choice: ActivationsChoice, rows: Activations, *, quantises: bool
+) -> GpuPlace:
+    """With what the files, and settings beside, say of matrices."""
+    scheme = description.fp8
+    is_quantised = description.is_quantised and rows == "int8"
+    if scheme is None and not quantises:
+        return replace(gpu, is_quantised=is_quantised)
+    if choice == "int8":
+        raise SpliceError(
+            ErrorCode.BAD_SETTING,
+            "activations are int8, but matrices in FP8 meet FP8 or bfloat16 on a GPU: use auto or bfloat16",
+            param="activations",
+        )
+    wants_bfloat16 = choice == "bfloat16" or (scheme is not None and scheme.activations == "bfloat16")
+    meets: Literal["codes", "bfloat16"] = "bfloat16" if wants_bfloat16 else "codes"
+    return replace(gpu, fp8_rows=meets, quantises=quantises and scheme is None)
+
+
 def _activations(choice: ActivationsChoice, ops: OpsChoice, *, is_quantised: bool) -> Activations:
     if ops == "reference" and choice in ("int8", "bfloat16"):
         raise SpliceError(
@@ -314,13 +352,19 @@ def _describe_directory(path: Path) -> _Description:
     config = read_json_object(path / "config.json")
     architecture = architecture_of_config(config)
     spec = architecture.read_config(config)
+    scheme = None if quantisation_method(config) == "mxfp4" else fp8_scheme(config)
+
+    def weights() -> SafetensorsWeights:
+        return SafetensorsWeights(path, partial(architecture.hf_tensor, spec), scheme)
+
     return _Description(
         spec=spec,
         read_text=lambda: tokenizer_from_directory(path, config, spec.vocab_size),
         weight_files=weight_files(path),
-        is_quantised="quantization_config" in config.values,
-        open_weights=lambda: SafetensorsWeights(path, partial(architecture.hf_tensor, spec)),
-        check_weights=lambda: (expect_tokenizer(path), SafetensorsWeights(path, partial(architecture.hf_tensor, spec))),
+        is_quantised=quantisation_method(config) == "mxfp4",
+        open_weights=weights,
+        check_weights=lambda: (expect_tokenizer(path), weights()),
+        fp8=scheme,
     )
 
 
@@ -350,10 +394,12 @@ def _checked_length(max_model_len: int | None, spec: ModelSpec) -> int:
     return max_model_len
 
 
-def _digest(spec: ModelSpec, files: Sequence[Path]) -> str:
-    """32 hexadecimal digits over the architecture and the bytes of the weight files; file names do not count."""
-    digest = hashlib.blake2b(repr(spec).encode(), digest_size=16)
-    for path in files:
+def _digest(spec: ModelSpec, description: _Description) -> str:
+    """32 hexadecimal digits over the architecture, how FP8 codes are meant, and the bytes of the weight files; file
+    names do not count."""
+    said = repr(spec) if description.fp8 is None else f"{spec!r} {description.fp8!r}"
+    digest = hashlib.blake2b(said.encode(), digest_size=16)
+    for path in description.weight_files:
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest())
     return digest.hexdigest()

@@ -17,12 +17,18 @@ class StoredMatrix:
     and not kept."""
 
     kind: str
-    """`float32`, `bfloat16`, or ggml's name of a quantised type in lower case, for example `q4_1`."""
+    """`float32`, `bfloat16`, `fp8_rows`, `fp8_blocks`, or ggml's name of a quantised type in lower case, for example
+    `q4_1`."""
     shape: tuple[int, int]
     """Rows and columns, in elements."""
     data: npt.NDArray[Any]
     """float32 `[rows, columns]`; bfloat16 the same as uint16, numpy having no such type; else uint8
     `[rows, bytes of a row]` as the file has them."""
+    scales: npt.NDArray[np.float32] | None = None
+    """What e4m3 codes are multiplied with: `fp8_rows` `[rows]`, `fp8_blocks` `[ceil(rows / 128), ceil(columns / 128)]`.
+    None for kinds that hold their own."""
+    input_scale: float | None = None
+    """Of the codes that the file wants the rows to become which FP8 codes meet; None: a scale for each, as it comes."""
 
 
 class WeightSource(Protocol):

@@ -40,6 +40,7 @@ def build_body(settings: WorkerSettings) -> Body:
         served_name=settings.served_model_name,
         dtype=settings.dtype,
         activations=settings.activations,
+        quantization=settings.quantization,
         max_model_len=settings.max_model_len,
         num_threads=settings.num_threads,
         gpu=_gpu_place(settings),

@@ -22,6 +22,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     activations: Literal["auto", "int8", "bfloat16", "float32"] = "auto"
     """What weights are multiplied with; int8 concerns quantised ones."""
+    quantization: Literal["auto", "fp8"] = "auto"
+    """What a GPU makes of matrices in bfloat16: nothing else, or FP8."""
     kv_cache_dtype: Literal["auto", "float32", "bfloat16", "int8", "fp8_e4m3"] = "auto"
     """`auto`: bfloat16, but float32 for a model that is float32 itself."""
     block_size: int = 32

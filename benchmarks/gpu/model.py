@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from engine.tuning.operations import TunedOperations
     from engine.tuning.tuner import Tuner
 
-WeightFormat = Literal["bf16"]
-"""Of the matrices; another begins here."""
+WeightFormat = Literal["bf16", "fp8"]
+"""Of the matrices; `fp8`: the projections', with a scale a row."""
 BLOCK_TOKENS, MAX_LEN = 32, 32768
 TUNED_ROWS = (1, 16, 64, 256, 512, 1024, 8192)
 """Fewer buckets than an engine's own start tries: calls with others take the next larger one's."""
@@ -61,8 +61,11 @@ class DrawnWeights:
         return drawn
 
     def take_matrix(self, name: str, shape: Sequence[int], kinds: frozenset[str]) -> torch.Tensor:
-        """See `Weights.take_matrix`."""
-        return self.take(name, shape)
+        """See `Weights.take_matrix`. Where FP8 is taken it is counted as what it becomes: a byte, and a scale a row."""
+        drawn = self.take(name, shape)
+        if "fp8_rows" in kinds:
+            self.num_bytes += shape[0] * 4 - drawn.numel()
+        return drawn
 
 
 @lru_cache(maxsize=1)
@@ -72,26 +75,30 @@ def build(mode: Mode, weights: WeightFormat, tactics: Path) -> Model:
 
     Raises SpliceError where GPU or kernels are missing.
     """
-    del weights
     from engine.device.cuda_runtime import CudaRuntime  # noqa: PLC0415 (the engine, which needs more than torch)
     from engine.models.decoder import Decoder  # noqa: PLC0415
     from engine.ops import reference  # noqa: PLC0415
-    from engine.ops.cuda.candidates import best_product, candidates  # noqa: PLC0415
+    from engine.ops.cuda.candidates import Fp8Choice, best_product, candidates  # noqa: PLC0415
+    from engine.ops.cuda.fp8_products import rows_that_codes_meet  # noqa: PLC0415
     from engine.ops.cuda.library import Library  # noqa: PLC0415
     from engine.ops.features import features_of  # noqa: PLC0415
     from engine.ops.registry import choose  # noqa: PLC0415
     from engine.tuning.operations import TunedOperations  # noqa: PLC0415
 
     library, runtime = Library(), CudaRuntime()
-    offered = [*reference.CANDIDATES, *candidates(library, best_product(library, runtime.capability))]
-    tuned = TunedOperations(library, runtime.device, "fast") if mode == "fast" else None
-    if tuned is not None:
+    rows = rows_that_codes_meet(library, runtime.capability, wants_bfloat16=False)
+    fp8 = Fp8Choice(runtime.device, rows, quantises=True) if weights == "fp8" else None
+    offered = [*reference.CANDIDATES, *candidates(library, best_product(library, runtime.capability), fp8=fp8)]
+    tuned = None
+    if mode == "fast":
+        tuned = TunedOperations(library, runtime.device, "fast", are_products_plain=fp8 is None)
         offered += tuned.candidates()
     drawn = DrawnWeights(runtime.device)
     ops = choose(offered, torch.bfloat16, features_of(LLAMA_8B))
     decoder = Decoder(LLAMA_8B, ops, drawn, MAX_LEN, "bfloat16", runtime.device)
     if tuned is not None:
         tuned.tune(LLAMA_8B, short_tuner(tuned, library, tactics))
+    if tuned is not None or fp8 is not None:
         torch.cuda.empty_cache()
     return Model(decoder, library, runtime, drawn.num_bytes)
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from benchmarks.gpu.cases import cases
 from benchmarks.gpu.cases.case import HIDDEN, WIDE, Case
+from benchmarks.gpu.model import WeightFormat
 from benchmarks.gpu.targets import ENGINE_TARGETS, STEP_TARGETS
 from engine.ops.cuda.library import Library
 from engine.tuning.decision import Mode
@@ -52,6 +53,7 @@ def tasks() -> list[Task]:
         Task("ceilings", "ceilings", 30, _ceilings),
         *(task for task in kernels if task.goals),
         *(each(mode) for mode in MODES for each in (_steps, _at_once)),
+        *(each for mode in MODES for each in _in_fp8(mode)),
         Task("transformers", "peers", 150, _transformers, ("transformers",)),
         Task("hand-off", "handoffs", 120, _handoff, ("hand-off",)),
         *_serving(),
@@ -94,37 +96,47 @@ def _case(case: Case, library: Library, shared: Path) -> dict[str, Any]:
         return asdict(replace(measured, rival=f"{case.rival_name}: {str(error)[:200]}"))
 
 
-def _steps(mode: Mode) -> Task:
+def _steps(mode: Mode, weights: WeightFormat = "bf16") -> Task:
     def run(library: Library, shared: Path) -> list[dict[str, Any]]:
         from benchmarks.gpu import steps  # noqa: PLC0415 (the engine, which needs more than torch)
 
         del library
-        return steps.measure(mode, "bf16", shared)
+        return steps.measure(mode, weights, shared)
 
-    return Task(f"decode steps, {mode}", "steps", 90, run, tuple(f"step {size}" for size in STEP_TARGETS))
+    goals = tuple(f"step {size}" for size in STEP_TARGETS) if weights == "bf16" else ()
+    return Task(f"decode steps, {weights}, {mode}", "steps", 90, run, goals)
 
 
 def _at_once(mode: Mode) -> Task:
     from benchmarks.gpu.peers import NEW_TOKENS, PROMPT_TOKENS  # noqa: PLC0415
 
-    return _engine(mode, PROMPT_TOKENS, NEW_TOKENS, None, ("transformers",))
+    return _engine(mode, "bf16", PROMPT_TOKENS, NEW_TOKENS, None, ("transformers",))
+
+
+def _in_fp8(mode: Mode) -> Iterator[Task]:
+    """Engines before steps: it is them that targets are for."""
+    for prompt, answer in ENGINE_TARGETS:
+        yield _engine(mode, "fp8", prompt, answer, _WINDOW_S, (f"{prompt}/{answer}",))
+    yield _steps(mode, "fp8")
 
 
 def _serving() -> Iterator[Task]:
     for mode in reversed(MODES):
         for prompt, answer in ENGINE_TARGETS:
-            yield _engine(mode, prompt, answer, _WINDOW_S, ())
+            yield _engine(mode, "bf16", prompt, answer, _WINDOW_S, ())
 
 
-def _engine(mode: Mode, prompt: int, answer: int, window_s: float | None, goals: tuple[str, ...]) -> Task:
+def _engine(
+    mode: Mode, weights: WeightFormat, prompt: int, answer: int, window_s: float | None, goals: tuple[str, ...]
+) -> Task:
     def run(library: Library, shared: Path) -> list[dict[str, Any]]:
         from benchmarks.gpu import serving  # noqa: PLC0415 (the engine)
 
         del library
-        return serving.measure(mode, "bf16", shared, prompt, answer, window_s=window_s)
+        return serving.measure(mode, weights, shared, prompt, answer, window_s=window_s)
 
     what = f"{prompt}/{answer}" + (" at once" if window_s is None else "")
-    return Task(f"engine, 8B bf16, {mode}, {what}", "serving", 120, run, goals)
+    return Task(f"engine, 8B {weights}, {mode}, {what}", "serving", 120, run, goals)
 
 
 def _transformers(library: Library, shared: Path) -> list[dict[str, Any]]:

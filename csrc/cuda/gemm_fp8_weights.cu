@@ -9,27 +9,18 @@
 // s of the four takes elements 16·q + 4·s + 0…3, q = 0…3, which are what a thread finds in 16 bytes of its row. Scales of blocks:
 // a step's sum begins at zero and sum = fused(that, scale, sum); then y = round(sum + bias). Other scales: y = round(fused(sum, scale,
 // bias)). Elements beyond k are zeros. Tiles differ in nothing but which outputs are computed side by side.
-#include "e4m3.h"
+#include "fp8_stage.h"
 #include "gemm_fp8.h"
-#include "rows.h"
 
 namespace splice::cuda {
 namespace {
-
-constexpr int STEP = 128, FRAGMENT_ROWS = 16, FRAGMENT_COLUMNS = 8;
-constexpr int X_CHUNKS = STEP / CHUNK_ELEMENTS, W_CHUNKS = STEP / CHUNK_BYTES;  // of a row and a step
-constexpr int HALVES = 2, PRODUCTS = 4;                                         // of a step; of a half of one
-
-// Chunks in shared memory: eight lanes that read at once are two rows and every second of eight chunks of x, every one of four of W.
-SPLICE_BOTH int x_place(int row, int chunk) { return row * X_CHUNKS + (chunk ^ (row & 1)); }
-SPLICE_BOTH int w_place(int row, int chunk) { return row * W_CHUNKS + (chunk ^ (row & 1) << 2); }
 
 template <int tile_rows, int tile_columns, int warps_down, int warps_across, int stage_count>
 struct Tile {
   static constexpr int rows = tile_rows, columns = tile_columns, stages = stage_count, across = warps_across;
   static constexpr int threads = warps_down * warps_across * WARP;
   static constexpr int warp_rows = rows / warps_down, warp_columns = columns / warps_across;
-  static constexpr int down_fragments = warp_rows / FRAGMENT_ROWS, across_fragments = warp_columns / FRAGMENT_COLUMNS;
+  static constexpr int row_fragments = warp_rows / FRAGMENT_ROWS, column_fragments = warp_columns / FRAGMENT_COLUMNS;
   static_assert(STEP % columns == 0);  // so that a tile's columns share the scale of a block
   struct Stage {
     Chunk x[rows * X_CHUNKS], w[columns * W_CHUNKS];
@@ -55,38 +46,6 @@ SPLICE_DEVICE void start_stage(const splice_cuda_gemm_fp8& args, int64_t first_r
   }
 }
 
-// sums += x·Wᵀ of one stage, in codes.
-template <class T>
-SPLICE_DEVICE void multiply_stage(const typename T::Stage& stage, int row, int column, float (&sums)[T::down_fragments][T::across_fragments][4]) {
-  const int lane = thread_index() % WARP, group = lane / 4, quad = lane % 4;
-  SPLICE_UNROLL
-  for (int half = 0; half < HALVES; ++half) {
-    Chunk x[T::down_fragments][2][2];  // rows group and group + 8, elements 0…7 and 8…15
-    SPLICE_UNROLL
-    for (int down = 0; down < T::down_fragments; ++down) {
-      SPLICE_UNROLL
-      for (int i = 0; i < 4; ++i)
-        x[down][i / 2][i % 2] = stage.x[x_place(row + down * FRAGMENT_ROWS + group + i / 2 * 8, half * 8 + 2 * quad + i % 2)];
-    }
-    SPLICE_UNROLL
-    for (int across = 0; across < T::across_fragments; ++across) {
-      const Chunk codes = stage.w[w_place(column + across * FRAGMENT_COLUMNS + group, half * 4 + quad)];
-      SPLICE_UNROLL
-      for (int s = 0; s < PRODUCTS; ++s) {
-        uint32_t w[2];
-        e4m3_to_bf16(codes.word[s], w);
-        SPLICE_UNROLL
-        for (int down = 0; down < T::down_fragments; ++down) {
-          const Chunk &above = x[down][0][s / 2], &below = x[down][1][s / 2];
-          const int word = s % 2 * 2;
-          const uint32_t a[4] = {above.word[word], below.word[word], above.word[word + 1], below.word[word + 1]};
-          multiply_fragments(sums[down][across], a, w[0], w[1]);
-        }
-      }
-    }
-  }
-}
-
 template <class T, bool blocks>
 SPLICE_KERNEL __launch_bounds__(T::threads, 1) multiply_weights(splice_cuda_gemm_fp8 args) {
   auto* stages = reinterpret_cast<typename T::Stage*>(shared_memory());
@@ -100,20 +59,20 @@ SPLICE_KERNEL __launch_bounds__(T::threads, 1) multiply_weights(splice_cuda_gemm
   };
   for (int step = 0; step < T::stages - 1; ++step) start(step);
   const float* block_scales = args.w_scales + first_column / STEP * steps;
-  float sums[T::down_fragments][T::across_fragments][4] = {};
+  float sums[T::row_fragments][T::column_fragments][4] = {};
   for (int64_t step = 0; step < steps; ++step) {
     wait_copies<T::stages - 2>();
     barrier();  // this stage is there, and everybody is done with the one before, which is filled next
     start(step + T::stages - 1);
     const auto& stage = stages[step % T::stages];
     if constexpr (blocks) {
-      float part[T::down_fragments][T::across_fragments][4] = {};
+      float part[T::row_fragments][T::column_fragments][4] = {};
       multiply_stage<T>(stage, row, column, part);
       const float scale = block_scales[step];
       SPLICE_UNROLL
-      for (int down = 0; down < T::down_fragments; ++down) {
+      for (int down = 0; down < T::row_fragments; ++down) {
         SPLICE_UNROLL
-        for (int across = 0; across < T::across_fragments; ++across) {
+        for (int across = 0; across < T::column_fragments; ++across) {
           SPLICE_UNROLL
           for (int i = 0; i < 4; ++i) sums[down][across][i] = fused(part[down][across][i], scale, sums[down][across][i]);
         }
@@ -124,7 +83,7 @@ SPLICE_KERNEL __launch_bounds__(T::threads, 1) multiply_weights(splice_cuda_gemm
   }
   wait_copies<0>();
   SPLICE_UNROLL
-  for (int across = 0; across < T::across_fragments; ++across) {
+  for (int across = 0; across < T::column_fragments; ++across) {
     const int64_t at = first_column + column + across * FRAGMENT_COLUMNS + lane % 4 * 2;
     if (at >= args.n) continue;
     float scale[2] = {1.0f, 1.0f}, bias[2] = {0.0f, 0.0f};
@@ -134,7 +93,7 @@ SPLICE_KERNEL __launch_bounds__(T::threads, 1) multiply_weights(splice_cuda_gemm
       if (args.bias) bias[i] = from_bf16(static_cast<const uint16_t*>(args.bias)[at + i]);
     }
     SPLICE_UNROLL
-    for (int i = 0; i < 2 * T::down_fragments; ++i) {
+    for (int i = 0; i < 2 * T::row_fragments; ++i) {
       const int64_t to = first_row + row + lane / 4 + i * 8;
       const float* pair = sums[i / 2][across] + i % 2 * 2;
       if (to < args.m)

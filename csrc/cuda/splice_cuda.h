@@ -407,6 +407,16 @@ typedef struct {
 } splice_cuda_push;
 int splice_cuda_rope_push(const splice_cuda_push* args, void* stream);
 
+// splice_cuda_grouped_gemm with W in e4m3 codes [experts, n, k] and scales of rows [experts, n] or of blocks [experts, ceil(n / 128),
+// ceil(k / 128)]; with an activation those of gates and then those of ups, ceil(n / 2 / 128) each. k is a multiple of 16, tile_rows 16
+// or 64. Each output has the bits of splice_cuda_gemm_fp8_weights.
+typedef struct {
+  splice_cuda_grouped product;
+  const float* w_scales;
+  int32_t w_scaling;  // SPLICE_CUDA_ROWS or SPLICE_CUDA_BLOCKS
+} splice_cuda_grouped_codes;
+int splice_cuda_grouped_fp8_weights(const splice_cuda_grouped_codes* args, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from engine.formats.bad_file import bad_file
 from engine.formats.fields import Fields
+from engine.formats.fp8_config import fp8_scheme
 from engine.formats.hf_rope import rope_from_config
 from engine.rope_spec import RopeSpec
 from engine.spec import Activation, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
@@ -79,13 +80,8 @@ def windowed_layers(config: Fields, default: Callable[[int], bool]) -> list[bool
 
 
 def refuse_quantised(config: Fields) -> None:
-    """Raises SpliceError for a model whose safetensors hold something else than its weights' values."""
-    if "quantization_config" in config.values:
-        raise bad_file(
-            config.path,
-            "field 'quantization_config': quantised safetensors are not supported",
-            "use the unquantised model or a GGUF file",
-        )
+    """Raises SpliceError for a model whose safetensors hold neither its weights' values nor FP8 codes and scales."""
+    fp8_scheme(config)
 
 
 def model_from_config(

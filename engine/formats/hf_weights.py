@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.formats import mxfp4
+from engine.formats import fp8, mxfp4
 from engine.formats.bad_file import DOWNLOAD_AGAIN, bad_file
 from engine.formats.fields import read_json_object
+from engine.formats.fp8_config import Fp8Scheme
 from engine.formats.safetensors_file import SafetensorsFile
 from engine.formats.stored import Stored
 from engine.formats.tensors import expect_shape, missing_tensor
@@ -21,19 +22,22 @@ from engine.weights import StoredMatrix, widened
 _ELEMENTS: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 """Types that are read; numpy has no bfloat16."""
 _BYTES: dict[str, type[np.generic]] = {"U8": np.uint8}
+_CODES: dict[str, type[np.generic]] = {fp8.DTYPE: np.uint8}
 _KINDS = {"F32": "float32", "BF16": "bfloat16"}
 
 
 class SafetensorsWeights:
     """See `WeightSource`."""
 
-    def __init__(self, directory: Path, locate: Callable[[str], Stored]) -> None:
+    def __init__(self, directory: Path, locate: Callable[[str], Stored], scheme: Fp8Scheme | None = None) -> None:
         """Opens every file, so that a damaged one is found before anything is computed.
 
-        `locate` says where the tensor of a canonical name lies.
+        `locate` says where the tensor of a canonical name lies, `scheme` how tensors in FP8 are scaled where there are
+        some.
         """
         self._directory = directory
         self._locate = locate
+        self._scheme = scheme
         self.files = weight_files(directory)
         self._opened = [SafetensorsFile(path) for path in self.files]
         self._file_of = {name: file for file in self._opened for name in file.names}
@@ -43,6 +47,9 @@ class SafetensorsWeights:
         stored = self._locate(name)
         if stored.name + mxfp4.BLOCKS in self._file_of:
             return mxfp4.dequantised(*self._mxfp4(stored, shape))
+        scheme = self._scheme_of(stored, shape)
+        if scheme is not None:
+            return widened(fp8.as_bfloat16(self._fp8(stored, shape, scheme)))
         return _as_float32(*self._read(stored.name, stored, stored.shape(shape)))
 
     def take_matrix(self, name: str, shape: tuple[int, int], kinds: frozenset[str]) -> StoredMatrix:
@@ -53,6 +60,9 @@ class SafetensorsWeights:
             if mxfp4.KIND in kinds:
                 return StoredMatrix(mxfp4.KIND, shape, mxfp4.as_gguf(*parts))
             return StoredMatrix("float32", shape, mxfp4.dequantised(*parts))
+        scheme = self._scheme_of(stored, shape)
+        if scheme is not None:
+            return self._fp8_matrix(stored, shape, scheme, kinds)
         dtype, values = self._read(stored.name, stored, stored.shape(shape))
         kind = _KINDS.get(dtype)
         if kind is None or kind not in kinds:
@@ -71,6 +81,11 @@ class SafetensorsWeights:
             stored, blocks, scales = _mxfp4_shapes(stored, shape)
             self._found(stored.name + mxfp4.BLOCKS, blocks, _BYTES)
             self._found(stored.name + mxfp4.SCALES, scales, _BYTES)
+            return
+        scheme = self._scheme_of(stored, shape)
+        if scheme is not None:
+            self._found(stored.name, stored.shape(shape), _CODES)
+            self._scales_of(stored, shape, scheme)
         else:
             self._found(stored.name, stored.shape(shape), _ELEMENTS)
 
@@ -91,6 +106,59 @@ class SafetensorsWeights:
         scales = self._read(name, stored, scales_shape, _BYTES)[1]
         mxfp4.refuse_reserved(self._file_of[name].path, name, scales)
         return blocks, scales
+
+    def _scheme_of(self, stored: Stored, shape: tuple[int, ...]) -> Fp8Scheme | None:
+        """How the tensor is scaled; None where it is not in FP8. What is no matrix is in FP8 nowhere."""
+        name = stored.name
+        is_fp8 = name in self._file_of and self._file_of[name].dtype(name) == fp8.DTYPE
+        return self._scheme if is_fp8 and len(shape) == 2 else None
+
+    def _fp8_matrix(
+        self, stored: Stored, shape: tuple[int, int], scheme: Fp8Scheme, kinds: frozenset[str]
+    ) -> StoredMatrix:
+        tensor = self._fp8(stored, shape, scheme)
+        input_scale = self._input_scale(stored) if scheme.activations == "static" else None
+        if tensor.kind is not None and tensor.kind in kinds:
+            return StoredMatrix(tensor.kind, shape, tensor.codes, tensor.scales, input_scale)
+        bits = fp8.as_bfloat16(tensor)
+        return (
+            StoredMatrix("bfloat16", shape, bits)
+            if "bfloat16" in kinds
+            else StoredMatrix("float32", shape, widened(bits))
+        )
+
+    def _fp8(self, stored: Stored, shape: tuple[int, ...], scheme: Fp8Scheme) -> fp8.Fp8Tensor:
+        """Codes and scales. Raises SpliceError for those that stand for no number."""
+        whole = replace(stored, pick=None, is_transposed=False)
+        codes = self._read(stored.name, whole, stored.shape(shape), _CODES)[1]
+        file, name, found = self._scales_of(stored, shape, scheme)
+        scales = _as_float32(*self._read(name, Stored(name), found))
+        fp8.refuse_scales(file.path, name, scales)
+        tensor = fp8.laid_out(stored, codes, scales, has_blocks=scheme.has_blocks)
+        fp8.refuse_codes(self._file_of[stored.name].path, stored.name, tensor.codes)
+        return tensor
+
+    def _scales_of(
+        self, stored: Stored, shape: tuple[int, ...], scheme: Fp8Scheme
+    ) -> tuple[SafetensorsFile, str, tuple[int, ...]]:
+        """Where the scales of a tensor lie: file, name and shape. Raises SpliceError where it has none that fit it."""
+        name = next((name for end in fp8.SCALES if (name := stored.name + end) in self._file_of), None)
+        if name is None:
+            raise missing_tensor(self._directory, stored.name + fp8.SCALES[0 if scheme.has_blocks else 1])
+        file, fitting = self._file_of[name], fp8.scale_shapes(stored, shape, has_blocks=scheme.has_blocks)
+        found = file.shape(name)
+        return self._found(name, found if found in fitting else fitting[0], _ELEMENTS), name, found
+
+    def _input_scale(self, stored: Stored) -> float:
+        """Of the rows that a matrix meets. Raises SpliceError where there is none, or it is no number."""
+        module = stored.name.removesuffix("weight")
+        name = next((name for end in fp8.INPUT_SCALES if (name := module + end) in self._file_of), None)
+        if name is None:
+            raise missing_tensor(self._directory, module + fp8.INPUT_SCALES[0])
+        shape = self._file_of[name].shape(name)
+        scale = _as_float32(*self._read(name, Stored(name), shape if shape == () else (1,)))
+        fp8.refuse_scales(self._file_of[name].path, name, scale)
+        return float(scale.flat[0])
 
     def _found(self, name: str, shape: tuple[int, ...], elements: Mapping[str, type[np.generic]]) -> SafetensorsFile:
         """The file of a tensor that has this shape and one of these types."""

@@ -19,7 +19,10 @@ from engine.formats.bad_file import DOWNLOAD_AGAIN, bad_file
 from engine.formats.mapped_file import MappedFile
 
 MAX_HEADER_BYTES = 100_000_000
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
+    "BOOL": 1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from engine.layers.norm import take_norm
 from engine.layers.weights import Weights
 from engine.ops.head_norms import HeadNorms
 from engine.ops.registry import OpTable
+from engine.ops.signatures import LinearRows, RowsForm
 from engine.spec import AttentionSpec, ModelSpec
 from engine.steps.step_plan import StepPlan
 
@@ -38,7 +39,12 @@ class Attention:
             self._norms = HeadNorms(q_norm, k_norm, model.rms_norm_eps)
         self.sinks = weights.take(f"{name}.sinks", (spec.num_heads,)).float() if spec.sinks else None
 
-    def __call__(self, x: torch.Tensor, plan: StepPlan, kv_cache: torch.Tensor) -> torch.Tensor:
+    @property
+    def form(self) -> RowsForm | None:
+        """See `Linear.form`."""
+        return self.qkv.form
+
+    def __call__(self, x: LinearRows, plan: StepPlan, kv_cache: torch.Tensor) -> torch.Tensor:
         """`x` `[M, hidden]`; writes the rows' K and V at `plan.slots` before attending."""
         spec, ops = self._spec, self._ops
         heads = self.qkv(x).view(len(x), -1, spec.head_dim)

@@ -8,7 +8,7 @@ from engine.layers.attention import Attention
 from engine.layers.latent_attention import LatentAttention
 from engine.layers.mlp import GatedMlp
 from engine.layers.moe import MixtureOfExperts
-from engine.layers.norm import take_norm
+from engine.layers.norm import Norm, take_norm
 from engine.layers.rope import RopeTables
 from engine.layers.weights import Weights
 from engine.ops.registry import OpTable
@@ -27,10 +27,12 @@ class Block:
 
         self._ops = ops
         self._eps = model.rms_norm_eps
-        self._input_norm = norm("input_layernorm")
+        input_norm = norm("input_layernorm")
         self._attention = _attention(model, spec.attention, layer, ops, weights, tables)
-        self._mlp_norm = norm("post_attention_layernorm")
+        self._input_norm = Norm(ops, input_norm, self._eps, self._attention.form)
+        mlp_norm = norm("post_attention_layernorm")
         self._mlp = _mlp(spec.mlp, hidden, f"{name}.mlp", ops, weights)
+        self._mlp_norm = Norm(ops, mlp_norm, self._eps, self._mlp.form)
         self._attention_output_norm = norm("attention_output_norm") if spec.post_norms else None
         self._mlp_output_norm = norm("mlp_output_norm") if spec.post_norms else None
 
@@ -39,11 +41,11 @@ class Block:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Takes and returns (what the block before adds to the residual stream, the stream), both `[M, hidden]`."""
         if update is None:
-            normed = self._ops.rms_norm(residual, self._input_norm, self._eps)
+            normed = self._input_norm(residual)
         else:
-            normed, residual = self._ops.add_rms_norm(update, residual, self._input_norm, self._eps)
+            normed, residual = self._input_norm.add(update, residual)
         attended = self._normed(self._attention(normed, plan, kv_cache), self._attention_output_norm)
-        normed, residual = self._ops.add_rms_norm(attended, residual, self._mlp_norm, self._eps)
+        normed, residual = self._mlp_norm.add(attended, residual)
         return self._normed(self._mlp(normed), self._mlp_output_norm), residual
 
     def _normed(self, update: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 
 from engine.layers.linear import Linear
+from engine.layers.norm import Norm
 from engine.layers.weights import Weights
 from engine.ops.latent_norm import LatentNorm
 from engine.ops.registry import OpTable
+from engine.ops.signatures import LinearRows, RowsForm
 from engine.spec import LatentAttentionSpec, ModelSpec
 from engine.steps.step_plan import StepPlan
 
@@ -34,8 +36,9 @@ class LatentAttention:
         else:
             rank = spec.q_lora_rank
             self._q_down = Linear.load(ops, weights, [(f"{name}.q_a_proj", rank)], hidden, bias=spec.bias)
-            self._q_norm = weights.take(f"{name}.q_a_layernorm.weight", (rank,))
+            q_norm = weights.take(f"{name}.q_a_layernorm.weight", (rank,))
             self._q = Linear.load(ops, weights, [(f"{name}.q_b_proj", q_rows)], rank, bias=False)
+            self._q_norm = Norm(ops, q_norm, spec.norm_eps, self._q.form)
         cached = [(f"{name}.kv_a_proj_with_mqa", spec.kv_lora_rank + spec.qk_rope_head_dim)]
         self._kv_down = Linear.load(ops, weights, cached, hidden, bias=spec.bias)
         self._norm = LatentNorm(weights.take(f"{name}.kv_a_layernorm.weight", (spec.kv_lora_rank,)), spec.norm_eps)
@@ -43,7 +46,13 @@ class LatentAttention:
         values = spec.num_heads * spec.v_head_dim
         self._output = Linear.load(ops, weights, [(f"{name}.o_proj", hidden)], values, bias=spec.bias)
 
-    def __call__(self, x: torch.Tensor, plan: StepPlan, kv_cache: torch.Tensor) -> torch.Tensor:
+    @property
+    def form(self) -> RowsForm | None:
+        """See `Linear.form`: where both products of a row take the same."""
+        queries = self._q if self._q_down is None else self._q_down
+        return queries.form if queries.form == self._kv_down.form else None
+
+    def __call__(self, x: LinearRows, plan: StepPlan, kv_cache: torch.Tensor) -> torch.Tensor:
         """`x` `[M, hidden]`; writes the rows' latents and rotated keys at `plan.slots` before attending."""
         spec, ops, layer = self._spec, self._ops, self._layer
         q = self._queries(x)
@@ -56,10 +65,10 @@ class LatentAttention:
         )
         return self._output(attended.view(len(x), -1))
 
-    def _queries(self, x: torch.Tensor) -> torch.Tensor:
+    def _queries(self, x: LinearRows) -> torch.Tensor:
         """`[M, num_heads, nope + rope]`, not rotated yet."""
         if self._q_down is not None:
-            x = self._ops.rms_norm(self._q_down(x), self._q_norm, self._spec.norm_eps)
+            x = self._q_norm(self._q_down(x))
         return self._q(x).view(len(x), self._spec.num_heads, -1)
 
 

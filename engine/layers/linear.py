@@ -8,6 +8,7 @@ import torch
 
 from engine.layers.weights import Weights
 from engine.ops.registry import OpTable
+from engine.ops.signatures import LinearRows, RowsForm
 from engine.ops.weight_matrix import WeightMatrix
 
 
@@ -18,6 +19,8 @@ class Linear:
         self._op = ops.linear
         self._weight = ops.pack_linear(*parts)
         self._bias = bias
+        self.form: RowsForm | None = None if ops.fused is None else ops.fused.form(self._weight)
+        """Which rows it takes beside tensors."""
 
     @classmethod
     def load(
@@ -29,6 +32,6 @@ class Linear:
         biases = [weights.take(f"{name}.bias", (rows,)) for name, rows in parts] if bias else []
         return cls(ops, matrices, torch.cat(biases) if biases else None)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """`[M, in_features]` to `[M, out_features]`, same dtype."""
+    def __call__(self, x: LinearRows) -> torch.Tensor:
+        """`[M, in_features]` to `[M, out_features]`, same dtype. `x` is a tensor, or of its `form`."""
         return self._op(x, self._weight, self._bias)

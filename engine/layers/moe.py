@@ -33,6 +33,11 @@ class MixtureOfExperts:
         shared = spec.shared
         self._shared = None if shared is None else GatedMlp(shared, hidden, f"{name}.shared_experts", ops, weights)
 
+    @property
+    def form(self) -> None:
+        """See `Linear.form`: a router takes tensors, and so do experts."""
+        return None
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`[M, hidden]` to `[M, hidden]`; weighted sums in float32, rounded once."""
         logits = self._ops.lm_head(x, self._router)

@@ -40,7 +40,7 @@ class TorchWeights:
         matrix = self._source.take_matrix(name, shape, wanted)
         if matrix.kind in FLOAT_KINDS:
             return _tensor(matrix).to(self._device, self._dtype)
-        return QuantizedMatrix(matrix.kind, matrix.shape, matrix.data)
+        return QuantizedMatrix(matrix.kind, matrix.shape, matrix.data, matrix.scales, matrix.input_scale)
 
 
 def _tensor(matrix: StoredMatrix) -> torch.Tensor:

@@ -10,11 +10,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from engine.formats.bad_file import bad_file
 from engine.formats.expert_names import ExpertName, moe_gguf_tensor
 from engine.formats.fields import Fields
+from engine.formats.fp8_config import quantisation_method
 from engine.formats.gguf_file import GgufFile
 from engine.formats.gguf_spec import attention_from_gguf, layers_in_gguf, model_from_gguf
-from engine.formats.hf_config import attention_from_config, model_from_config, refuse_quantised, windowed_layers
+from engine.formats.hf_config import attention_from_config, model_from_config, windowed_layers
 from engine.formats.stored import RowPick, Stored
 from engine.models.architecture import Architecture
 from engine.rope_spec import YarnRopeScaling
@@ -26,8 +28,13 @@ GGUF_NAME = "gpt-oss"
 
 def spec_from_config(config: Fields) -> ModelSpec:
     """See `Architecture.spec_from_config`."""
-    if config.section("quantization_config").string_or("quant_method", "mxfp4") != "mxfp4":
-        refuse_quantised(config)
+    method = quantisation_method(config)
+    if method not in (None, "mxfp4"):
+        raise bad_file(
+            config.path,
+            f"field 'quantization_config.quant_method' is {method!r}, expected mxfp4",
+            "use the model as it was published, or a GGUF file",
+        )
     for key, computed in (("swiglu_alpha", 1.702), ("swiglu_limit", 7.0)):
         if config.number_or(key, computed) != computed:
             raise config.wrong(key, str(computed))

@@ -15,7 +15,8 @@ from engine.models.decoder import Decoder
 from engine.models.device_decoder import DeviceDecoder
 from engine.numerics import gpu_numerics_id
 from engine.ops import reference
-from engine.ops.cuda.candidates import best_product, candidates, obstacle
+from engine.ops.cuda.candidates import Fp8Choice, best_product, candidates, obstacle
+from engine.ops.cuda.fp8_products import rows_that_codes_meet
 from engine.ops.cuda.library import Library
 from engine.ops.features import features_of
 from engine.ops.registry import choose
@@ -57,20 +58,27 @@ def _built(
 ) -> BuiltOnGpu:
     product = best_product(library, runtime.capability)
     tuned = None
+    fp8 = None
+    if place.fp8_rows is not None:
+        rows = rows_that_codes_meet(library, runtime.capability, wants_bfloat16=place.fp8_rows == "bfloat16")
+        fp8 = Fp8Choice(runtime.device, rows, place.quantises)
+    keeps_quantised = place.is_quantised or fp8 is not None
     if place.tactics is not None:
         mode: Mode = "deterministic" if place.is_deterministic else "fast"
-        tuned = TunedOperations(library, runtime.device, mode, are_products_plain=not place.is_quantised)
-    offered = [*reference.CANDIDATES, *candidates(library, product, runtime.device if place.is_quantised else None)]
+        tuned = TunedOperations(library, runtime.device, mode, are_products_plain=not keeps_quantised)
+    blocks_on = runtime.device if place.is_quantised else None
+    offered = [*reference.CANDIDATES, *candidates(library, product, blocks_on, fp8)]
     if tuned is not None:
         offered += tuned.candidates()
     ops = choose(offered, torch.bfloat16, features_of(spec))
-    on_device = TorchWeights(weights, torch.bfloat16, runtime.device, keeps_quantised=place.is_quantised)
+    on_device = TorchWeights(weights, torch.bfloat16, runtime.device, keeps_quantised=keeps_quantised)
     decoder = Decoder(spec, ops, on_device, length, "bfloat16", runtime.device)
     buckets = None if place.enforce_eager else Buckets.up_to(place.max_num_seqs, length)
     tactics: Mapping[str, str] = {}
     if tuned is not None and place.tactics is not None:
         tactics = tuned.tune(spec, kept_tuner(tuned.tunables, library, place.tactics))
-        torch.cuda.empty_cache()  # what was tried on is not to count as taken when the KV cache is sized
+    if tuned is not None or fp8 is not None:
+        torch.cuda.empty_cache()  # what was tried on, or in between, is not to count as taken when the cache is sized
     model = DeviceDecoder(decoder, library, runtime, buckets, place.max_num_seqs)
     numerics = gpu_numerics_id(runtime.capability, ops.names, tactics)
     return model, numerics, None if tuned is None else lambda: tuned.counts

@@ -10,7 +10,7 @@ import torch
 
 from engine.ops.features import FEATURES, Feature
 from engine.ops.names import OpName
-from engine.ops.signatures import PackExpertsOp, PackOp, RowsOp
+from engine.ops.signatures import FusedRows, PackExpertsOp, PackOp, RowsOp
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,8 @@ class Candidate:
     what it computes beyond the plain case. The highest `rank` wins; the reference has rank 0.
 
     The rest belongs to `linear`, `lm_head` and `experts` only: without `pack` a weight is a plain tensor, `rows` goes
-    with `pack`, `pack_experts` with `experts`, and `kinds` are the quantised types that are packed as they are.
+    with `pack`, `pack_experts` with `experts`, `fused` with `linear`, and `kinds` are the quantised types that are
+    packed as they are.
     """
 
     op: OpName
@@ -32,6 +33,7 @@ class Candidate:
     rows: RowsOp | None = None
     pack_experts: PackExpertsOp | None = None
     kinds: frozenset[str] = frozenset()
+    fused: FusedRows | None = None
 
     def serves(self, dtype: torch.dtype, wanted: frozenset[Feature]) -> bool:
         """Whether it can be chosen for a model that wants these features, of whatever operations."""

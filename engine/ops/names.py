@@ -12,7 +12,11 @@ Activations = Literal["int8", "bfloat16", "float32"]
 as their values rounded to it, sums in float32. `float32`: rows as they are, weights counting as their float32 values.
 Float32 weights stay that in all of them."""
 ActivationsChoice = Literal["auto", "int8", "bfloat16", "float32"]
-"""`auto` on native kernels is `int8`, or `bfloat16` for files that are not quantised where there are tiles for it."""
+"""`auto` on native kernels is `int8`, or `bfloat16` for files that are not quantised where there are tiles for it.
+On a GPU matrices in FP8 meet codes where it multiplies them (Hopper), or bfloat16, which may be asked for."""
+
+QuantizationChoice = Literal["auto", "fp8"]
+"""`auto` leaves matrices as files have them; `fp8` makes e4m3 codes of those in bfloat16, a scale a row, on a GPU."""
 
 OpsChoice = Literal["auto", "reference"]
 """`auto` takes the fastest operations there are, `reference` those of plain torch."""

@@ -18,6 +18,7 @@ from engine.ops.names import OP_NAMES, Activations, OpName, OpsChoice
 from engine.ops.signatures import (
     AddRmsNormOp,
     ExpertsOp,
+    FusedRows,
     GatedMulOp,
     LatentAttentionOp,
     LinearOp,
@@ -62,6 +63,8 @@ class OpTable:
     """Quantised types `pack_linear` takes."""
     lm_head_kinds: frozenset[str]
     expert_kinds: frozenset[str]
+    fused: FusedRows | None
+    """What leaves rows in the form that `linear` takes, where there is more than one."""
     names: Mapping[OpName, str]
     """Operation to candidate name, of those the model is made of: part of the numerics identity."""
 
@@ -110,6 +113,7 @@ def choose(candidates: Iterable[Candidate], dtype: torch.dtype, features: frozen
         linear_kinds=best["linear"].kinds,
         lm_head_kinds=best["lm_head"].kinds,
         expert_kinds=best["experts"].kinds,
+        fused=best["linear"].fused,
         names=names,
     )
 

@@ -15,6 +15,10 @@ from engine.steps.step_plan import StepBounds
 
 PackedWeight = Any
 """What `pack` of the chosen linear candidate returned: opaque to everyone but that candidate."""
+RowsForm = Any
+"""What rows a packed weight takes in place of a tensor: as opaque."""
+LinearRows = Any
+"""A tensor, or such rows, which have a `len`."""
 PackedExperts = Any
 """What `pack_experts` of the chosen candidate returned, in the same way."""
 
@@ -32,9 +36,29 @@ class RowsOp(Protocol):
         """Rows `ids` (int64) of what `pack` re-laid, `[len(ids), K]`, exactly; in the model's dtype or float32."""
 
 
+class FusedRows(Protocol):
+    """Norms and gates that leave what comes out of them in the form that the next product takes. No bit of the product
+    depends on whether they do."""
+
+    def form(self, weight: PackedWeight) -> RowsForm | None:
+        """What a packed weight takes; None: a tensor and nothing else."""
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, form: RowsForm) -> LinearRows:
+        """See `RmsNormOp`."""
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, form: RowsForm
+    ) -> tuple[LinearRows, torch.Tensor]:
+        """See `AddRmsNormOp`."""
+
+    def gated_mul(self, gate_up: torch.Tensor, activation: Activation, form: RowsForm) -> LinearRows:
+        """See `GatedMulOp`."""
+
+
 class LinearOp(Protocol):
-    def __call__(self, x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
-        """`x` `[M, K]` times the transposed weight `[N, K]`, plus `bias` `[N]`; returns `[M, N]` in x's dtype."""
+    def __call__(self, x: LinearRows, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+        """`x` `[M, K]` times the transposed weight `[N, K]`, plus `bias` `[N]`; returns `[M, N]` in x's dtype. `x` is a
+        tensor, or of the `RowsForm` of the weight."""
 
 
 class LmHeadOp(Protocol):

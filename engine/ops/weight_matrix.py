@@ -14,11 +14,14 @@ class QuantizedMatrix:
     """A matrix as its file stores it."""
 
     kind: str
-    """ggml's name in lower case, for example `q4_1`."""
+    """ggml's name in lower case, for example `q4_1`, or `fp8_rows` or `fp8_blocks`."""
     shape: tuple[int, int]
     """Rows and columns, in elements."""
     blocks: npt.NDArray[np.uint8]
     """`[rows, bytes of a row]`; perhaps a view of a mapped file, so to be packed at once and not kept."""
+    scales: npt.NDArray[np.float32] | None = None
+    """See `StoredMatrix`, as for `input_scale`."""
+    input_scale: float | None = None
 
 
 WeightMatrix = torch.Tensor | QuantizedMatrix

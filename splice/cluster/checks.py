@@ -25,6 +25,12 @@ CONNECT_S = 3.0
 def check_serve(settings: ServeSettings) -> list[str]:
     """All checks of `splice serve`; returns one line for each that passed."""
     done = [check_model(settings.model)]
+    if settings.quantization == "fp8" and settings.device == "cpu":
+        raise SpliceError(
+            ErrorCode.BAD_SETTING,
+            "quantization is fp8, but a CPU multiplies no FP8: use --device cuda, or leave it away",
+            param="quantization",
+        )
     for name, port in (("port", settings.port), ("grpc_port", settings.grpc_port)):
         done.append(check_port(name, settings.host, port))
     if settings.port and settings.port == settings.grpc_port:

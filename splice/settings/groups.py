@@ -36,6 +36,12 @@ class ModelSettings:
         "What weights are multiplied with: auto, int8 (quantised ones; fast), bfloat16, or float32.",
         group="Model",
     )
+    quantization: str = setting(
+        "auto",
+        parse.choice("auto", "fp8"),
+        "Of matrices: auto (as files have them), or fp8, on a GPU: those in bfloat16 become FP8, a scale a row.",
+        group="Model",
+    )
     max_model_len: int | None = setting(
         None, parse.integer(1), "Longest prompt plus answer, in tokens. Default: the model's.", group="Model"
     )

@@ -18,6 +18,7 @@ from worker.settings import WorkerSettings
 _Dtype = Literal["auto", "float32", "bfloat16"]
 _KVDtype = Literal["auto", "float32", "bfloat16", "int8", "fp8_e4m3"]
 _Activations = Literal["auto", "int8", "bfloat16", "float32"]
+_Quantization = Literal["auto", "fp8"]
 
 
 def worker_settings(settings: WorkerCommandSettings) -> WorkerSettings:
@@ -90,6 +91,7 @@ def _worker(model: ModelSettings, engine: EngineSettings, **rest: Any) -> Worker
         served_model_name=model.served_model_name or found.served_name,
         dtype=cast(_Dtype, model.dtype),
         activations=cast(_Activations, model.activations),
+        quantization=cast(_Quantization, model.quantization),
         kv_cache_dtype=cast(_KVDtype, engine.kv_cache_dtype),
         block_size=engine.block_size,
         num_kv_blocks=engine.num_kv_blocks,

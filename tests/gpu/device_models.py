@@ -18,7 +18,7 @@ from engine.layers.weights import Weights
 from engine.models.decoder import Decoder
 from engine.models.device_decoder import DeviceDecoder
 from engine.ops import reference
-from engine.ops.cuda.candidates import best_product, candidates
+from engine.ops.cuda.candidates import Fp8Choice, best_product, candidates
 from engine.ops.features import features_of
 from engine.ops.registry import choose
 from engine.rope_spec import RopeSpec
@@ -66,12 +66,14 @@ def device_decoder(
     buckets: Buckets | None,
     spec: ModelSpec = SPEC,
     weights: Weights | None = None,
+    fp8: Fp8Choice | None = None,
 ) -> DeviceDecoder:
-    """On the platform's kernels, and torch's products where it has none; `weights` that are quantised stay so."""
+    """On the platform's kernels, and torch's products where it has none; `weights` that are quantised stay so, with
+    `fp8` those in FP8."""
     capability = torch.cuda.get_device_capability() if platform.name == "gpu" else (0, 0)
     product = best_product(platform.library, capability) if platform.name == "gpu" else None
     quantised_on = None if weights is None else platform.device
-    offered = [*reference.CANDIDATES, *candidates(platform.library, product, quantised_on)]
+    offered = [*reference.CANDIDATES, *candidates(platform.library, product, quantised_on, fp8)]
     ops = choose(offered, torch.bfloat16, features_of(spec))
     decoder = Decoder(spec, ops, weights or DrawnByName(platform.device), 512, "bfloat16", platform.device)
     return DeviceDecoder(decoder, platform.library, runtime, buckets, MAX_NUM_SEQS)

@@ -37,6 +37,7 @@ EMULATED_UNITS = (
     "route",
     "permute",
     "grouped_gemm",
+    "grouped_fp8_weights",
     "store_latents",
     "latent_attention",
     "head_products",

@@ -77,9 +77,22 @@ def test_operators_of_codes_keep_their_schemas_and_fakes(platform, operators, dr
         (operators.gated_mul_fp8, (drawn(3, 256), "silu", scaling, scale)),
     ):
         torch.library.opcheck(operator.default, arguments, test_utils=CHECKS)
+    if scaling != "tensor":
+        gate_up, down = (_stack(drawn(2, n, k), scaling, parts) for n, k, parts in ((96, 128, 2), (128, 48, 1)))
+        ids, shares = torch.tensor([[0, 1]] * 3, device=platform.device), drawn(3, 2, dtype=torch.float32)
+        mixture = (x, ids, shares, *gate_up, *down, scaling, "silu")
+        torch.library.opcheck(operators.experts_fp8.default, mixture, test_utils="test_faketensor")
     # Of the schema torch checks that arguments are as they were, with a product that it has not for codes.
     arguments = (x, *held, None, 0)
     torch.library.opcheck(operators.gemm_fp8_weights.default, arguments, test_utils="test_faketensor")
+
+
+def _stack(weights: torch.Tensor, scaling: str, parts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scales of several matrices, of as many parts each."""
+    coded = [[quantise_weight(part.cpu(), scaling) for part in each.chunk(parts)] for each in weights]
+    codes = torch.stack([torch.cat([part.codes.view(torch.uint8) for part in each]) for each in coded])
+    scales = torch.stack([torch.cat([part.scales for part in each]) for each in coded])
+    return codes.view(torch.float8_e4m3fn).to(weights.device), scales.to(weights.device)
 
 
 def test_a_product_of_codes_has_its_shape_where_nothing_can_compute_it(platform, operators):

@@ -48,4 +48,6 @@ def test_drawn_weights_are_of_the_shapes_asked_for_and_counted():
     assert drawn.num_bytes == 2 * (64 * 256 + 64)
     assert 0.8 < float(matrix.float().std()) * 16 < 1.2
     assert abs(float(norm.float().mean()) - 1) < 0.1
+    drawn.take_matrix("w", (64, 256), frozenset({"fp8_rows"}))
+    assert drawn.num_bytes == 2 * (64 * 256 + 64) + 64 * 256 + 64 * 4
     assert matrix.shape == DrawnByName(device).take("w", (64, 256)).shape

@@ -7,11 +7,14 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal, get_args
 
 import torch
 
 from benchmarks.gpu.cases.case import Call, Case, drawn, sets
 from engine.ops.cuda.experts import ExpertStacks, GroupedKernel, experts, tile_rows_for
+from engine.ops.cuda.fp8_reference import BLOCK
+from engine.ops.cuda.grouped_fp8_weights import FP8_TILE_ROWS, Fp8Stack, grouped_fp8_weights
 from engine.ops.cuda.grouped_gemm import grouped_gemm
 from engine.ops.cuda.grouped_sm90 import FEW_ROWS, Scales, grouped_gemm_sm90
 from engine.ops.cuda.library import Library
@@ -24,6 +27,8 @@ _FUNCTIONS: dict[GroupedKernel, str] = {"grouped_gemm": "grouped_gemm", "grouped
 _MANY = 8192
 """Tokens with which products are bound by arithmetic, as dense ones of equal FLOP are."""
 _TOKENS = (1, 64, _MANY)
+_Scaling = Literal["rows", "blocks"]
+_SCALINGS: tuple[_Scaling, ...] = get_args(_Scaling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,12 @@ def cases() -> Iterator[Case]:
             f"gate and up of {name}, e4m3 codes", "grouped_fp8_gemm", weight_bytes + rows_bytes, operations * 2 // 3,
             codes, of_torch, "torch._scaled_mm of equal FLOP", "fp8",
         )  # fmt: skip
+        for scaling in _SCALINGS:
+            yield Case(
+                f"gate and up of {name}, weights in e4m3 codes, scales of {scaling}", "grouped_fp8_weights",
+                weight_bytes + rows_bytes + rows * one.hidden, operations * 2 // 3,
+                partial(_weight_codes, one, tokens, scaling), dense, "dense product of equal FLOP, weights in bfloat16",
+            )  # fmt: skip
     for tokens in (1, 8192):
         moved = tokens * (128 * 4 + 8 * 12)
         yield Case(f"route among 128 experts, {tokens} tokens", "route", moved, tokens * 128, partial(_routes, tokens))
@@ -123,6 +134,20 @@ def _codes(one: _Mixture, tokens: int, library: Library) -> list[Call]:
         scales = Scales(torch.rand(rows, device="cuda"), torch.rand(one.num_experts, wide, device="cuda"))
         tile = 0 if rows <= FEW_ROWS * one.num_experts else 1
         calls.append(partial(grouped_gemm_sm90, library, x, weight, order, scales, tile=tile))
+    return calls
+
+
+def _weight_codes(one: _Mixture, tokens: int, scaling: _Scaling, library: Library) -> list[Call]:
+    rows, wide = tokens * one.top_k, 2 * one.wide
+    few, many = FP8_TILE_ROWS
+    shape = (wide,) if scaling == "rows" else (-(-wide // BLOCK), -(-one.hidden // BLOCK))
+    calls: list[Call] = []
+    for _ in sets(one.weight_bytes(tokens) // 2):
+        tile_rows = few if rows <= few * one.num_experts else many
+        order = permute(library, _choices(one, tokens), one.num_experts, tile_rows)
+        scales = torch.rand(one.num_experts, *shape, device="cuda")
+        weight = Fp8Stack(_e4m3(one.num_experts, wide, one.hidden), scales, scaling)
+        calls.append(partial(grouped_fp8_weights, library, drawn(tokens, one.hidden), weight, order, gather=True))
     return calls
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -18,12 +19,16 @@ from engine.ops.cuda.block_products import BlockProducts
 from engine.ops.cuda.cache import rope_and_store
 from engine.ops.cuda.expert_kernels import CudaExperts
 from engine.ops.cuda.experts import pack_experts
+from engine.ops.cuda.fp8 import gemm_fp8
+from engine.ops.cuda.fp8_experts import Fp8Experts
+from engine.ops.cuda.fp8_products import FP8_KINDS, Fp8Products, Fp8Rows, ProductOfCodes
 from engine.ops.cuda.gemm import GemmKernel, gemm
 from engine.ops.cuda.latent import store_latents
 from engine.ops.cuda.latent_ops import LatentOps, latent_obstacle
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.mixed_products import MixedProducts
 from engine.ops.cuda.route import MAX_CHOICES, MAX_EXPERTS, MAX_GROUPS, route
+from engine.ops.features import Feature
 from engine.spec import AttentionSpec, ModelSpec, MoeSpec
 from engine.steps.step_plan import StepBounds
 
@@ -129,11 +134,28 @@ class CudaOps:
         return attend(self._library, q, kv_cache, layer, paged, scores)
 
 
+@dataclass(frozen=True, slots=True)
+class Fp8Choice:
+    """How products take matrices in FP8."""
+
+    device: torch.device
+    """The library's."""
+    rows: Fp8Rows
+    quantises: bool = False
+    """Whether those in bfloat16 become FP8."""
+    multiply: ProductOfCodes = gemm_fp8
+    """Two matrices of codes."""
+
+
 def candidates(
-    library: Library, product: GemmKernel | None, quantised_on: torch.device | None = None
+    library: Library,
+    product: GemmKernel | None,
+    quantised_on: torch.device | None = None,
+    fp8: Fp8Choice | None = None,
 ) -> tuple[Candidate, ...]:
     """On this library; products by `product`, or by torch where it is None. With `quantised_on`, the library's device,
-    products take matrices as GGUF files quantise them too, with int8 activations and the bits of the CPU's."""
+    products take matrices as GGUF files quantise them too, with int8 activations and the bits of the CPU's; with `fp8`
+    those in FP8."""
     ops, latents = CudaOps(library, product), LatentOps(library)
     experts = CudaExperts(library, is_hopper=product == "gemm_sm90")
     found = [
@@ -164,20 +186,20 @@ def candidates(
             frozenset({"window", "softcap", "sinks"}),
         ),
         Candidate("route", "cuda", partial(route, library), _supports, _RANK),
-        Candidate(
-            "experts",
-            experts.name,
-            experts,
-            _supports,
-            _RANK,
-            frozenset({"gelu_tanh", "swiglu_oai"}),
-            pack_experts=pack_experts,
-        ),
+        _experts(library, experts, fp8),
         Candidate("store_latents", "cuda", partial(store_latents, library), _supports, _RANK),
         Candidate("latent_attention", "cuda", latents.latent_attention, _supports, _RANK),
     ]
-    if quantised_on is not None:
-        dense = (reference.linear, reference.lm_head) if product is None else (ops.linear, ops.lm_head)
+    dense = (reference.linear, reference.lm_head) if product is None else (ops.linear, ops.lm_head)
+    if fp8 is not None:
+        mine = Fp8Products(library, fp8.device, dense[0], rows=fp8.rows, quantises=fp8.quantises, multiply=fp8.multiply)
+        name = f"{mine.name}+{product or 'torch'}"
+        found.append(
+            Candidate("linear", name, mine.linear, _supports, _RANK, pack=mine.pack, kinds=FP8_KINDS, fused=mine)
+        )
+        if product is not None:
+            found.append(Candidate("lm_head", product, ops.lm_head, _supports, _RANK))
+    elif quantised_on is not None:
         mixed, name = MixedProducts(BlockProducts(library, quantised_on), *dense), f"cuda_int8+{product or 'torch'}"
         found += [
             Candidate("linear", name, mixed.linear, _supports, _RANK, pack=mixed.pack, kinds=FILE_KINDS),
@@ -189,6 +211,14 @@ def candidates(
         found.append(Candidate("linear", product, ops.linear, _supports, _RANK))
         found.append(Candidate("lm_head", product, ops.lm_head, _supports, _RANK))
     return tuple(found)
+
+
+def _experts(library: Library, plain: CudaExperts, fp8: Fp8Choice | None) -> Candidate:
+    gates: frozenset[Feature] = frozenset({"gelu_tanh", "swiglu_oai"})
+    if fp8 is None:
+        return Candidate("experts", plain.name, plain, _supports, _RANK, gates, pack_experts=pack_experts)
+    made = Fp8Experts(library, fp8.device, plain, quantises=fp8.quantises)
+    return Candidate("experts", made.name, made, _supports, _RANK, gates, pack_experts=made.pack, kinds=FP8_KINDS)
 
 
 def best_product(library: Library, capability: tuple[int, int]) -> GemmKernel | None:

@@ -33,6 +33,10 @@ class Fp8Matrix:
     scales: torch.Tensor
     scaling: Scaling
 
+    def __len__(self) -> int:
+        """Rows."""
+        return self.codes.shape[0]
+
     def __post_init__(self) -> None:
         if self.scaling not in SCALINGS:
             raise refuse("scaling", repr(self.scaling), f"one of {', '.join(SCALINGS)}")

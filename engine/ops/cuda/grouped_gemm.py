@@ -43,6 +43,23 @@ def grouped_gemm(
     `x` `[rows, K]` in the permutation's order or, to `gather`, `[M, K]` in that of tokens, rows perhaps strided. Rows
     that no choice fills are not written. The permutation's tiles have 16, 64 or 128 rows: no bit depends on it.
     """
+    arguments, y = grouped_arguments(library, x, weight, BF16, permutation, bias, gather=gather, activation=activation)
+    library.call("grouped_gemm", arguments)
+    return y
+
+
+def grouped_arguments(
+    library: Library,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    dtype: torch.dtype,
+    permutation: Permutation,
+    bias: torch.Tensor | None,
+    *,
+    gather: bool,
+    activation: Activation | None,
+) -> tuple[Grouped, torch.Tensor]:
+    """What `grouped_gemm` passes on for a `weight` of this dtype, and its result."""
     device, (experts, n, k) = library.device_type, weight.shape
     if permutation.tile_rows not in TILE_ROWS:
         raise refuse("permutation", f"in tiles of {permutation.tile_rows} rows", "16, 64 or 128")
@@ -50,7 +67,7 @@ def grouped_gemm(
         raise refuse("activation", repr(activation), f"one of {', '.join(ACTIVATIONS)}")
     source = permutation.places.shape[0] if gather else permutation.rows
     rows, stride = require_rows("x", x, BF16, (source, k), device, _ALIGN)
-    matrices = require("weight", weight, BF16, (permutation.counts.shape[0], n, k), device, _ALIGN)
+    matrices = require("weight", weight, dtype, (permutation.counts.shape[0], n, k), device, _ALIGN)
     added = None if bias is None else require("bias", bias, BF16, (experts, n), device, _ALIGN)
     y = torch.empty(permutation.rows, n if activation is None else n // 2, dtype=BF16, device=x.device)
     arguments = Grouped(
@@ -59,5 +76,4 @@ def grouped_gemm(
         max_tiles=permutation.tiles.shape[0], tile_rows=permutation.tile_rows,
         activation=-1 if activation is None else ACTIVATIONS[activation],
     )  # fmt: skip
-    library.call("grouped_gemm", arguments)
-    return y
+    return arguments, y

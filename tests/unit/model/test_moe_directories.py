@@ -27,7 +27,7 @@ def _change_config(directory: Path, **changes: Any) -> None:
         ("mixtral", "num_experts_per_tok", 6),
         ("mixtral", "num_local_experts", None),
         ("qwen3-moe", "decoder_sparse_step", 0),
-        ("qwen3-moe", "quantization_config", {"quant_method": "fp8"}),
+        ("qwen3-moe", "quantization_config", {"quant_method": "awq"}),
         ("deepseek-v2", "topk_method", "noaux_tc"),
         ("deepseek-v2", "scoring_func", "sigmoid"),
         ("deepseek-v2", "norm_topk_prob", True),

@@ -47,6 +47,16 @@ def test_a_gpu_that_is_not_there_is_refused_before_etcd_and_ray_start(tmp_path: 
     assert launcher.state.processes == ()
 
 
+def test_fp8_on_a_cpu_is_refused_before_etcd_and_ray_start(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    settings = ServeSettings(model=str(tmp_path / "model.gguf"), port=0, grpc_port=0, quantization="fp8")
+    launcher = Launcher(settings, RunDirectory("c", tmp_path / "run"), print)
+    with pytest.raises(SpliceError, match="use --device cuda") as caught, launcher.running():
+        pytest.fail("it started")
+    assert (caught.value.code, caught.value.param) == (ErrorCode.BAD_SETTING, "quantization")
+    assert launcher.state.processes == ()
+
+
 @pytest.mark.parametrize(
     ("pools", "expected"),
     [

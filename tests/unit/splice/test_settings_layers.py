@@ -101,6 +101,10 @@ def test_worker_and_router_get_what_the_command_line_said(tmp_path: Path) -> Non
         "prefill", 16, ("tcp",), ("h:1",),
     )  # fmt: skip
     assert (worker.swap_space_bytes, worker.num_host_blocks) == (0, None)
+    assert (worker.activations, worker.quantization) == ("auto", "auto")
+    narrow = serve({"model": str(model), "activations": "bf16", "quantization": "fp8", "device": "cuda"}).settings
+    worker = pool_settings(narrow, "decode", "127.0.0.1", ())
+    assert (worker.activations, worker.quantization) == ("bfloat16", "fp8")
     swapping = serve({"model": str(model), "swap_space": "2M", "num_host_blocks": "9"}).settings
     worker = pool_settings(swapping, "decode", "127.0.0.1", ())
     assert (worker.swap_space_bytes, worker.num_host_blocks) == (2 << 20, 9)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from engine.ops.cuda import experts
+from engine.ops.cuda.fp8_experts import Fp8ExpertStacks, fp8_experts
+from engine.ops.cuda.grouped_fp8_weights import Fp8Stack
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.route import route
 from engine.spec import Activation, RoutingSpec
@@ -17,6 +19,9 @@ SCHEMAS = {
     " int num_groups=1, int top_groups=1, str group_score='max') -> (Tensor, Tensor)",
     "experts": "(Tensor x, Tensor experts, Tensor weights, Tensor gate_up, Tensor down, str activation,"
     " Tensor? gate_up_bias=None, Tensor? down_bias=None, Tensor? shared=None, str kernel='grouped_gemm') -> Tensor",
+    "experts_fp8": "(Tensor x, Tensor experts, Tensor weights, Tensor gate_up, Tensor gate_up_scales, Tensor down,"
+    " Tensor down_scales, str scaling, str activation, Tensor? gate_up_bias=None, Tensor? down_bias=None,"
+    " Tensor? shared=None) -> Tensor",
 }
 
 
@@ -36,7 +41,17 @@ def implementations(library: Library) -> dict[str, Callable[..., Any]]:
         packed = experts.ExpertStacks(gate_up, down, gate_up_bias, down_bias)
         return experts.experts(library, x, ids, weights, packed, activation, shared, kernel=kernel)
 
-    return {"route": choose, "experts": mixture}
+    def mixture_fp8(
+        x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, gate_up_scales: torch.Tensor,
+        down: torch.Tensor, down_scales: torch.Tensor, scaling: Any, activation: Activation,
+        gate_up_bias: torch.Tensor | None = None, down_bias: torch.Tensor | None = None,
+        shared: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        stacks = Fp8Stack(gate_up, gate_up_scales, scaling), Fp8Stack(down, down_scales, scaling)
+        packed = Fp8ExpertStacks(*stacks, gate_up_bias, down_bias)
+        return fp8_experts(library, x, ids, weights, packed, activation, shared)
+
+    return {"route": choose, "experts": mixture, "experts_fp8": mixture_fp8}
 
 
 def fakes() -> dict[str, Callable[..., Any]]:
@@ -47,4 +62,4 @@ def fakes() -> dict[str, Callable[..., Any]]:
     def mixture(x: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
         return x.new_empty(x.shape)
 
-    return {"route": choices, "experts": mixture}
+    return {"route": choices, "experts": mixture, "experts_fp8": mixture}
