@@ -41,14 +41,14 @@ def push(source: DeviceSource, blocks: list[int], *, wrong: int = -1) -> tuple[i
     device.launch(run, [], [(place, SIZE) for place, _ in writes], writer.stream)
     device.record(writer.event, writer.stream)
     if target is not None:
-        source.kv.stored(KEY, writer.event)
+        source.kv.stored([KEY], writer.event)
     return writer.event, target is not None
 
 
 @contextlib.asynccontextmanager
 async def pushing_pair(**options: Any) -> AsyncIterator[tuple[DeviceSource, SourceAddress, DeviceConsumer]]:
     given_source = {"push": True} | options.get("source", {})
-    async with device_pair(source=given_source, consumer={"push": True} | options.get("consumer", {})) as parts:
+    async with device_pair(source=given_source, consumer={"push": "on"} | options.get("consumer", {})) as parts:
         yield parts
 
 
@@ -69,7 +69,7 @@ async def test_pushed_blocks_are_there_when_they_are_announced_and_nothing_is_pu
         pulls = []
         consumer.pool.pull = lambda *arguments: pulls.append(arguments)
         event, pushed = push(source, [0, 1, 2, 3])
-        source.kv.announce(KEY, 0, [0, 1, 2, 3], 4 * LAYOUT.block_tokens, FINAL, event, pushed)
+        source.kv.announce(KEY, 0, [0, 1, 2, 3], 4 * LAYOUT.block_tokens, FINAL, event, 0 if pushed else None)
         await until(lambda: consumer.ready or consumer.failed)
         stats = consumer.ready[0][2]
         assert (stats.transport, stats.kv_blocks, stats.blocks_pushed, stats.blocks_refetched) == ("push", 4, 4, 0)
@@ -84,7 +84,7 @@ async def test_a_block_that_was_not_pushed_whole_is_pulled() -> None:
     async with pushing_pair() as (source, address, consumer):
         await fetching(source, address, consumer)
         event, pushed = push(source, [0, 1, 2, 3], wrong=2)
-        source.kv.announce(KEY, 0, [0, 1, 2, 3], 4 * LAYOUT.block_tokens, FINAL, event, pushed)
+        source.kv.announce(KEY, 0, [0, 1, 2, 3], 4 * LAYOUT.block_tokens, FINAL, event, 0 if pushed else None)
         await until(lambda: consumer.ready or consumer.failed)
         stats = consumer.ready[0][2]
         assert (stats.transport, stats.kv_blocks, stats.blocks_pushed, stats.blocks_refetched) == ("cuda_ipc", 4, 3, 0)
@@ -98,7 +98,7 @@ async def test_blocks_that_the_consumer_holds_already_are_not_granted() -> None:
             held[:] = pattern(50, SIZE)
         await fetching(source, address, consumer, skip_blocks=1)
         event, pushed = push(source, [0, 1, 2, 3])
-        source.kv.announce(KEY, 0, [0, 1, 2, 3], 4 * LAYOUT.block_tokens, FINAL, event, pushed)
+        source.kv.announce(KEY, 0, [0, 1, 2, 3], 4 * LAYOUT.block_tokens, FINAL, event, 0 if pushed else None)
         await until(lambda: consumer.ready)
         assert consumer.ready[0][2].blocks_pushed == 3
         assert content(consumer.pool, 15) == pattern(50, SIZE)
@@ -123,7 +123,7 @@ async def test_a_launch_that_was_not_made_does_not_hold_the_target() -> None:
     async with pushing_pair() as (source, address, consumer):
         await fetching(source, address, consumer)
         assert source.kv.push_target(KEY) is not None
-        source.kv.stored(KEY, None)
+        source.kv.stored([KEY], None)
         source.kv.fail(KEY, SpliceError(ErrorCode.INTERNAL_ERROR, "out of memory"))
         await until(lambda: consumer.failed and consumer.drained == [KEY])
 
@@ -159,7 +159,7 @@ async def test_where_the_consumers_memory_cannot_be_mapped_blocks_are_pulled() -
         await until(lambda: len(source.kv._pusher) == 1)
         event, pushed = push(source, [0, 1])
         assert not pushed
-        source.kv.announce(KEY, 0, [0, 1], 2 * LAYOUT.block_tokens, FINAL, event, pushed)
+        source.kv.announce(KEY, 0, [0, 1], 2 * LAYOUT.block_tokens, FINAL, event, 0 if pushed else None)
         await until(lambda: consumer.ready)
         assert consumer.ready[0][2].blocks_pushed == 0
 
@@ -219,7 +219,7 @@ def pushing_process() -> Iterator[tuple[Any, SourceAddress, Any]]:
 
 async def test_a_killed_pushers_target_drains_when_its_process_is_gone_and_can_be_freed() -> None:
     with pushing_process() as (process, address, pipe):
-        consumer = DeviceConsumer(("cuda_ipc",), push=True)
+        consumer = DeviceConsumer(("cuda_ipc",), push="on")
         await consumer.kv.start()
         consumer.kv.fetch(KEY, address, list(range(4)), 0, 60.0)
         assert await asyncio.to_thread(pipe.poll, 30)
