@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from device_models import SPEC, bound, device_decoder, runtime_of
+from device_models import LATENT_SPEC, SPEC, bound, device_decoder, runtime_of
 from device_run import BUCKETS, PROMPTS
-from test_device_latents import LATENT_SPEC
 
 from engine.device.kv_memory import DeviceKVCache
 from engine.steps.batch import SequenceSlice, StepBatch

@@ -297,6 +297,10 @@ class FakeDevice:
         begin = address - span.address
         span.memory[begin : begin + len(content)] = content
 
+    def memory(self, address: int) -> memoryview:
+        """An allocation, for kernels of a host to compute in; with `host_addresses` they reach it by its address too."""
+        return memoryview(self._span(address, 1).memory)
+
     def check(self) -> None:
         """Fails if an order was wrong, on whatever thread."""
         assert not self.breaches, self.breaches

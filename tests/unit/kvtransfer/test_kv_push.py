@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kv_pair import FINAL, KEY, LAYOUT, pattern, until
 
+from kvtransfer.device_runtime import DeviceError
 from kvtransfer.fetch import CopyOutcome, Drained, FetchMachine, Ready, StartCopy
 from kvtransfer.handoff import BlockRange, SourceAddress
 from kvtransfer.push import PushGrant, PushTable, PushTarget, SendQuiet
@@ -231,6 +232,109 @@ async def test_a_killed_pushers_target_drains_when_its_process_is_gone_and_can_b
         await consumer.close()
         consumer.pool.runtime.check()
         assert not consumer.pool.runtime.left
+
+
+async def test_a_request_that_runs_out_of_time_fails_at_once_and_drains_when_the_push_is_done() -> None:
+    async with pushing_pair() as (source, address, consumer):
+        await fetching(source, address, consumer)
+        source.pool.runtime.held.clear()
+        push(source, [0, 1, 2, 3])
+        consumer.kv._fetches[KEY].machine.deadline_s = 0.0
+        await until(lambda: consumer.failed)
+        assert consumer.failed[0][1].code is ErrorCode.DEADLINE_EXCEEDED
+        await until(lambda: source.released)
+        assert not consumer.drained
+        assert source.kv.push_target(KEY) is None
+        source.pool.runtime.held.set()
+        await until(lambda: consumer.drained == [KEY])
+
+
+async def test_a_request_given_up_at_its_source_in_mid_push_drains_when_the_push_is_done() -> None:
+    async with pushing_pair() as (source, address, consumer):
+        await fetching(source, address, consumer)
+        source.pool.runtime.held.clear()
+        push(source, [0, 1, 2, 3])
+        source.kv.fail(KEY, SpliceError(ErrorCode.INTERNAL_ERROR, "the engine gave up"))
+        await until(lambda: consumer.failed)
+        assert not consumer.drained
+        source.pool.runtime.held.set()
+        await until(lambda: consumer.drained == [KEY])
+
+
+async def test_a_launch_no_one_can_follow_holds_the_target_until_the_source_is_gone() -> None:
+    async with pushing_pair() as (source, address, consumer):
+        await fetching(source, address, consumer)
+        event = source.writer.write([0])
+        assert source.kv.push_target(KEY) is not None
+        lanes = source.pool._lanes
+
+        def refused() -> None:
+            raise DeviceError("out of memory")
+
+        lanes.take, take = refused, lanes.take
+        source.kv.stored([KEY], event)
+        lanes.take = take
+        consumer.kv.cancel(KEY, "client left")
+        await until(lambda: source.released)
+        assert len(source.kv._pusher) == 1
+        assert not consumer.drained
+        source.kv._pusher._finish([KEY])  # what the end of its process does
+        await until(lambda: consumer.drained == [KEY])
+
+
+def _fetch_and_hang(pipe: Any, source: tuple[str, int, str]) -> None:
+    """A consumer that grants its blocks, and whose process is killed while they are pushed to."""
+
+    async def run() -> None:
+        consumer = DeviceConsumer(("cuda_ipc",), push="on")
+        await consumer.kv.start()
+        consumer.kv.fetch(KEY, SourceAddress(*source), list(range(4)), 0, 60.0)
+        pipe.send("fetching")
+        await asyncio.sleep(60)
+
+    asyncio.run(run())
+
+
+async def test_a_killed_consumers_memory_stays_mapped_until_the_push_is_done_and_no_longer() -> None:
+    source = DeviceSource(("cuda_ipc",), ttl_s=30.0, push=True)
+    address = await source.start()
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    where = (address.worker_id, address.incarnation, address.endpoint)
+    process = context.Process(target=_fetch_and_hang, args=(theirs, where))
+    process.start()
+    theirs.close()
+    try:
+        await until(lambda: len(source.kv._pusher) == 1 and mapped_by(source) == 1, 60.0)
+        source.pool.runtime.held.clear()
+        push(source, [0, 1, 2, 3])
+        process.kill()
+        await until(lambda: source.released == [(KEY, "consumer lost")], 30.0)
+        assert source.kv.push_target(KEY) is None
+        assert source.pool.runtime.num_mapped == 1, "work on it is under way"
+        source.pool.runtime.held.set()
+        await until(lambda: source.pool.runtime.num_mapped == 0 and not len(source.kv._pusher))
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+        source.pool.runtime.held.set()
+        await source.close()
+    source.pool.runtime.check()
+    assert not source.pool.runtime.left
+
+
+def test_a_range_is_announced_in_two_where_only_its_end_was_pushed() -> None:
+    whole = BlockRange(3, (7, 8, 9), (1, 2, 3), (b"a", b"b", b"c"), 190)
+    assert whole.split(None) == [whole]
+    assert whole.split(6) == whole.split(9) == [whole]
+    assert [(part.first_block, part.block_ids, part.digests, part.pushed) for part in whole.split(5)] == [
+        (3, (7, 8), (b"a", b"b"), False),
+        (5, (9,), (b"c",), True),
+    ]
+    assert [(part.block_ids, part.pushed) for part in whole.split(0)] == [((7, 8, 9), True)]
+    assert BlockRange(3, (), (), (), 96).split(0) == [BlockRange(3, (), (), (), 96)]
+    assert [whole.tokens_of(index, 32) for index in (3, 4, 5, 6)] == [32, 32, 30, 0]
 
 
 def test_rows_beyond_a_grant_stay() -> None:
