@@ -25,7 +25,7 @@ from engine.scheduling.stopping import ends_with_next, finish_reason, stopping_i
 from engine.steps.batch import StepBatch, not_drawn_yet
 from engine.steps.launched_step import LaunchedStep
 from engine.steps.pushes import Pushes, PushPort, charge
-from engine.steps.slices import slice_of
+from engine.steps.slices import slices_of
 from engine.steps.step_output import ComputedBlocks, EngineStats, Reservation, ScoredPrompt, StepOutput, TokenRow
 from engine.warm_up import measure_cost
 from wire.errors import ErrorCode, SpliceError
@@ -310,9 +310,7 @@ class Engine:
     def _run(self, plan: SchedulePlan) -> StepLogits:
         """`num_logits` rows of each part."""
         with self._pushes.launch(plan.scheduled) as peers:
-            parts = ((part, peers.get(part.request.key)) for part in plan.scheduled)
-            slices = tuple(slice_of(part, self.config.block_tokens, peer) for part, peer in parts)
-            logits = self._forward(StepBatch(slices))
+            logits = self._forward(StepBatch(slices_of(plan.scheduled, self.config.block_tokens, peers)))
         expected = (sum(part.num_logits for part in plan.scheduled), self._model.spec.vocab_size)
         if logits.shape != expected:
             raise ValueError(f"the model returned logits {logits.shape}, expected {expected}")

@@ -35,7 +35,7 @@ class DeviceRuntime(Protocol):
 
     def record(self) -> int:
         """The driver's own number of an event behind all that was queued so far, by which others can wait for it. It is
-        recorded anew by the next call. Raises SpliceError where the device failed."""
+        recorded anew by the next call. Raises DeviceLost where the device failed."""
 
     def capture(self, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
         """Runs `work` once, so that whatever happens only the first time has happened, then records it.

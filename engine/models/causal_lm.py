@@ -63,4 +63,4 @@ class PushingModel(Protocol):
     def record(self) -> int:
         """The driver's own number of an event behind every step launched so far, recorded anew by the next call.
 
-        Raises SpliceError where the device failed."""
+        Raises DeviceLost where the device failed."""

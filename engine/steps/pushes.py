@@ -35,8 +35,8 @@ class Pushes:
     def launch(self, scheduled: Sequence[ScheduledRequest]) -> Iterator[dict[RequestKey, PeerBlocks]]:
         """Around one launch: where the rows of which requests go besides.
 
-        However it is left, what it may have launched is reported, once; where not even that can be found out, because
-        the device has failed, it is not: then a peer waits for the end of this process.
+        However it is left, what it may have launched is reported, once. Raises DeviceLost where nobody can say any more
+        when that is done: it is not reported then, and peers wait for the end of this process.
         """
         peers: dict[RequestKey, PeerBlocks] = {}
         try:

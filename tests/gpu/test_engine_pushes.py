@@ -16,6 +16,7 @@ pytest.importorskip("engine._sampling", reason="the engine's own native modules 
 
 from engine.blocks.block_pool import BlockPool, ListGenerations
 from engine.config import EngineConfig
+from engine.device.device_lost import DeviceLost
 from engine.engine import Engine
 from engine.scheduling.request import Request, RequestKind
 from engine.steps.peer_blocks import PeerBlocks
@@ -190,10 +191,11 @@ def test_a_target_is_not_given_back_where_nobody_can_say_when_the_device_is_done
     bench = PrefillBench(platform, RecordingPort(), ahead=False)
 
     def lost() -> int:
-        raise SpliceError(ErrorCode.INTERNAL_ERROR, "the device is lost")
+        raise DeviceLost("the GPU is lost to this process")
 
     monkeypatch.setattr(bench.model._runtime, "record", lost)
     bench.submit(1, _prompt(1, 10), (20,))
-    bench.engine.step()
+    with pytest.raises(DeviceLost):
+        bench.engine.step()
     assert bench.port.under_way == [(1, 1)]
     assert bench.port.launches == 0

@@ -298,7 +298,7 @@ class FakeDevice:
         span.memory[begin : begin + len(content)] = content
 
     def memory(self, address: int) -> memoryview:
-        """An allocation, for kernels of a host to compute in; with `host_addresses` they reach it by its address too."""
+        """An allocation, for kernels of the host; with `host_addresses` they reach it by its address too."""
         return memoryview(self._span(address, 1).memory)
 
     def check(self) -> None:
