@@ -60,7 +60,9 @@ class PushDoor:
     def ended(self, peer: Peer, wanted: bool, pushed: bool, one: MeasuredHandoff) -> None:
         """What a hand-off cost of which `choose` said `wanted`."""
         with self._lock:
-            self._choices[peer.source].ended(wanted, pushed, one)
+            choice = self._choices.get(peer.source)
+            if choice is not None:
+                choice.ended(wanted, pushed, one)
 
     def grant(
         self, peer: Peer, key: RequestKey, first_block: int, blocks: tuple[int, ...]
@@ -88,6 +90,7 @@ class PushDoor:
         """The peer's channel has ended: it unmaps our memory when it does not write there any more."""
         with self._lock:
             offer = self._offers.pop(peer, None)
+            self._choices.pop(peer.source, None)
         if self._source is None or offer is None:
             return
         self._source.revoke(offer[1])
