@@ -178,6 +178,28 @@ def test_a_step_that_fails_in_its_midst_gives_its_targets_back_behind_what_it_la
     assert bench.port.launches >= 2
 
 
+@pytest.mark.parametrize("ahead", [True, False])
+def test_blocks_are_called_computed_when_the_device_has_computed_them(platform, ahead, monkeypatch):
+    """A chunk that draws nothing: neither a token nor logits come back by which the host would know."""
+    bench = PrefillBench(platform, RecordingPort(), ahead=ahead)
+    runtime = bench.model._runtime
+    fence = runtime.download(runtime.pinned(8), torch.zeros(8, dtype=torch.uint8, device=runtime.device))
+    passed = []
+
+    def noting(kind: type, name: str) -> None:
+        wait = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda self: (passed.append(name), wait(self)))
+
+    noting(type(runtime), "settle")
+    noting(type(fence), "wait")
+    bench.submit(1, _prompt(1, 60))
+    told = 0
+    while not told:
+        passed.clear()
+        told = len(bench.engine.step().computed)
+    assert passed
+
+
 def test_a_request_that_ends_while_its_chunk_is_on_its_way_gives_its_target_back(platform):
     bench = PrefillBench(platform, RecordingPort())
     bench.submit(1, _prompt(1, 60), (20, 3, 7, 8))
