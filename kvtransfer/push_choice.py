@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from statistics import median
 from typing import Literal
 
 KvPush = Literal["auto", "on", "off"]
@@ -46,10 +45,10 @@ class _Way:
 
     @property
     def exposed_s(self) -> float:
-        return median(self._exposed_s)
+        return _median(self._exposed_s)
 
     def cost_s(self, tokens: int) -> float:
-        return self.exposed_s + tokens * median(self._excess_a_token_s)
+        return self.exposed_s + tokens * _median(self._excess_a_token_s)
 
 
 class PushChoice:
@@ -104,3 +103,7 @@ class PushChoice:
         gain_s = self._pull.cost_s(tokens) - self._push.cost_s(tokens)
         if abs(gain_s) > margin_s:
             self._pushes = gain_s > 0
+
+
+def _median(figures: deque[float]) -> float:
+    return sorted(figures)[len(figures) // 2]
