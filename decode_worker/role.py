@@ -44,6 +44,7 @@ class DecodeRole(Role):
             on_failed=lambda key, error, blamed: parts.post(lambda: self._fetch_failed(key, error, blamed)),
             on_drained=lambda key: parts.post(lambda: self.engine.drained(key)),
             faults=FaultPlan.parse(parts.settings.faults),
+            push=parts.settings.kv_push,
         )
 
     def _taken(self, kind: RequestKind, key: RequestKey, message: worker_pb2.Submit) -> None:
@@ -77,6 +78,7 @@ class DecodeRole(Role):
             kv_blocks_in=stats.kv_blocks_in,
             digest_mismatches=stats.digest_mismatches,
             transport_fallbacks=stats.transport_fallbacks,
+            kv_blocks_pushed=stats.blocks_pushed,
         )
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
@@ -134,6 +136,7 @@ class DecodeRole(Role):
                 exposed_s=stats.exposed_s,
                 transport_fallbacks=stats.transport_fallbacks,
                 blocks_refetched=stats.blocks_refetched,
+                blocks_pushed=stats.blocks_pushed,
             )
         )
         if final.finished:

@@ -13,7 +13,7 @@ from engine.blocks.kv_cache import KVMemory
 from engine.config import EngineConfig
 from engine.device.device_lost import DeviceLost
 from engine.load import EngineLoad, RequestSummary, measure_load, summarise_requests
-from engine.models.causal_lm import CausalLM
+from engine.models.causal_lm import CausalLM, PushingModel
 from engine.sampling.beam_groups import BeamGroups
 from engine.sampling.readout import Readout, read_logits
 from engine.sampling.sampler import DrawnToken, SamplingRow
@@ -22,8 +22,10 @@ from engine.scheduling.request import Request, RequestKey, RequestKind, RequestS
 from engine.scheduling.schedule_plan import ScheduledRequest, SchedulePlan
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.stopping import ends_with_next, finish_reason, stopping_ids
-from engine.steps.batch import SequenceSlice, StepBatch, not_drawn_yet
+from engine.steps.batch import StepBatch, not_drawn_yet
 from engine.steps.launched_step import LaunchedStep
+from engine.steps.pushes import Pushes, PushPort, charge
+from engine.steps.slices import slices_of
 from engine.steps.step_output import ComputedBlocks, EngineStats, Reservation, ScoredPrompt, StepOutput, TokenRow
 from engine.warm_up import measure_cost
 from wire.errors import ErrorCode, SpliceError
@@ -74,11 +76,22 @@ class Engine:
         self._beams = BeamGroups(self._scheduler, config)
         self._runs_ahead = config.async_scheduling and model.runs_ahead
         self._in_flight: LaunchedStep | None = None
+        self._pushes = Pushes()
         self._finished_s = 0.0
 
     def warm_up(self) -> None:
         """Computes a few small steps before the first request; from now on time bounds steps too."""
         self._scheduler.cost = measure_cost(lambda batch: self._forward(batch).wait(), self.config, self._clock)
+
+    @property
+    def can_push(self) -> bool:
+        """Whether the model can store rows in a peer's cache besides."""
+        return isinstance(self._model, PushingModel) and self._model.pushes
+
+    def push_through(self, port: PushPort) -> None:
+        """From now on rows of PREFILL requests are stored where `port` says besides. Only where it `can_push`."""
+        assert isinstance(self._model, PushingModel)  # noqa: S101 - see `can_push`
+        self._pushes = Pushes(port, self._model.record)
 
     def submit(self, request: Request) -> None:
         """Takes a request in. Raises SpliceError (context_length_exceeded, invalid_request) if it can never run."""
@@ -192,6 +205,7 @@ class Engine:
         self.stats.longest_step_s = max(self.stats.longest_step_s, took_s)
         cost = self._scheduler.cost
         if cost is not None and not plan.copies:  # copies are no part of the work that is predicted
+            charge(plan.scheduled, took_s - cost.predict_ms(plan.work) / 1e3)
             cost.observe(plan.work, took_s * 1e3)
 
     def _count(self, plan: SchedulePlan) -> None:
@@ -251,6 +265,7 @@ class Engine:
         if step is None:
             return
         drawn = iter(step.draw.wait())
+        self._learn(step.plan, step.began_s)
         for part in step.plan.scheduled:
             part.request.in_flight = False
             token = next(drawn) if part.completes else None
@@ -260,7 +275,6 @@ class Engine:
                 self._fail(part.request, token, output)
             else:
                 self._emit(part.request, token, output)
-        self._learn(step.plan, step.began_s)
 
     def _still_here(self, plan: SchedulePlan) -> list[ScheduledRequest]:
         """Leaves out of the plan whoever ended since it was made."""
@@ -295,7 +309,8 @@ class Engine:
 
     def _run(self, plan: SchedulePlan) -> StepLogits:
         """`num_logits` rows of each part."""
-        logits = self._forward(StepBatch(tuple(self._slice(part) for part in plan.scheduled)))
+        with self._pushes.launch(plan.scheduled) as peers:
+            logits = self._forward(StepBatch(slices_of(plan.scheduled, self.config.block_tokens, peers)))
         expected = (sum(part.num_logits for part in plan.scheduled), self._model.spec.vocab_size)
         if logits.shape != expected:
             raise ValueError(f"the model returned logits {logits.shape}, expected {expected}")
@@ -304,18 +319,6 @@ class Engine:
     def _forward(self, batch: StepBatch) -> StepLogits:
         logits = self._model.forward(batch)
         return HostLogits(logits) if isinstance(logits, np.ndarray) else logits
-
-    def _slice(self, part: ScheduledRequest) -> SequenceSlice:
-        request = part.request
-        start, end = request.num_computed_tokens, request.num_computed_tokens + part.num_new_tokens
-        return SequenceSlice(
-            token_ids=request.tokens[start:end],
-            start=start,
-            block_table=request.block_ids[: self.config.blocks_for(end)],
-            wants_logits=part.completes,
-            wants_all_logits=bool(part.scored),
-            num_prompt_tokens=request.num_prompt_tokens,
-        )
 
     def _sampling_row(self, request: Request) -> SamplingRow:
         if request.sampling_row is None:
@@ -357,7 +360,9 @@ class Engine:
         end = self.config.blocks_for(computed) if is_last else computed // self.config.block_tokens
         if end > first:
             blocks = tuple(request.block_ids[first:end])
-            output.computed.append(ComputedBlocks(request.key, first, blocks, computed, is_last))
+            pushed = None if request.pushed_from is None else self.config.blocks_for(request.pushed_from)
+            done = ComputedBlocks(request.key, first, blocks, computed, is_last, pushed, request.excess_s)
+            output.computed.append(done)
             request.num_announced_blocks = end
 
     def _emit_token(self, request: Request, drawn: DrawnToken, output: StepOutput) -> None:

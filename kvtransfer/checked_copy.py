@@ -20,6 +20,8 @@ class AnnouncedBlock:
     digest: bytes
     in_place: bool
     """It should be there already."""
+    tokens: int
+    """Of the request, in it."""
 
 
 def copy_and_check(
@@ -39,7 +41,8 @@ def copy_and_check(
         elif faults.fires(FLIP_BYTE):
             _damage(pool, dest_block)
     there = fresh + [block.read.dest_block for block in blocks if block.in_place]
-    found = dict(zip(there, pool.digests(there), strict=True))
+    tokens = {block.read.dest_block: block.tokens for block in blocks}
+    found = dict(zip(there, pool.digests(there, [tokens[block] for block in there]), strict=True))
     outcomes = []
     for block in blocks:
         dest_block = block.read.dest_block

@@ -16,11 +16,13 @@ from kvtransfer.checked_copy import copy_and_check
 from kvtransfer.consumer_stats import ConsumerStats, handoff_stats
 from kvtransfer.control import announced
 from kvtransfer.copy_queue import CopyQueue, Fetch, QueuedCopy
+from kvtransfer.device_pool import DevicePoolMemory
 from kvtransfer.faults import FaultPlan
 from kvtransfer.fetch import CopyOutcome, Drained, Failed, FetchAction, FetchMachine, Ready, SendRelease, StartCopy
 from kvtransfer.handoff import HandoffStats, KvFinalData, RequestKey, SourceAddress, WorkerIdentity
 from kvtransfer.peer import Peer
 from kvtransfer.pool import KVPool
+from kvtransfer.push_choice import KvPush, MeasuredHandoff
 from kvtransfer.push_door import PushDoor
 from kvtransfer.thread_priority import give_way
 from kvtransfer.transport import LinkFactory, TransportError
@@ -54,10 +56,10 @@ class KvConsumer:
         copy_threads: int = 2,
         faults: FaultPlan | None = None,
         factories: Mapping[str, LinkFactory] | None = None,
-        push: bool = False,
+        push: KvPush = "off",
     ) -> None:
-        """`transports` best first; `factories` are by default all that can fill `pool`. With `push`, sources on this
-        host that can are granted a request's blocks before they compute them; the pool must lie on a device."""
+        """`transports` best first; `factories` are by default all that can fill `pool`. `push`: whether sources on this
+        host that can are granted a request's blocks before they compute them; `on` wants a pool on a device."""
         if factories is None:
             factories = registry.links_into(pool)
         self._pool = pool
@@ -72,7 +74,9 @@ class KvConsumer:
         self._lock = threading.Lock()
         self._fetches: dict[RequestKey, Fetch] = {}
         self._queue = CopyQueue(pool.batch_blocks)
-        self._door = PushDoor(pool, self._pusher_gone) if push else None
+        self._door: PushDoor | None = None
+        if push == "on" or (push == "auto" and isinstance(pool, DevicePoolMemory)):
+            self._door = PushDoor(pool, self._pusher_gone, push)
         self._stats = ConsumerStats()
         self._peers: dict[SourceAddress, tuple[Peer, asyncio.Task[None]]] = {}
         self._parting: set[asyncio.Task[None]] = set()
@@ -187,7 +191,9 @@ class KvConsumer:
         """Under the lock: lets a source that can write to the request's blocks, until it says that it does not."""
         if self._door is None or fetch.peer is None or not fetch.machine.is_live:
             return
-        grant = self._door.grant(fetch.peer, key, fetch.skip_blocks, tuple(fetch.dest_blocks[fetch.skip_blocks :]))
+        blocks = tuple(fetch.dest_blocks[fetch.skip_blocks :])
+        fetch.wants_push = self._door.choose(fetch.peer, len(blocks))
+        grant = self._door.grant(fetch.peer, key, fetch.skip_blocks, blocks) if fetch.wants_push else None
         if grant is not None:
             fetch.machine.push_granted()
             fetch.peer.send(grant)
@@ -353,6 +359,9 @@ class KvConsumer:
         links = fetch.peer.links if fetch.peer is not None else None
         stats = handoff_stats(links, ready, self._pool.layout.block_bytes)
         self._stats = self._stats.counting(stats)
+        if self._door is not None and fetch.peer is not None and fetch.wants_push is not None and ready.kv_blocks:
+            one = MeasuredHandoff(ready.final.computed_tokens, ready.exposed_s, ready.final.excess_s)
+            self._door.ended(fetch.peer, fetch.wants_push, 2 * ready.blocks_pushed >= ready.kv_blocks, one)
         return stats
 
     def _submit(self, key: RequestKey, fetch: Fetch, copy: StartCopy) -> None:

@@ -61,6 +61,8 @@ def _final_message(final: KvFinalData) -> kv_pb2.KvFinal:
         first_seq=final.first_seq,
         logprobs=logprobs_to_proto(final.logprobs),
         finished=final.finished,
+        computed_tokens=final.computed_tokens,
+        excess_s=final.excess_s,
     )
 
 
@@ -70,4 +72,6 @@ def _final(message: kv_pb2.KvFinal) -> KvFinalData:
         message.first_seq,
         logprobs_from_proto(message.logprobs),
         message.finished,
+        message.computed_tokens,
+        message.excess_s,
     )

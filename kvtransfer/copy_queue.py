@@ -22,6 +22,8 @@ class Fetch:
     dest_blocks: Sequence[int]
     skip_blocks: int
     peer: Peer | None = None
+    wants_push: bool | None = None
+    """What was chosen for it, where there was a choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class QueuedCopy:
     def block(self) -> AnnouncedBlock:
         start = self.start
         read = BlockRead(self.key, start.source_block, start.generation, self.fetch.dest_blocks[start.index])
-        return AnnouncedBlock(read, start.digest, start.in_place)
+        return AnnouncedBlock(read, start.digest, start.in_place, start.tokens)
 
 
 class CopyQueue:

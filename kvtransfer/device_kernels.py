@@ -7,6 +7,7 @@ from ctypes import Structure, c_int64, c_void_p
 from pathlib import Path
 
 from kvtransfer.device_runtime import DeviceError
+from kvtransfer.kv_checksum import BlockRows
 from wire.errors import ErrorCode, SpliceError
 
 ABI = 1
@@ -32,6 +33,8 @@ class _Checksum(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("sums", "data", "ids", "workspace")),
         *((name, c_int64) for name in ("blocks", "block_bytes")),
+        ("tokens", c_void_p),
+        *((name, c_int64) for name in ("row_bytes", "block_tokens")),
     )
 
 
@@ -72,9 +75,19 @@ class CudaBlockKernels:
         return int(self._library.splice_cuda_kv_checksum_workspace(blocks, block_bytes))
 
     def checksum(
-        self, sums: int, data: int, ids: int, blocks: int, block_bytes: int, workspace: int, stream: int
+        self,
+        sums: int,
+        data: int,
+        ids: int,
+        blocks: int,
+        block_bytes: int,
+        workspace: int,
+        stream: int,
+        tokens: int = 0,
+        rows: BlockRows | None = None,
     ) -> None:
-        self._call("kv_checksum", _Checksum(sums, data, ids, workspace, blocks, block_bytes), stream)
+        form = (None, 0, 0) if rows is None else (tokens, rows.row_bytes, rows.block_tokens)
+        self._call("kv_checksum", _Checksum(sums, data, ids, workspace, blocks, block_bytes, *form), stream)
 
     def _call(self, name: str, arguments: Structure, stream: int) -> None:
         function = getattr(self._library, f"splice_cuda_{name}")

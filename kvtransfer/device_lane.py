@@ -12,6 +12,7 @@ import structlog
 
 from kvtransfer.device_runtime import BlockKernels, DeviceError, DeviceRuntime, Pinned
 from kvtransfer.handoff import DIGEST_BYTES
+from kvtransfer.kv_checksum import BlockRows
 
 _log = structlog.get_logger(__name__)
 _ID_BYTES = 8
@@ -30,7 +31,7 @@ class DeviceLane:
         self._block_bytes = block_bytes
         self._event = runtime.new_event()
         self.stream = runtime.new_stream()
-        self._ids = runtime.allocate_pinned(2 * batch_blocks * _ID_BYTES)
+        self._ids = runtime.allocate_pinned(3 * batch_blocks * _ID_BYTES)
         self._sums = runtime.allocate_pinned(batch_blocks * DIGEST_BYTES)
         self._workspace = runtime.allocate(max(1, kernels.checksum_workspace(batch_blocks, block_bytes)))
         self._room: Pinned | None = None
@@ -49,15 +50,23 @@ class DeviceLane:
         to_at, source_at = self._put_ids(0, to_ids), self._put_ids(1, source_ids)
         self._kernels.copy_blocks(to, to_at, source, source_at, len(to_ids), self._block_bytes, self.stream)
 
-    def checksum(self, data: int, blocks: Sequence[int], after: int | None = None) -> None:
-        """Launched, behind the event `after` if given; `sums` has them after `finish`."""
+    def checksum(
+        self,
+        data: int,
+        blocks: Sequence[int],
+        after: int | None = None,
+        tokens: Sequence[int] = (),
+        rows: BlockRows | None = None,
+    ) -> None:
+        """Launched, behind the event `after` if given; `sums` has them after `finish`. With `rows`, of each block's
+        first `tokens`."""
         self._busy = True
         if after is not None:
             self.follow(after)
         ids = self._put_ids(0, blocks)
-        self._kernels.checksum(
-            self._sums.address, data, ids, len(blocks), self._block_bytes, self._workspace, self.stream
-        )
+        counts = 0 if rows is None else self._put_ids(2, tokens)
+        count, size = len(blocks), self._block_bytes
+        self._kernels.checksum(self._sums.address, data, ids, count, size, self._workspace, self.stream, counts, rows)
 
     def follow(self, event: int) -> None:
         """What is launched from now on, and `finish`, come after the event."""
@@ -114,10 +123,10 @@ class DeviceLane:
         self._runtime.end_event(self._event)
         self._runtime.end_stream(self.stream)
 
-    def _put_ids(self, half: int, ids: Sequence[int]) -> int:
+    def _put_ids(self, part: int, ids: Sequence[int]) -> int:
         if len(ids) > self._batch_blocks:
             raise ValueError(f"{len(ids)} blocks in one launch, at most {self._batch_blocks}")
-        offset = half * self._batch_blocks * _ID_BYTES
+        offset = part * self._batch_blocks * _ID_BYTES
         struct.pack_into(f"<{len(ids)}q", self._ids.view, offset, *ids)
         return self._ids.address + offset
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from kvtransfer.device_lane import DeviceLane, DeviceLanes
 from kvtransfer.device_runtime import BlockKernels, DeviceError, DeviceRuntime
-from kvtransfer.kv_checksum import CHUNK_BYTES
+from kvtransfer.kv_checksum import CHUNK_BYTES, BlockRows
 from kvtransfer.peer_mappings import PeerMappings
 from kvtransfer.pool_header import PoolHeader
 from kvtransfer.pool_table import PoolTable
@@ -53,6 +54,9 @@ class DevicePoolMemory:
         self.incarnation = incarnation
         self.runtime = runtime
         self.nbytes = num_blocks * layout.block_bytes
+        layers, planes, heads, _, _ = layout.block_shape
+        row_bytes = layout.block_bytes // (layers * planes * heads * layout.block_tokens)
+        self._rows = BlockRows(row_bytes, layout.block_tokens)
         self.mappings = PeerMappings(runtime)
         self._table = PoolTable(PoolHeader(layout.layout_id, incarnation, num_blocks, layout.block_bytes))
         self._lanes = DeviceLanes(runtime, kernels, self.batch_blocks, layout.block_bytes)
@@ -109,7 +113,9 @@ class DevicePoolMemory:
     def get(self, block: int) -> int:
         return self._table.get(block)
 
-    def seal(self, blocks: Sequence[int], written: int | None = None) -> DeviceSeal:
+    def seal(
+        self, blocks: Sequence[int], written: int | None = None, tokens: Sequence[int] | None = None
+    ) -> DeviceSeal:
         """Launches the sums behind the event `written` and returns; the event may be recorded anew after that.
 
         Raises SpliceError(KV_TRANSFER_FAILED) where the device refuses.
@@ -117,18 +123,17 @@ class DevicePoolMemory:
         if written is None:
             raise SpliceError(ErrorCode.INTERNAL_ERROR, "blocks on a device are sealed behind the event of their write")
         try:
-            return DeviceSeal(self._lanes, self.address, self._checked(blocks), written)
+            return DeviceSeal(self._lanes, self.address, list(self._parts(blocks, tokens)), written)
         except DeviceError as error:
             raise SpliceError(ErrorCode.KV_TRANSFER_FAILED, f"blocks cannot be sealed: {error}") from error
 
-    def digests(self, blocks: Sequence[int]) -> tuple[bytes, ...]:
+    def digests(self, blocks: Sequence[int], tokens: Sequence[int] | None = None) -> tuple[bytes, ...]:
         found: list[bytes] = []
-        for begin in range(0, len(self._checked(blocks)), self.batch_blocks):
-            part = blocks[begin : begin + self.batch_blocks]
+        for part in self._parts(blocks, tokens):
             with self._lanes.lane() as lane:
-                lane.checksum(self.address, part)
+                part.launch(lane, self.address)
                 lane.finish()
-                found += lane.sums(len(part))
+                found += lane.sums(len(part.blocks))
         return tuple(found)
 
     def behind(self, written: int) -> DeviceMark:
@@ -195,10 +200,31 @@ class DevicePoolMemory:
         else:
             _log.error("kv pool on the device is kept until the process ends", reason=self._kept)
 
+    def _parts(self, blocks: Sequence[int], tokens: Sequence[int] | None) -> Iterator[_Summed]:
+        """As many as are summed in one launch each; `rows` only where a block is not full."""
+        self._checked(blocks)
+        for begin in range(0, len(blocks), self.batch_blocks):
+            end = begin + self.batch_blocks
+            counts = tokens[begin:end] if tokens is not None else ()
+            is_ragged = any(count < self.layout.block_tokens for count in counts)
+            yield _Summed(blocks[begin:end], counts, self._rows if is_ragged else None)
+
     def _checked(self, blocks: Sequence[int]) -> Sequence[int]:
         for block in blocks:
             self.place(block)
         return blocks
+
+
+@dataclass(frozen=True, slots=True)
+class _Summed:
+    """Blocks whose sums are one launch."""
+
+    blocks: Sequence[int]
+    tokens: Sequence[int]
+    rows: BlockRows | None
+
+    def launch(self, lane: DeviceLane, address: int, after: int | None = None) -> None:
+        lane.checksum(address, self.blocks, after, self.tokens, self.rows)
 
 
 class DeviceMark:
@@ -226,15 +252,14 @@ class DeviceSeal:
 
     is_ready = False
 
-    def __init__(self, lanes: DeviceLanes, address: int, blocks: Sequence[int], written: int) -> None:
+    def __init__(self, lanes: DeviceLanes, address: int, parts: Sequence[_Summed], written: int) -> None:
         self._lanes = lanes
         self._parts: list[tuple[DeviceLane, int]] = []
         try:
-            for begin in range(0, len(blocks), _BATCH_BLOCKS):
-                part = blocks[begin : begin + _BATCH_BLOCKS]
+            for part in parts:
                 lane = lanes.take()
-                self._parts.append((lane, len(part)))
-                lane.checksum(address, part, written)
+                self._parts.append((lane, len(part.blocks)))
+                part.launch(lane, address, written)
         except BaseException:
             self._end()
             raise

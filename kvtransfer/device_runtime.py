@@ -10,6 +10,8 @@ import mmap
 from dataclasses import dataclass
 from typing import Protocol
 
+from kvtransfer.kv_checksum import BlockRows
+
 
 class DeviceError(Exception):
     """The driver refused a call, or reports that earlier work failed. Names the call and the driver's own words."""
@@ -101,6 +103,16 @@ class BlockKernels(Protocol):
         """Bytes of device memory that `checksum` needs."""
 
     def checksum(
-        self, sums: int, data: int, ids: int, blocks: int, block_bytes: int, workspace: int, stream: int
+        self,
+        sums: int,
+        data: int,
+        ids: int,
+        blocks: int,
+        block_bytes: int,
+        workspace: int,
+        stream: int,
+        tokens: int = 0,
+        rows: BlockRows | None = None,
     ) -> None:
-        """`sums[i]`, 16 bytes, becomes `kv_checksum.checksum` of block `ids[i]` of the pool at `data`."""
+        """`sums[i]`, 16 bytes, becomes `kv_checksum.checksum` of block `ids[i]` of the pool at `data`; with `rows`, of
+        its first `tokens[i]` tokens."""

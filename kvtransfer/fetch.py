@@ -40,6 +40,8 @@ class StartCopy:
     digest: bytes
     in_place: bool = False
     """It was pushed: nothing is copied, the destination is compared with the digest."""
+    tokens: int = 0
+    """How many of the request's lie in it; the last block may have room left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class _Granted:
     generation: int
     digest: bytes
     pushed: bool
+    tokens: int
 
 
 class FetchMachine:
@@ -161,7 +164,8 @@ class FetchMachine:
         columns = zip(blocks.block_ids, blocks.generations, blocks.digests, strict=True)
         for index, (block_id, generation, digest) in enumerate(columns, start=blocks.first_block):
             if index >= self._skip_blocks and index not in self._granted:
-                self._granted[index] = _Granted(block_id, generation, digest, blocks.pushed and self._pushing)
+                pushed, tokens = blocks.pushed and self._pushing, blocks.tokens_of(index, self._block_tokens)
+                self._granted[index] = _Granted(block_id, generation, digest, pushed, tokens)
                 self._waiting.append(index)
         if final is not None and self._final is None:
             self._final = (final, -(-blocks.num_tokens // self._block_tokens))
@@ -280,7 +284,8 @@ class FetchMachine:
             self._outstanding.add(index)
             grant = self._granted[index]
             in_place = self._is_in_place(index)
-            actions.append(StartCopy(index, grant.source_block, grant.generation, grant.digest, in_place))
+            what = (grant.source_block, grant.generation, grant.digest)
+            actions.append(StartCopy(index, *what, in_place, grant.tokens))
         return actions
 
     def _ready(self, final: KvFinalData, now_s: float) -> list[FetchAction]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wire.sampling import TokenLogprobs
 
@@ -44,6 +44,10 @@ class KvFinalData:
     logprobs: tuple[TokenLogprobs, ...] = ()
     finished: bool = False
     """The request ended on its first token: there is nothing to decode."""
+    computed_tokens: int = 0
+    """Of the prompt, those that were not found in a prefix cache."""
+    excess_s: float = 0.0
+    """Its share, by rows, of how much longer its steps took than steps of their size should."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,22 @@ class BlockRange:
     """Tokens of the request whose KV is complete, counted from its start."""
     pushed: bool = False
     """The consumer's granted blocks should hold these already."""
+
+    def tokens_of(self, index: int, block_tokens: int) -> int:
+        """How many of block `index` of the request are complete."""
+        return min(max(self.num_tokens - index * block_tokens, 0), block_tokens)
+
+    def split(self, pushed_from: int | None) -> list[BlockRange]:
+        """At block `pushed_from` of the request: those before it, and from it on those that are pushed; one part at
+        least."""
+        if pushed_from is None:
+            return [self]
+        there = replace(self.from_block(pushed_from), pushed=True)
+        cut = len(self.block_ids) - len(there.block_ids)
+        here = BlockRange(
+            self.first_block, self.block_ids[:cut], self.generations[:cut], self.digests[:cut], self.num_tokens
+        )
+        return [part for part in (here, there) if part.block_ids] or [self]
 
     def from_block(self, index: int) -> BlockRange:
         """The part at and after block `index` of the request; may be empty."""

@@ -9,6 +9,7 @@ about 2^-64. Made against accidents; it is no protection against someone who cho
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +23,26 @@ _LANES = (
 _MASK = (1 << 64) - 1
 
 
-def checksum(block: bytes | memoryview) -> bytes:
-    """16 bytes over `block`, whose size is a multiple of 16."""
+@dataclass(frozen=True, slots=True)
+class BlockRows:
+    """A block as rows of tokens, of every span (layer, plane, head) one after another."""
+
+    row_bytes: int
+    """A multiple of 16."""
+    block_tokens: int
+
+
+def checksum(block: bytes | memoryview, rows: BlockRows | None = None, tokens: int = 0) -> bytes:
+    """16 bytes over `block`, whose size is a multiple of 16; with `rows`, over those of its first `tokens` tokens.
+
+    What a block that is not full holds behind its last token is nobody's: a peer that was sent its rows one by one
+    has something else there.
+    """
     words = np.frombuffer(block, dtype="<u4").reshape(-1, 4)
     low, high = _place_keys(len(words))
+    counts = np.ones(len(words), dtype=bool)
+    if rows is not None:
+        counts = np.arange(len(words)) // (rows.row_bytes // CHUNK_BYTES) % rows.block_tokens < tokens
     sums = []
     for lane in _LANES:
         total = 0
@@ -33,7 +50,7 @@ def checksum(block: bytes | memoryview) -> bytes:
             left = words[:, first] + (low ^ np.uint32(one))
             right = words[:, second] + (high ^ np.uint32(other))
             products = left.astype(np.uint64) * right.astype(np.uint64)
-            total += int(np.add.reduce(products, dtype=np.uint64))
+            total += int(np.add.reduce(products[counts], dtype=np.uint64))
         sums.append(_finished((total + len(words)) & _MASK))
     return struct.pack("<QQ", *sums)
 

@@ -38,11 +38,15 @@ class KVPool(Protocol):
     def get(self, block: int) -> int:
         """The generation as it is."""
 
-    def seal(self, blocks: Sequence[int], written: int | None) -> Seal:
-        """Digests of `blocks` once the device's event `written` is done; None where the host wrote them, and has."""
+    def seal(self, blocks: Sequence[int], written: int | None, tokens: Sequence[int] | None = None) -> Seal:
+        """`digests` once the device's event `written` is done; None where the host wrote them, and has."""
 
-    def digests(self, blocks: Sequence[int]) -> tuple[bytes, ...]:
-        """16 bytes a block, of what they hold now."""
+    def digests(self, blocks: Sequence[int], tokens: Sequence[int] | None = None) -> tuple[bytes, ...]:
+        """16 bytes a block, of what they hold now.
+
+        A pool on a device leaves out what lies behind the first `tokens[i]` tokens of a block, which may have been
+        pushed, row by row. In host memory nothing is pushed, and whole blocks are looked at.
+        """
 
     def lent(self, block: int) -> AbstractContextManager[memoryview]:
         """The block's bytes in host memory, to be read; of a device's block, a copy."""

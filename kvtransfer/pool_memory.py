@@ -113,10 +113,10 @@ class KVPoolMemory:
         """xxh3-128 of the block's bytes, 16 bytes."""
         return xxhash.xxh3_128_digest(self.block(block))
 
-    def digests(self, blocks: Sequence[int]) -> tuple[bytes, ...]:
+    def digests(self, blocks: Sequence[int], tokens: Sequence[int] | None = None) -> tuple[bytes, ...]:
         return tuple(self.digest(block) for block in blocks)
 
-    def seal(self, blocks: Sequence[int], written: int | None = None) -> _Sealed:
+    def seal(self, blocks: Sequence[int], written: int | None = None, tokens: Sequence[int] | None = None) -> _Sealed:
         if written is not None:
             raise SpliceError(ErrorCode.INTERNAL_ERROR, "no device writes to a pool in host memory")
         return _Sealed(self.digests(blocks))

@@ -9,9 +9,10 @@ from collections.abc import Callable
 import structlog
 
 from kvtransfer.device_pool import DevicePoolMemory
-from kvtransfer.handoff import RequestKey
+from kvtransfer.handoff import RequestKey, SourceAddress
 from kvtransfer.peer import Peer
 from kvtransfer.pool import KVPool
+from kvtransfer.push_choice import KvPush, MeasuredHandoff, PushChoice
 from kvtransfer.transport import TransportError
 from kvtransfer.transports.cuda_ipc import CudaIpcSource
 from wire.errors import ErrorCode, SpliceError
@@ -23,12 +24,14 @@ _log = structlog.get_logger(__name__)
 class PushDoor:
     """Opens our pool to sources; a source that left is waited for until it has unmapped it, or its process is gone."""
 
-    def __init__(self, pool: KVPool, on_gone: Callable[[Peer], None]) -> None:
+    def __init__(self, pool: KVPool, on_gone: Callable[[Peer], None], mode: KvPush = "on") -> None:
         """`on_gone(peer)`, on any thread, once for each peer that was lost: nothing of it writes here any more."""
         if not isinstance(pool, DevicePoolMemory):
             raise SpliceError(ErrorCode.BAD_SETTING, "only a pool on a device can be pushed to", param="kv_push")
         self._pool = pool
         self._on_gone = on_gone
+        self._mode = mode
+        self._choices: dict[SourceAddress, PushChoice] = {}
         self._lock = threading.Lock()
         self._offers: dict[Peer, tuple[bytes, bytes]] = {}
         self._peers: dict[bytes, Peer] = {}
@@ -45,6 +48,21 @@ class PushDoor:
         """Returns when no peer maps the pool, and `on_gone` has said so; or gives up on those that do."""
         if self._source is not None:
             await asyncio.to_thread(self._source.close)
+
+    def choose(self, peer: Peer, num_blocks: int) -> bool | None:
+        """Whether so many blocks of a request are to be pushed, once for each; None: there is no choice."""
+        if self._source is None or not peer.takes_pushes or not num_blocks:
+            return None
+        with self._lock:
+            choice = self._choices.setdefault(peer.source, PushChoice(self._mode))
+            return choice.wants_push(num_blocks * self._pool.layout.block_tokens)
+
+    def ended(self, peer: Peer, wanted: bool, pushed: bool, one: MeasuredHandoff) -> None:
+        """What a hand-off cost of which `choose` said `wanted`."""
+        with self._lock:
+            choice = self._choices.get(peer.source)
+            if choice is not None:
+                choice.ended(wanted, pushed, one)
 
     def grant(
         self, peer: Peer, key: RequestKey, first_block: int, blocks: tuple[int, ...]
@@ -72,6 +90,7 @@ class PushDoor:
         """The peer's channel has ended: it unmaps our memory when it does not write there any more."""
         with self._lock:
             offer = self._offers.pop(peer, None)
+            self._choices.pop(peer.source, None)
         if self._source is None or offer is None:
             return
         self._source.revoke(offer[1])

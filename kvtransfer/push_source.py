@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
@@ -65,19 +65,26 @@ class PushSource:
             self._launched.setdefault(key, []).append(link)
             return PushTarget(address, grant)
 
-    def stored(self, key: RequestKey, written: int | None) -> None:
-        """The launch was made, with the event `written` behind it; None: it was not."""
+    def stored(self, keys: Sequence[RequestKey], written: int | None) -> None:
+        """The launch was made, with the event `written` behind it; None: it was not.
+
+        Where the device does not even take an order to wait, consumers wait for the end of this process.
+        """
         if written is None:
-            self._finish(key)
+            self._finish(keys)
             return
-        mark = self._pool.behind(written)
+        try:
+            mark = self._pool.behind(written)
+        except DeviceError as error:
+            _log.error("kv push cannot be followed", requests=keys, error=str(error))
+            return
 
         def wait() -> None:
             try:
                 mark.wait()
             except DeviceError as error:  # nothing runs on a device that has failed
-                _log.error("kv push failed", request=key, error=str(error))
-            self._finish(key)
+                _log.error("kv push failed", requests=keys, error=str(error))
+            self._finish(keys)
 
         self._thread.submit(wait)
 
@@ -114,14 +121,17 @@ class PushSource:
                 return
         link.close()  # it left meanwhile
 
-    def _finish(self, key: RequestKey) -> None:
+    def _finish(self, keys: Sequence[RequestKey]) -> None:
+        links = []
         with self._lock:
-            launched = self._launched[key]
-            link = launched.pop()
-            if not launched:
-                del self._launched[key]
-            self._tell(self._table.finish(key))
-        link.end_use()
+            for key in keys:
+                launched = self._launched[key]
+                links.append(launched.pop(0))
+                if not launched:
+                    del self._launched[key]
+                self._tell(self._table.finish(key))
+        for link in links:
+            link.end_use()
 
     def _tell(self, actions: list[SendQuiet]) -> None:
         for action in actions:

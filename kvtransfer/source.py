@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 import grpc.aio
@@ -105,6 +105,11 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
         self._sealer = ThreadPoolExecutor(1, thread_name_prefix="kv-seal")
 
     @property
+    def pushes(self) -> bool:
+        """Whether consumers may grant their blocks."""
+        return self._pusher is not None
+
+    @property
     def stats(self) -> SourceStats:
         with self._lock:
             return SourceStats(
@@ -156,23 +161,29 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
         num_tokens: int,
         final: KvFinalData | None,
         written: int | None = None,
-        pushed: bool = False,
+        pushed_from: int | None = None,
     ) -> None:
         """These blocks are complete: seals them with a digest and lets them be read. Thread-safe.
 
         `first_block` is the first one's index within the request; `final` comes with the last range (which may be
         empty). Nothing may be written to them until `on_release`. Of a pool on a device, `written` is the event behind
-        the blocks' write: the call returns at once, and they are announced when the device has passed it. `pushed`:
-        every launch that wrote to them also wrote to the request's `push_target`.
+        the blocks' write: the call returns at once, and they are announced when the device has passed it. Of those
+        from block `pushed_from` of the request on, every row was stored where `push_target` said, too.
         """
         generations = tuple(self._pool.get(block) for block in block_ids)
-        seal = self._pool.seal(block_ids, written)
+        whole = BlockRange(first_block, tuple(block_ids), generations, (b"",) * len(block_ids), num_tokens)
+        block_tokens = self._pool.layout.block_tokens
+        tokens = [whole.tokens_of(first_block + i, block_tokens) for i in range(len(block_ids))]
+        seal = self._pool.seal(block_ids, written, tokens)
 
         def announce() -> None:
-            blocks = BlockRange(first_block, tuple(block_ids), generations, seal.digests(), num_tokens, pushed)
+            sealed = replace(whole, digests=seal.digests())
             with self._lock:
-                self._blocks_announced += len(blocks.block_ids)
-                self._perform(self._leases.announce(key, blocks, final, time.monotonic()))
+                self._blocks_announced += len(sealed.block_ids)
+                *firsts, last = sealed.split(pushed_from)
+                for blocks in firsts:
+                    self._perform(self._leases.announce(key, blocks, None, time.monotonic()))
+                self._perform(self._leases.announce(key, last, final, time.monotonic()))
 
         if seal.is_ready:
             announce()
@@ -190,11 +201,12 @@ class KvSource(kv_pb2_grpc.KvSourceServicer):
         """Where one launch may store the request's rows besides; None: nowhere. `stored` must follow. Thread-safe."""
         return self._pusher.target(key) if self._pusher is not None else None
 
-    def stored(self, key: RequestKey, written: int | None) -> None:
-        """The launch that asked for a target was made, with the event `written` behind it; None: it was not."""
+    def stored(self, keys: Sequence[RequestKey], written: int | None) -> None:
+        """The launch that was given a target for each of `keys` was made, with the event `written` behind it, which
+        may be recorded anew after this; None: it was not. Thread-safe."""
         if self._pusher is None:
-            raise SpliceError(ErrorCode.INTERNAL_ERROR, f"request {key} has no push target")
-        self._pusher.stored(key, written)
+            raise SpliceError(ErrorCode.INTERNAL_ERROR, f"requests {keys} have no push target")
+        self._pusher.stored(keys, written)
 
     def fail(self, key: RequestKey, error: SpliceError) -> None:
         """The request cannot be completed here; whoever subscribed, or will, is told. Thread-safe."""

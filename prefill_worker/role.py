@@ -5,10 +5,12 @@ from __future__ import annotations
 import grpc.aio
 
 from engine.scheduling.request import RequestKey, RequestKind
-from engine.steps.step_output import StepOutput, TokenRow
+from engine.steps.step_output import ComputedBlocks, StepOutput, TokenRow
+from kvtransfer.device_pool import DevicePoolMemory
 from kvtransfer.faults import FaultPlan
 from kvtransfer.handoff import KvFinalData
 from kvtransfer.source import KvSource
+from prefill_worker.push_port import SourcePushPort
 from wire.errors import ErrorCode, SpliceError
 from wire.sampling import FinishReason
 from worker.role import HandoffCounters, Role, RoleParts
@@ -31,18 +33,20 @@ class PrefillRole(Role):
             on_release=lambda key, reason: parts.post(lambda: self._released(key)),
             host=parts.settings.host,
             faults=FaultPlan.parse(parts.settings.faults),
+            push=_pushes(parts),
         )
+        if self._source.pushes:
+            parts.engine.push_through(SourcePushPort(self._source))
 
     def on_output(self, output: StepOutput) -> None:
         """Announces before the first tokens are sent: decode starts its last fetch while the token travels."""
         rows = {row.key: row for row in output.rows}
         for blocks in output.computed:
             row = rows.get(blocks.key)
-            final = _final(row) if blocks.is_last and row is not None else None
+            final = _final(row, blocks) if blocks.is_last and row is not None else None
             with self._only(blocks.key):
-                self._source.announce(
-                    blocks.key, blocks.first_block, blocks.block_ids, blocks.num_tokens, final, self._written
-                )
+                what = (blocks.key, blocks.first_block, blocks.block_ids, blocks.num_tokens)
+                self._source.announce(*what, final, self._written, blocks.pushed_from)
                 if final is not None:
                     self._held.add(blocks.key)
         super().on_output(output)
@@ -80,10 +84,25 @@ class PrefillRole(Role):
             self.table.remove(key)
 
 
-def _final(row: TokenRow) -> KvFinalData:
+def _pushes(parts: RoleParts) -> bool:
+    """Raises SpliceError (bad_setting) where it was asked for and cannot be."""
+    wanted = parts.settings.kv_push
+    if wanted == "on" and not parts.engine.can_push:
+        raise SpliceError(
+            ErrorCode.BAD_SETTING,
+            "kv_push is on, and this model's rows are stored by a CPU, which reaches no peer's memory: expected a "
+            "model on a GPU, or kv_push auto",
+            param="kv_push",
+        )
+    return wanted != "off" and parts.engine.can_push and isinstance(parts.place.pool, DevicePoolMemory)
+
+
+def _final(row: TokenRow, blocks: ComputedBlocks) -> KvFinalData:
     return KvFinalData(
         first_tokens=row.tokens,
         first_seq=row.seq,
         logprobs=row.logprobs or (),
         finished=row.finish != FinishReason.NONE,
+        computed_tokens=blocks.num_tokens - row.cached_tokens,
+        excess_s=blocks.excess_s,
     )

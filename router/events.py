@@ -27,6 +27,7 @@ class HandoffFigures:
     exposed_s: float = 0.0
     transport_fallbacks: int = 0
     blocks_refetched: int = 0
+    blocks_pushed: int = 0
 
 
 # Events -----------------------------------------------------------------------------------------------------------

@@ -45,6 +45,8 @@ class RouterMetrics:
         )
         self.fallbacks = counter("splice:kv_transport_fallbacks", "Transports tried and given up", transport)
         self.refetched = counter("splice:kv_blocks_refetched", "Blocks whose digest did not match at first", transport)
+        blocks = partial(counter, labelnames=("way",))
+        self.kv_blocks = blocks("splice:kv_blocks", "KV blocks handed over, pushed by prefill or pulled by decode")
         self.migrations = counter(
             "splice:request_migrations", "Attempts given up and continued elsewhere", (*model, "reason")
         )
@@ -103,6 +105,8 @@ class RouterMetrics:
             self.kv_exposed.labels(handoff.transport).observe(handoff.exposed_s)
             self.fallbacks.labels(handoff.transport).inc(handoff.transport_fallbacks)
             self.refetched.labels(handoff.transport).inc(handoff.blocks_refetched)
+            self.kv_blocks.labels("push").inc(handoff.blocks_pushed)
+            self.kv_blocks.labels("pull").inc(handoff.kv_blocks - handoff.blocks_pushed)
         if isinstance(terminal, Finish):
             self.success.labels(model, terminal.reason.openai_name).inc()
         else:

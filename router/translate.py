@@ -55,6 +55,7 @@ def events_of(worker: WorkerKey, message: worker_pb2.WorkerMessage) -> Iterator[
             exposed_s=report.exposed_s,
             transport_fallbacks=report.transport_fallbacks,
             blocks_refetched=report.blocks_refetched,
+            blocks_pushed=report.blocks_pushed,
         )
         yield report.request, HandedOff(worker, report.attempt, handoff)
     elif body == "failed":

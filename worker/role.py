@@ -63,6 +63,8 @@ class HandoffCounters:
     transport_fallbacks: int = 0
     leases_active: int = 0
     leases_expired: int = 0
+    kv_blocks_pushed: int = 0
+    """Of `kv_blocks_in`: those that were there when they were announced."""
 
 
 class Role(ABC):

@@ -229,6 +229,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             transport_fallbacks=counters.transport_fallbacks,
             leases_active=counters.leases_active,
             leases_expired=counters.leases_expired,
+            kv_blocks_pushed=counters.kv_blocks_pushed,
             rss_bytes=psutil.Process().memory_info().rss,
             draining=self._role.draining,
             requests=[

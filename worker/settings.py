@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from engine.ops.cpu_isa import CpuIsa
+from kvtransfer.push_choice import KvPush
 from wire.worker_record import Role
 
 DEFAULT_KV_BYTES = 512 << 20
@@ -70,6 +71,9 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Of the native kernels; refused where the machine lacks it."""
     kv_transports: tuple[str, ...] = ("shm", "ucx", "tcp")
     """Best first; a prefill worker offers them, a decode worker accepts them."""
+    kv_push: KvPush = "auto"
+    """Whether prefill stores KV in decode's memory while it computes it; `auto`: where both are on GPUs of one host and
+    measuring says that it pays."""
     lease_ttl_s: float = 10.0
     """How long announced KV stays readable without a renewal."""
     registration_ttl_s: int = 5

@@ -15,6 +15,7 @@ from engine.device.kv_memory import DeviceKVCache
 from engine.engine import Engine
 from engine.models.device_decoder import DeviceDecoder
 from engine.scheduling.request import Request, RequestKind
+from engine.steps.pushes import PushPort
 from kvtransfer.device_pool import DevicePoolMemory
 from wire.sampling import SamplingParams
 
@@ -23,9 +24,15 @@ class Announcer:
     """One prompt at a time, in chunks, each announced when the device has computed it."""
 
     def __init__(
-        self, decoder: DeviceDecoder, pool: DevicePoolMemory, blocks: torch.Tensor, prompt: int, chunk: int
+        self,
+        decoder: DeviceDecoder,
+        pool: DevicePoolMemory,
+        blocks: torch.Tensor,
+        prompt: int,
+        chunk: int,
+        port: PushPort | None = None,
     ) -> None:
-        """`blocks`: the memory of `pool`, uint8 `[num_blocks, block_bytes]`."""
+        """`blocks`: the memory of `pool`, uint8 `[num_blocks, block_bytes]`; `port`: where rows go besides."""
         self._pool, self._prompt, self._vocabulary = pool, prompt, decoder.spec.vocab_size
         self._written, self._keys = pool.runtime.new_event(), itertools.count(1)
         pool.runtime.record(self._written, pool.runtime.new_stream())
@@ -35,6 +42,8 @@ class Announcer:
             max_mixed_step_ms=1e9,
         )  # fmt: skip
         self._engine = Engine(decoder, DeviceKVCache(pool.layout, blocks), config, BlockPool(pool.num_blocks, pool))
+        if port is not None:
+            self._engine.push_through(port)
 
     def prompt(self) -> Iterator[Announced]:
         """Of a new one, all its blocks; they are given back when the last was announced and the next prompt comes."""

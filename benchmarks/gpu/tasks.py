@@ -56,6 +56,7 @@ def tasks() -> list[Task]:
         *(each for mode in MODES for each in _in_fp8(mode)),
         Task("transformers", "peers", 150, _transformers, ("transformers",)),
         Task("hand-off", "handoffs", 120, _handoff, ("hand-off",)),
+        Task("hand-off, pushed", "handoffs", 120, _pushed_handoff, ("push",)),
         *_serving(),
         *(task for task in kernels if not task.goals),
         *(Task(f"tactics, {mode}", "tactics", 60, partial(_tuned, mode)) for mode in MODES),
@@ -153,6 +154,14 @@ def _handoff(library: Library, shared: Path) -> list[dict[str, Any]]:
     del library, shared
     _forget_models()
     return handoff.measure()
+
+
+def _pushed_handoff(library: Library, shared: Path) -> list[dict[str, Any]]:
+    from benchmarks.gpu import pushed_handoff  # noqa: PLC0415 (as above)
+
+    del library, shared
+    _forget_models()
+    return pushed_handoff.measure()
 
 
 def _forget_models() -> None:

@@ -3,7 +3,7 @@
 //
 // Reads each byte once, writes 16 bytes a block: bound by memory. About 36 integer operations a chunk of 16 bytes, four of them wide
 // products: an SM of a H200 has time for about twice that while the chunk arrives. A block of threads sums a part of 64 KiB, 4 chunks
-// a thread in flight; a second kernel adds the parts. Sums are integers modulo 2^64, exact in any order, so that neither how work is
+// a thread in flight; a second kernel adds the parts. What a block that is not full holds behind its last token is left out. Sums are integers modulo 2^64, exact in any order, so that neither how work is
 // divided nor which blocks are summed together shows in the result.
 #include "launch.h"
 
@@ -52,10 +52,23 @@ SPLICE_DEVICE Sums warp_sums(Sums sums) {
   return sums;
 }
 
+// Which chunks of a block count: all, or those of rows of its first tokens.
+struct Counted {
+  uint32_t row_chunks, block_tokens, tokens;
+
+  SPLICE_DEVICE bool has(uint32_t chunk) const { return tokens >= block_tokens || chunk / row_chunks % block_tokens < tokens; }
+};
+
+SPLICE_DEVICE Counted counted(const splice_cuda_checksum& args, int64_t block) {
+  if (!args.tokens) return {1, 0, 0};
+  return {static_cast<uint32_t>(args.row_bytes / CHUNK_BYTES), static_cast<uint32_t>(args.block_tokens), static_cast<uint32_t>(args.tokens[block])};
+}
+
 SPLICE_KERNEL __launch_bounds__(THREADS) sum_parts(splice_cuda_checksum args, int64_t parts) {
   const int64_t chunks = args.block_bytes / CHUNK_BYTES, block = block_x() / parts, part = block_x() % parts;
   const int64_t id = args.ids ? args.ids[block] : block, end = part * PART_CHUNKS + PART_CHUNKS;
   const auto* from = reinterpret_cast<const Chunk*>(static_cast<const char*>(args.data) + id * args.block_bytes);
+  const Counted rows = counted(args, block);
   Sums sums = {0, 0};
   for (int64_t first = part * PART_CHUNKS + thread_index(); first < chunks && first < end; first += THREADS * IN_FLIGHT) {
     Chunk held[IN_FLIGHT];
@@ -64,7 +77,8 @@ SPLICE_KERNEL __launch_bounds__(THREADS) sum_parts(splice_cuda_checksum args, in
       if (first + i * THREADS < chunks) held[i] = from[first + i * THREADS];
     SPLICE_UNROLL
     for (int i = 0; i < IN_FLIGHT; ++i)
-      if (first + i * THREADS < chunks) add_chunk(sums, held[i], static_cast<uint32_t>(first + i * THREADS));
+      if (first + i * THREADS < chunks && rows.has(static_cast<uint32_t>(first + i * THREADS)))
+        add_chunk(sums, held[i], static_cast<uint32_t>(first + i * THREADS));
   }
   auto* room = reinterpret_cast<Sums*>(shared_memory());
   sums = warp_sums(sums);
@@ -106,6 +120,9 @@ int splice_cuda_kv_checksum(const splice_cuda_checksum* args, void* stream) {
   if (!aligned(args->sums) || !aligned(args->workspace) || args->blocks < 0)
     return fail(SPLICE_CUDA_INVALID, "kv_checksum: %lld sums, expected none or more, with sums and workspace aligned to 16 bytes",
                 static_cast<long long>(args->blocks));
+  if (args->tokens && (args->row_bytes <= 0 || args->row_bytes % CHUNK_BYTES || args->block_tokens <= 0 || args->block_bytes % (args->row_bytes * args->block_tokens)))
+    return fail(SPLICE_CUDA_INVALID, "kv_checksum: %lld rows of %lld bytes in blocks of %lld, expected rows of a multiple of 16 bytes, as many as make whole blocks",
+                static_cast<long long>(args->block_tokens), static_cast<long long>(args->row_bytes), static_cast<long long>(args->block_bytes));
   const int64_t parts = parts_of(args->block_bytes);
   const int code = launch("kv_checksum", sum_parts, {args->blocks * parts}, THREADS, THREADS / WARP * sizeof(Sums), stream, *args, parts);
   if (code != SPLICE_CUDA_OK) return code;

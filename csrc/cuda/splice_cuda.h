@@ -388,13 +388,16 @@ typedef struct {
 } splice_cuda_head_product;
 int splice_cuda_head_products(const splice_cuda_head_product* args, void* stream);
 // sums[i], 16 bytes each, becomes the digest of block ids[i] (NULL: i) of a pool of blocks of block_bytes, a multiple of 16: the one
-// kvtransfer/kv_checksum.py defines. `workspace` has splice_cuda_kv_checksum_workspace bytes.
+// kvtransfer/kv_checksum.py defines. `workspace` has splice_cuda_kv_checksum_workspace bytes. With `tokens`, only the rows of a
+// block's first tokens[i] tokens are looked at: a block is spans of block_tokens rows of row_bytes, a multiple of 16.
 typedef struct {
   void* sums;
   const void* data;
   const int64_t* ids;
   void* workspace;
   int64_t blocks, block_bytes;
+  const int64_t* tokens;
+  int64_t row_bytes, block_tokens;  // unused without `tokens`
 } splice_cuda_checksum;
 int splice_cuda_kv_checksum(const splice_cuda_checksum* args, void* stream);
 int64_t splice_cuda_kv_checksum_workspace(int64_t blocks, int64_t block_bytes);
@@ -416,6 +419,13 @@ typedef struct {
   int32_t w_scaling;  // SPLICE_CUDA_ROWS or SPLICE_CUDA_BLOCKS
 } splice_cuda_grouped_codes;
 int splice_cuda_grouped_fp8_weights(const splice_cuda_grouped_codes* args, void* stream);
+
+// The same of splice_cuda_store_latents: [latent | turned key] of row i a second time at peer_slots[i] of the cache at peers[i].
+typedef struct {
+  splice_cuda_latent_store store;
+  const int64_t *peers, *peer_slots;
+} splice_cuda_latent_push;
+int splice_cuda_push_latents(const splice_cuda_latent_push* args, void* stream);
 
 #ifdef __cplusplus
 }

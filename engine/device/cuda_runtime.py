@@ -41,6 +41,7 @@ class CudaRuntime:
             )
         self._device = torch.device("cuda", index)
         self._pool: Any = None
+        self._mark: torch.cuda.Event | None = None
         self._thread = 0
         self.enter()
         self._taken_before = self._taken()
@@ -73,6 +74,16 @@ class CudaRuntime:
     def download(self, dest: torch.Tensor, source: torch.Tensor) -> EventFence:
         """See `DeviceRuntime.download`."""
         return self._copy(dest, source)
+
+    def record(self) -> int:
+        """See `DeviceRuntime.record`."""
+        try:
+            if self._mark is None:
+                self._mark = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._mark.record()
+        except RuntimeError as error:
+            raise _lost(error) from error
+        return int(self._mark.cuda_event)
 
     def capture(self, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
         """See `DeviceRuntime.capture`."""

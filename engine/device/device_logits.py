@@ -32,7 +32,10 @@ class DeviceLogits:
     def wait(self) -> None:
         """See `StepLogits.wait`."""
         with self._memory.guard("computing a step"):
-            self._logits[:1, :1].cpu()
+            if len(self._logits):
+                self._logits[:1, :1].cpu()
+            else:  # there is nothing to copy, and no copy waits for nothing
+                self._memory.settle()
 
     def host(self, rows: slice | Sequence[int]) -> NDArray[np.float32]:
         """See `StepLogits.host`."""

@@ -54,6 +54,10 @@ class DrawMemory:
             for _ in range(_STAGES)
         ]
 
+    def settle(self) -> None:
+        """Returns when everything that was queued is done. Raises DeviceLost where the device will do nothing more."""
+        self._runtime.settle()
+
     def guard(self, doing: str) -> AbstractContextManager[None]:
         """See `device_guard`; for whoever reads what lies there."""
         return device_guard(self._runtime, doing)

@@ -33,6 +33,10 @@ class DeviceRuntime(Protocol):
     def download(self, dest: torch.Tensor, source: torch.Tensor) -> Fence:
         """Queues a copy to pinned memory; `dest` may be read once the fence is passed."""
 
+    def record(self) -> int:
+        """The driver's own number of an event behind all that was queued so far, by which others can wait for it. It is
+        recorded anew by the next call. Raises DeviceLost where the device failed."""
+
     def capture(self, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
         """Runs `work` once, so that whatever happens only the first time has happened, then records it.
 

@@ -58,7 +58,7 @@ class StepLayout:
             part = span[offset : offset + int(np.prod(shape)) * dtype.itemsize]
             tensors[name] = part.view(getattr(torch, dtype.name)).view(shape)
         singles = self.key.sequences if self.key.queries == 1 else 0
-        return StepPlan(**tensors, bounds=StepBounds(self.key.queries, self.key.context, singles))
+        return StepPlan(**tensors, bounds=StepBounds(self.key.queries, self.key.context, singles), peers=None)
 
 
 @dataclass(slots=True)

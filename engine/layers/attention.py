@@ -44,15 +44,23 @@ class Attention:
         """See `Linear.form`."""
         return self.qkv.form
 
+    @property
+    def pushes(self) -> bool:
+        """Whether `plan.peers` may be given."""
+        return self._ops.rope_and_push is not None
+
     def __call__(self, x: LinearRows, plan: StepPlan, kv_cache: torch.Tensor) -> torch.Tensor:
         """`x` `[M, hidden]`; writes the rows' K and V at `plan.slots` before attending."""
         spec, ops = self._spec, self._ops
         heads = self.qkv(x).view(len(x), -1, spec.head_dim)
         last_k = spec.num_heads + spec.num_kv_heads
         q, k, v = heads[:, : spec.num_heads], heads[:, spec.num_heads : last_k], heads[:, last_k:]
-        rotated = ops.rope_and_store(
-            q, k, v, plan.positions, self.cos_sin, kv_cache, self._layer, plan.slots, self._norms
-        )
+        where = (plan.positions, self.cos_sin, kv_cache, self._layer, plan.slots)
+        if plan.peers is None:
+            rotated = ops.rope_and_store(q, k, v, *where, self._norms)
+        else:
+            assert ops.rope_and_push is not None  # noqa: S101 - see `Attention.pushes`
+            rotated = ops.rope_and_push(q, k, v, *where, plan.peers, self._norms)
         attended = ops.paged_attention(
             rotated,
             kv_cache,

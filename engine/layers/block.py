@@ -36,6 +36,11 @@ class Block:
         self._attention_output_norm = norm("attention_output_norm") if spec.post_norms else None
         self._mlp_output_norm = norm("mlp_output_norm") if spec.post_norms else None
 
+    @property
+    def pushes(self) -> bool:
+        """Whether `plan.peers` may be given."""
+        return self._attention.pushes
+
     def __call__(
         self, update: torch.Tensor | None, residual: torch.Tensor, plan: StepPlan, kv_cache: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:

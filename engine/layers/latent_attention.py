@@ -52,13 +52,23 @@ class LatentAttention:
         queries = self._q if self._q_down is None else self._q_down
         return queries.form if queries.form == self._kv_down.form else None
 
+    @property
+    def pushes(self) -> bool:
+        """Whether `plan.peers` may be given."""
+        return self._ops.push_latents is not None
+
     def __call__(self, x: LinearRows, plan: StepPlan, kv_cache: torch.Tensor) -> torch.Tensor:
         """`x` `[M, hidden]`; writes the rows' latents and rotated keys at `plan.slots` before attending."""
         spec, ops, layer = self._spec, self._ops, self._layer
         q = self._queries(x)
         down = self._kv_down(x)
         latent, key = down[:, : spec.kv_lora_rank], down[:, spec.kv_lora_rank :]
-        q = ops.store_latents(q, latent, key, plan.positions, self._cos_sin, kv_cache, layer, plan.slots, self._norm)
+        where = (plan.positions, self._cos_sin, kv_cache, layer, plan.slots)
+        if plan.peers is None:
+            q = ops.store_latents(q, latent, key, *where, self._norm)
+        else:
+            assert ops.push_latents is not None  # noqa: S101 - see `LatentAttention.pushes`
+            q = ops.push_latents(q, latent, key, *where, plan.peers, self._norm)
         tables, ends = plan.block_tables, plan.prompt_ends
         attended = ops.latent_attention(
             q, kv_cache, layer, tables, plan.query_starts, plan.starts, ends, self._up, spec.scale, bounds=plan.bounds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -50,3 +50,17 @@ class CausalLM(Protocol):
         not computed yet. A row that is not
         finite (damaged weights or KV) is returned as it is: it fails its own request, in the sampler.
         """
+
+
+@runtime_checkable
+class PushingModel(Protocol):
+    """A model on a device, which may store rows in a peer's cache besides (`SequenceSlice.peer`)."""
+
+    @property
+    def pushes(self) -> bool:
+        """Whether its operations can."""
+
+    def record(self) -> int:
+        """The driver's own number of an event behind every step launched so far, recorded anew by the next call.
+
+        Raises DeviceLost where the device failed."""

@@ -66,6 +66,11 @@ class Decoder:
         """See `CausalLM.runs_ahead`."""
         return False
 
+    @property
+    def pushes(self) -> bool:
+        """Whether a plan for `run` may have `peers`."""
+        return all(block.pushes for block in self._blocks)
+
     def kv_layout(self, block_tokens: int, kv_dtype: str) -> KVLayout:
         """See `CausalLM.kv_layout`."""
         return decoder_kv_layout(self.spec, self._kv_dtype, block_tokens, kv_dtype)

@@ -32,7 +32,7 @@ _LESS_STEP = "lower --max-num-batched-tokens or --max-num-seqs, or use a smaller
 
 
 class DeviceDecoder:
-    """See `CausalLM`. A row has the same bits whichever way its step is launched."""
+    """See `CausalLM` and `PushingModel`. A row has the same bits whichever way its step is launched."""
 
     def __init__(
         self, decoder: Decoder, library: Library, runtime: DeviceRuntime, buckets: Buckets | None, max_num_seqs: int
@@ -62,6 +62,15 @@ class DeviceDecoder:
     def runs_ahead(self) -> bool:
         """See `CausalLM.runs_ahead`."""
         return True
+
+    @property
+    def pushes(self) -> bool:
+        """See `PushingModel.pushes`."""
+        return self._decoder.pushes
+
+    def record(self) -> int:
+        """See `PushingModel.record`."""
+        return self._runtime.record()
 
     @property
     def captured(self) -> CapturedSteps | None:
@@ -129,7 +138,8 @@ class DeviceDecoder:
 
     def _queued(self, batch: StepBatch) -> DeviceLogits:
         slices = batch.slices
-        key = self._captured.key(batch) if self._captured is not None and slices else None
+        stays = all(part.peer is None for part in slices)  # graphs store rows here alone
+        key = self._captured.key(batch) if self._captured is not None and slices and stays else None
         if self._captured is not None and key is not None:
             logits = self._captured.run(key, StepArrays.of(batch, self._block_tokens))
             ends = [(index + 1) * key.queries for index in range(len(slices))]

@@ -18,9 +18,10 @@ class Candidate:
     """`supports(dtype)` says whether it runs on this machine for weights and activations of that dtype, and `features`
     what it computes beyond the plain case. The highest `rank` wins; the reference has rank 0.
 
-    The rest belongs to `linear`, `lm_head` and `experts` only: without `pack` a weight is a plain tensor, `rows` goes
-    with `pack`, `pack_experts` with `experts`, `fused` with `linear`, and `kinds` are the quantised types that are
-    packed as they are.
+    `push` belongs to what writes the cache: the same computation, of the same bits, which stores rows a second time in
+    a peer's. The rest belongs to `linear`, `lm_head` and `experts` only: without `pack` a weight is a plain tensor,
+    `rows` goes with `pack`, `pack_experts` with `experts`, `fused` with `linear`, and `kinds` are the quantised types
+    that are packed as they are.
     """
 
     op: OpName
@@ -29,6 +30,7 @@ class Candidate:
     supports: Callable[[torch.dtype], bool]
     rank: int
     features: frozenset[Feature] = frozenset()
+    push: Callable[..., Any] | None = None
     pack: PackOp | None = None
     rows: RowsOp | None = None
     pack_experts: PackExpertsOp | None = None

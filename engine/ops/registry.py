@@ -27,7 +27,9 @@ from engine.ops.signatures import (
     PackExpertsOp,
     PackOp,
     PagedAttentionOp,
+    PushLatentsOp,
     RmsNormOp,
+    RopeAndPushOp,
     RopeAndStoreOp,
     RouteOp,
     RowsOp,
@@ -67,6 +69,9 @@ class OpTable:
     """What leaves rows in the form that `linear` takes, where there is more than one."""
     names: Mapping[OpName, str]
     """Operation to candidate name, of those the model is made of: part of the numerics identity."""
+    rope_and_push: RopeAndPushOp | None = None
+    """None where rows can be stored in the local cache alone; as for `push_latents`."""
+    push_latents: PushLatentsOp | None = None
 
 
 def select_ops(
@@ -115,6 +120,8 @@ def choose(candidates: Iterable[Candidate], dtype: torch.dtype, features: frozen
         expert_kinds=best["experts"].kinds,
         fused=best["linear"].fused,
         names=names,
+        rope_and_push=best["rope_and_store"].push,
+        push_latents=best["store_latents"].push,
     )
 
 

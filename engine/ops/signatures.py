@@ -11,6 +11,7 @@ from engine.ops.head_norms import HeadNorms
 from engine.ops.latent_norm import LatentNorm
 from engine.ops.weight_matrix import ExpertMatrices, WeightMatrix
 from engine.spec import Activation, RoutingSpec
+from engine.steps.peer_rows import PeerRows
 from engine.steps.step_plan import StepBounds
 
 PackedWeight = Any
@@ -106,6 +107,23 @@ class RopeAndStoreOp(Protocol):
         """
 
 
+class RopeAndPushOp(Protocol):
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        positions: torch.Tensor,
+        cos_sin: torch.Tensor,
+        kv_cache: torch.Tensor,
+        layer: int,
+        slots: torch.Tensor,
+        peers: PeerRows,
+        norms: HeadNorms | None = None,
+    ) -> torch.Tensor:
+        """As `RopeAndStoreOp`, to the bit, and rows of k and v are stored a second time where `peers` say."""
+
+
 class PagedAttentionOp(Protocol):
     def __call__(
         self,
@@ -164,6 +182,23 @@ class StoreLatentsOp(Protocol):
         `positions`, `cos_sin` `[max_len, R]` and `slots` as in `RopeAndStoreOp`. `kv_cache` `[num_blocks, num_layers,
         1, 1, block_tokens, rank + R]`, float32 or bfloat16, perhaps other than q's dtype.
         """
+
+
+class PushLatentsOp(Protocol):
+    def __call__(
+        self,
+        q: torch.Tensor,
+        latents: torch.Tensor,
+        keys: torch.Tensor,
+        positions: torch.Tensor,
+        cos_sin: torch.Tensor,
+        kv_cache: torch.Tensor,
+        layer: int,
+        slots: torch.Tensor,
+        peers: PeerRows,
+        norm: LatentNorm | None = None,
+    ) -> torch.Tensor:
+        """As `StoreLatentsOp`, to the bit, and [latent | key] is stored a second time where `peers` say."""
 
 
 class LatentAttentionOp(Protocol):

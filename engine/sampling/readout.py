@@ -38,11 +38,13 @@ def read_logits(
 ) -> list[Readout]:
     """`logits` `[sum of num_logits, vocab]`, the parts' rows one after another. One `Readout` per part.
 
-    `num_options`: how many likeliest tokens a beam search wants to see.
+    `num_options`: how many likeliest tokens a beam search wants to see. The step has been computed when this returns.
     """
     ends = list(accumulate(part.num_logits for part in parts))
     draws = [(end - 1, part) for part, end in zip(parts, ends, strict=True) if part.completes and not _is_beam(part)]
     rows = [row_of(part.request) for _, part in draws]
+    if not draws:
+        logits.wait()  # whoever is told of computed blocks reads them past the device's queue
     drawn = iter(logits.draw([row for row, _ in draws], rows) if draws else ())
     readouts = []
     for part, end in zip(parts, ends, strict=True):

@@ -87,6 +87,10 @@ class Request:
     kept: Sequence[bytes] = ()
     """Preempted: names of the contents that are kept for when it goes on."""
     num_announced_blocks: int = 0
+    pushed_from: int | None = None
+    """PREFILL: from this position on all rows computed so far were stored in a peer's cache besides; None: not all."""
+    excess_s: float = 0.0
+    """Its share, by rows, of how much longer its steps took than was predicted."""
     lease_ended: bool = False
     """PREFILL: the lease ended before the computation did; nothing to hold afterwards."""
     in_flight: bool = False

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from engine.steps.peer_blocks import PeerBlocks
+
 
 class SequenceSlice(msgspec.Struct, frozen=True):
     """One request's part in one step."""
@@ -23,6 +25,8 @@ class SequenceSlice(msgspec.Struct, frozen=True):
     """Whether the logits of every query token are needed."""
     num_prompt_tokens: int = 1 << 62
     """Tokens of the request that are its prompt, so many at most: a model may compute those after it another way."""
+    peer: PeerBlocks | None = None
+    """Where its rows are stored besides; of a model that pushes (`PushingModel`)."""
 
     @property
     def num_logits(self) -> int:

@@ -55,6 +55,10 @@ class ComputedBlocks:
     """Tokens, counted from the start of the request, whose KV is complete."""
     is_last: bool
     """No more will follow; only then the last block may be partial."""
+    pushed_from: int | None = None
+    """Of these blocks, those from this index on were stored in a peer's cache besides; None: none of them."""
+    excess_s: float = 0.0
+    """The request's share, by rows, of how much longer its steps took so far than was predicted."""
 
 
 @dataclass(frozen=True, slots=True)

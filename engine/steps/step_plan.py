@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from engine.steps.batch import StepBatch
+from engine.steps.peer_rows import PeerRows
 from engine.steps.step_arrays import StepArrays
 
 
@@ -50,15 +51,18 @@ class StepPlan:
     logit_rows: torch.Tensor
     """int64: of each slice its last `num_logits` rows, in slice order."""
     bounds: StepBounds
+    peers: PeerRows | None = None
+    """Where rows are stored besides; None where all of them stay."""
 
     @classmethod
     def of(cls, batch: StepBatch, block_tokens: int) -> StepPlan:
         """See `StepArrays.of`."""
         arrays = StepArrays.of(batch, block_tokens)
         tensors = {field.name: torch.from_numpy(getattr(arrays, field.name)) for field in fields(arrays)}
-        return cls(**tensors, bounds=StepBounds.of(batch))
+        return cls(**tensors, bounds=StepBounds.of(batch), peers=PeerRows.of(batch, block_tokens))
 
     def on(self, device: torch.device) -> StepPlan:
         """The same on another device."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "bounds"}
-        return StepPlan(**{name: tensor.to(device) for name, tensor in tensors.items()}, bounds=self.bounds)
+        tensors = {field.name: getattr(self, field.name).to(device) for field in fields(StepArrays)}
+        peers = self.peers.on(device) if self.peers is not None else None
+        return StepPlan(**tensors, bounds=self.bounds, peers=peers)

@@ -161,6 +161,13 @@ class EngineSettings:
         group="KV hand-off",
         metavar="LIST",
     )
+    kv_push: str = setting(
+        "auto",
+        parse.choice("auto", "on", "off"),
+        "Whether prefill stores KV in decode's memory as it computes it: auto (between GPUs of one host, where "
+        "measuring says that it pays), on, off (decode pulls).",
+        group="KV hand-off",
+    )
     lease_ttl: float = setting(
         10.0, parse.seconds(1), "Seconds for which computed KV waits for its reader.", group="KV hand-off", metavar="S"
     )

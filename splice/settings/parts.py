@@ -6,6 +6,7 @@ import os
 from typing import Any, Literal, cast
 
 from engine.ops.cpu_isa import CpuIsa
+from kvtransfer.push_choice import KvPush
 from router.settings import RouterSettings
 from splice.models import find_model
 from splice.settings.commands import RouterCommandSettings, ServeSettings, WorkerCommandSettings
@@ -111,6 +112,7 @@ def _worker(model: ModelSettings, engine: EngineSettings, **rest: Any) -> Worker
         max_mixed_step_ms=engine.max_mixed_step_ms,
         enable_prefix_caching=engine.enable_prefix_caching,
         kv_transports=engine.kv_transport or (TRANSPORTS if engine.device == "cpu" else GPU_TRANSPORTS),
+        kv_push=cast(KvPush, engine.kv_push),
         lease_ttl_s=engine.lease_ttl,
         cpu_isa=cast(CpuIsa, engine.cpu_isa),
         **rest,

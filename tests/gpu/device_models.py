@@ -22,7 +22,7 @@ from engine.ops.cuda.candidates import Fp8Choice, best_product, candidates
 from engine.ops.features import features_of
 from engine.ops.registry import choose
 from engine.rope_spec import RopeSpec
-from engine.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
+from engine.spec import AttentionSpec, LatentAttentionSpec, LayerSpec, MlpSpec, ModelSpec
 
 _ATTENTION = AttentionSpec(2, 1, 64, RopeSpec(10000.0), scale=0.125, qk_norm=True)
 _WINDOWED = replace(_ATTENTION, window=40)
@@ -36,6 +36,8 @@ SPEC = ModelSpec(
     tie_embeddings=True,
 )
 
+LATENTS = LatentAttentionSpec(2, 48, 256, 32, 32, 40, RopeSpec(10000.0), scale=0.125)
+LATENT_SPEC = replace(SPEC, architecture="deepseek_v3", layers=(LayerSpec(LATENTS, MlpSpec(96)),))
 
 MAX_NUM_SEQS = 8
 

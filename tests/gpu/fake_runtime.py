@@ -61,6 +61,11 @@ class FakeRuntime:
         assert dest.untyped_storage().data_ptr() in self._pinned, "a copy by the device to memory it cannot reach"
         return self._queued("download", _Copy(None, 0, dest, source.clone()))
 
+    def record(self) -> int:
+        assert not self._is_capturing, "an event of its own in recorded work"
+        self.calls.append("record")
+        return len(self.calls)
+
     def capture(self, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
         assert not self._is_capturing, "a capture within a capture"
         assert self._thread == threading.get_ident(), "a capture by a thread that has not entered"

@@ -11,19 +11,29 @@ from engine.ops.cuda import structs
 from kvtransfer import device_kernels
 from kvtransfer.device_kernels import CudaBlockKernels
 from kvtransfer.device_runtime import DeviceError
-from kvtransfer.kv_checksum import checksum
+from kvtransfer.kv_checksum import BlockRows, checksum
 from wire.errors import SpliceError
 
 SIZES = [16, 48, 4096, 16 * 1023, 65536, 65536 + 16, 3 * 65536 - 32]
 """Less than a warp, ragged, one part exactly, one chunk more, three parts but two chunks."""
 
 
-def _sums(platform, kernels, pool: torch.Tensor, ids: torch.Tensor | None, blocks: int) -> list[bytes]:
+def _sums(
+    platform,
+    kernels,
+    pool: torch.Tensor,
+    ids: torch.Tensor | None,
+    blocks: int,
+    tokens: torch.Tensor | None = None,
+    rows: BlockRows | None = None,
+) -> list[bytes]:
     size = pool.shape[1]
     sums = torch.full((blocks, 16), 0xDB, dtype=torch.uint8, device=platform.device)
     workspace = torch.full((kernels.checksum_workspace(blocks, size),), 0xDB, dtype=torch.uint8, device=platform.device)
     at = 0 if ids is None else ids.data_ptr()
-    kernels.checksum(sums.data_ptr(), pool.data_ptr(), at, blocks, size, workspace.data_ptr(), _stream(platform))
+    counts = 0 if tokens is None else tokens.data_ptr()
+    places = (sums.data_ptr(), pool.data_ptr(), at, blocks, size, workspace.data_ptr(), _stream(platform))
+    kernels.checksum(*places, counts, rows)
     return [bytes(row.tolist()) for row in sums.cpu()]
 
 
@@ -55,6 +65,25 @@ def test_a_block_has_one_checksum_alone_among_others_and_in_any_order_of_threads
     for block in range(5):
         reseeded(block + 7)
         assert _sums(platform, kernels, pool, torch.tensor([block], device=platform.device), 1) == [together[block]]
+
+
+@pytest.mark.parametrize("row_bytes", [16, 160, 1152])
+def test_rows_behind_a_blocks_last_token_are_not_looked_at(platform, row_bytes):
+    rows, spans, counts = BlockRows(row_bytes, 8), 12, [8, 3, 0, 1]
+    kernels = CudaBlockKernels(platform.library.path, 1)
+    pool = _pool(platform, 4, spans * 8 * row_bytes)
+    ids = torch.tensor([2, 0, 3, 1], device=platform.device)
+    tokens = torch.tensor(counts, device=platform.device)
+    found = _sums(platform, kernels, pool, ids, 4, tokens, rows)
+    blocks = [_host(pool[i]) for i in ids.tolist()]
+    assert found == [checksum(block, rows, count) for block, count in zip(blocks, counts, strict=True)]
+    assert found[0] == checksum(blocks[0])
+    by_row = pool.view(4, spans, 8, row_bytes)
+    for block, count in zip(ids.tolist(), counts, strict=True):
+        by_row[block, :, count:] ^= 0x5A
+    assert _sums(platform, kernels, pool, ids, 4, tokens, rows) == found
+    by_row[0, -1, 2, -1] ^= 1
+    assert _sums(platform, kernels, pool, ids, 4, tokens, rows)[1] != found[1]
 
 
 def test_what_damages_a_block_changes_its_checksum():
@@ -98,6 +127,10 @@ def test_blocks_that_the_kernels_do_not_take_are_refused_before_a_launch(platfor
         kernels.checksum(place, place, 0, 1, 24, place, 0)
     with pytest.raises(DeviceError, match="aligned to 16 bytes"):
         kernels.checksum(place + 8, place, 0, 1, 4096, place, 0)
+    with pytest.raises(DeviceError, match="8 rows of 24 bytes in blocks of 4096"):
+        kernels.checksum(place, place, 0, 1, 4096, place, 0, place, BlockRows(24, 8))
+    with pytest.raises(DeviceError, match="5 rows of 16 bytes in blocks of 4096"):
+        kernels.checksum(place, place, 0, 1, 4096, place, 0, place, BlockRows(16, 5))
 
 
 def test_both_faces_of_the_library_are_written_from_one_header():

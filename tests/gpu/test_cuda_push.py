@@ -1,4 +1,4 @@
-"""Rows that are pushed lie in both caches, bit for bit, and nothing else is written."""
+"""Rows that are pushed, keys and values or latents, lie in both caches, bit for bit, and nothing else is written."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import torch
 from closeness import same_bits
 
 from engine.ops.cuda.cache import rope_and_store
-from engine.ops.cuda.push import PeerRows, rope_store_and_push
+from engine.ops.cuda.latent import store_latents
+from engine.ops.cuda.push import rope_store_and_push, store_latents_and_push
 from engine.ops.head_norms import HeadNorms
+from engine.ops.latent_norm import LatentNorm
+from engine.steps.peer_rows import PeerRows
 from wire.errors import SpliceError
 
 TOKENS, BLOCK_TOKENS = 6, 16
@@ -88,3 +91,35 @@ def test_peers_that_do_not_fit_the_rows_are_refused(platform, drawn):
         rope_store_and_push(
             platform.library, q, k, v, positions, table, _cache(platform, 3), 0, slots, PeerRows(caches.int(), slots)
         )
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_pushed_latents_have_the_bits_of_the_local_ones_at_their_own_places(platform, drawn, normed):
+    rank, rope, heads, blocks = 256, 32, 2, 5
+    q, down = drawn(TOKENS, heads, 16 + rope), drawn(TOKENS, rank + rope)
+    latents, keys = down[:, :rank], down[:, rank:]
+    angles = torch.outer(torch.arange(50.0), 10000 ** (-torch.arange(rope // 2) / (rope // 2)))
+    table = torch.cat((angles.cos(), angles.sin()), dim=1).to(platform.device)
+    positions = torch.tensor([0, 7, 49, 3, 3, 20], device=platform.device)
+    slots = torch.tensor([0, 17, 33, -1, 40, 16], device=platform.device)
+    norm = LatentNorm(drawn(rank), 1e-6) if normed else None
+
+    def cache() -> torch.Tensor:
+        shape = (blocks, 2, 1, 1, BLOCK_TOKENS, rank + rope)
+        return torch.full(shape, float("nan"), dtype=torch.bfloat16, device=platform.device)
+
+    plain, local, peer = cache(), cache(), cache()
+    wanted = store_latents(platform.library, q.clone(), latents, keys, positions, table, plain, 1, slots, norm)
+    caches = torch.tensor([peer.data_ptr(), peer.data_ptr(), 0, peer.data_ptr(), peer.data_ptr(), peer.data_ptr()])
+    there = torch.tensor([79, 0, 5, 8, -1, 31], device=platform.device)
+    rows = PeerRows(caches.to(platform.device), there)
+    found = store_latents_and_push(
+        platform.library, q.clone(), latents, keys, positions, table, local, 1, slots, rows, norm
+    )
+    assert same_bits(found, wanted)
+    assert same_bits(local, plain)
+    expected = torch.full_like(peer, float("nan"))
+    for token in (0, 1, 5):
+        (block, offset), (to, at) = (divmod(int(x[token]), BLOCK_TOKENS) for x in (slots, there))
+        expected[to, 1, 0, 0, at] = plain[block, 1, 0, 0, offset]
+    assert same_bits(peer, expected)

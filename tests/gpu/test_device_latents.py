@@ -6,17 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from device_models import SPEC, bound, device_decoder, reference_decoder, runtime_of
+from device_models import LATENT_SPEC, LATENTS, bound, device_decoder, reference_decoder, runtime_of
 
 from engine.blocks.kv_cache import KVCache
 from engine.device.buckets import Buckets
 from engine.ops.cuda.candidates import obstacle
-from engine.rope_spec import RopeSpec
-from engine.spec import LatentAttentionSpec, LayerSpec, MlpSpec
+from engine.spec import LayerSpec, MlpSpec
 from engine.steps.batch import SequenceSlice, StepBatch
 
-LATENTS = LatentAttentionSpec(2, 48, 256, 32, 32, 40, RopeSpec(10000.0), scale=0.125)
-LATENT_SPEC = replace(SPEC, architecture="deepseek_v3", layers=(LayerSpec(LATENTS, MlpSpec(96)),))
 PROMPTS = [[(5 * i * i + seed) % 300 for i in range(length)] for seed, length in ((1, 37), (2, 4))]
 
 

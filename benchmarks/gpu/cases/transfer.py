@@ -13,7 +13,8 @@ import torch
 from benchmarks.gpu.cases.case import BLOCK, HEAD_DIM, HEADS, KV_HEADS, Call, Case, drawn, paged, sets
 from engine.ops.cuda.cache import PoolPart, copy_blocks
 from engine.ops.cuda.library import Library
-from engine.ops.cuda.push import PeerRows, rope_store_and_push
+from engine.ops.cuda.push import rope_store_and_push
+from engine.steps.peer_rows import PeerRows
 from kvtransfer.cuda_runtime import CudaRuntime
 from kvtransfer.device_kernels import CudaBlockKernels
 

@@ -27,6 +27,7 @@ from engine.ops.cuda.latent import store_latents
 from engine.ops.cuda.latent_ops import LatentOps, latent_obstacle
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.mixed_products import MixedProducts
+from engine.ops.cuda.push import rope_store_and_push, store_latents_and_push
 from engine.ops.cuda.route import MAX_CHOICES, MAX_EXPERTS, MAX_GROUPS, route
 from engine.ops.features import Feature
 from engine.spec import AttentionSpec, ModelSpec, MoeSpec
@@ -176,6 +177,7 @@ def candidates(
             _supports,
             _RANK,
             frozenset({"partial_rotary"}),
+            push=partial(rope_store_and_push, library),
         ),
         Candidate(
             "paged_attention",
@@ -187,7 +189,14 @@ def candidates(
         ),
         Candidate("route", "cuda", partial(route, library), _supports, _RANK),
         _experts(library, experts, fp8),
-        Candidate("store_latents", "cuda", partial(store_latents, library), _supports, _RANK),
+        Candidate(
+            "store_latents",
+            "cuda",
+            partial(store_latents, library),
+            _supports,
+            _RANK,
+            push=partial(store_latents_and_push, library),
+        ),
         Candidate("latent_attention", "cuda", latents.latent_attention, _supports, _RANK),
     ]
     dense = (reference.linear, reference.lm_head) if product is None else (ops.linear, ops.lm_head)

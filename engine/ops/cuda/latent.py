@@ -28,7 +28,9 @@ class _Latents(Structure):
     _fields_ = (("data", c_void_p), *((name, c_int64) for name in ("layers", "block_tokens", "rank", "rope")))
 
 
-class _LatentStore(Structure):
+class LatentStore(Structure):
+    """`splice_cuda_latent_store`."""
+
     _fields_ = (
         *((name, c_void_p) for name in ("q", "latents", "keys", "norm", "cos_sin", "positions", "slots")),
         *((name, c_int64) for name in ("q_stride", "latents_stride", "keys_stride", "tokens", "heads", "still")),
@@ -90,6 +92,24 @@ def store_latents(
     """See `signatures.StoreLatentsOp`; all bfloat16. The last part of q's heads turns where it is: what is returned is
     `q` itself. A row with a negative slot is not stored. A norm has the bits of `rms_norm`; its weight is bfloat16 or
     float32."""
+    arguments = store_arguments(library, q, latents, keys, positions, cos_sin, kv_cache, layer, slots, norm)
+    library.call("store_latents", arguments)
+    return q
+
+
+def store_arguments(
+    library: Library,
+    q: torch.Tensor,
+    latents: torch.Tensor,
+    keys: torch.Tensor,
+    positions: torch.Tensor,
+    cos_sin: torch.Tensor,
+    kv_cache: torch.Tensor,
+    layer: int,
+    slots: torch.Tensor,
+    norm: LatentNorm | None,
+) -> LatentStore:
+    """What the kernel is told, checked. Raises SpliceError."""
     device = library.device_type
     cache = _latents(kv_cache, layer, latents.shape[-1], device)
     tokens, rope = q.shape[0], cache.rope
@@ -105,13 +125,11 @@ def store_latents(
     if norm is not None:
         is_float32, eps = norm.weight.dtype == torch.float32, norm.eps
         weight = require("norm", norm.weight, torch.float32 if is_float32 else BF16, (cache.rank,), device, _ALIGN)
-    arguments = _LatentStore(
+    return LatentStore(
         q=queries[0], latents=rows[0], keys=turning[0], norm=weight, cos_sin=table, positions=at, slots=to,
         q_stride=queries[1], latents_stride=rows[1], keys_stride=turning[1], tokens=tokens, heads=q.shape[1],
         still=q.shape[2] - rope, layer=layer, cache=cache, norm_is_float32=is_float32, eps=eps,
     )  # fmt: skip
-    library.call("store_latents", arguments)
-    return q
 
 
 def absorb(library: Library, q: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kvtransfer.device_runtime import DeviceError, Pinned
-from kvtransfer.kv_checksum import checksum
+from kvtransfer.kv_checksum import BlockRows, checksum
 
 POISON = 0xDB
 _HANDLE = struct.Struct("<QQQ40x")
@@ -297,6 +297,10 @@ class FakeDevice:
         begin = address - span.address
         span.memory[begin : begin + len(content)] = content
 
+    def memory(self, address: int) -> memoryview:
+        """An allocation, for kernels of the host; with `host_addresses` they reach it by its address too."""
+        return memoryview(self._span(address, 1).memory)
+
     def check(self) -> None:
         """Fails if an order was wrong, on whatever thread."""
         assert not self.breaches, self.breaches
@@ -420,16 +424,27 @@ class FakeKernels:
         return 16 * blocks
 
     def checksum(
-        self, sums: int, data: int, ids: int, blocks: int, block_bytes: int, workspace: int, stream: int
+        self,
+        sums: int,
+        data: int,
+        ids: int,
+        blocks: int,
+        block_bytes: int,
+        workspace: int,
+        stream: int,
+        tokens: int = 0,
+        rows: BlockRows | None = None,
     ) -> None:
         def run() -> None:
+            counts = (0,) * blocks if rows is None else self._ids(tokens, blocks)
             for i, block in enumerate(self._ids(ids, blocks)):
-                found = checksum(self._device.read(data + block * block_bytes, block_bytes))
+                found = checksum(self._device.read(data + block * block_bytes, block_bytes), rows, counts[i])
                 self._device.write(sums + 16 * i, found)
 
         reads = [(data + block * block_bytes, block_bytes) for block in self._ids(ids, blocks)]
         writes = [(sums, 16 * blocks), (workspace, 16 * blocks)]
-        self._device.launch(run, [*reads, (ids, 8 * blocks)], writes, stream)
+        arrays = [(address, 8 * blocks) for address in (ids, tokens) if address]
+        self._device.launch(run, [*reads, *arrays], writes, stream)
 
     def _ids(self, address: int, count: int) -> tuple[int, ...]:
         return struct.unpack(f"<{count}q", self._device.read(address, 8 * count))

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kv_pair import FINAL, KEY, LAYOUT, pattern, until
 
+from kvtransfer.device_runtime import DeviceError
 from kvtransfer.fetch import CopyOutcome, Drained, FetchMachine, Ready, StartCopy
 from kvtransfer.handoff import BlockRange, SourceAddress
 from kvtransfer.push import PushGrant, PushTable, PushTarget, SendQuiet
@@ -41,14 +42,14 @@ def push(source: DeviceSource, blocks: list[int], *, wrong: int = -1) -> tuple[i
     device.launch(run, [], [(place, SIZE) for place, _ in writes], writer.stream)
     device.record(writer.event, writer.stream)
     if target is not None:
-        source.kv.stored(KEY, writer.event)
+        source.kv.stored([KEY], writer.event)
     return writer.event, target is not None
 
 
 @contextlib.asynccontextmanager
 async def pushing_pair(**options: Any) -> AsyncIterator[tuple[DeviceSource, SourceAddress, DeviceConsumer]]:
     given_source = {"push": True} | options.get("source", {})
-    async with device_pair(source=given_source, consumer={"push": True} | options.get("consumer", {})) as parts:
+    async with device_pair(source=given_source, consumer={"push": "on"} | options.get("consumer", {})) as parts:
         yield parts
 
 
@@ -69,7 +70,7 @@ async def test_pushed_blocks_are_there_when_they_are_announced_and_nothing_is_pu
         pulls = []
         consumer.pool.pull = lambda *arguments: pulls.append(arguments)
         event, pushed = push(source, [0, 1, 2, 3])
-        source.kv.announce(KEY, 0, [0, 1, 2, 3], 4 * LAYOUT.block_tokens, FINAL, event, pushed)
+        source.kv.announce(KEY, 0, [0, 1, 2, 3], 4 * LAYOUT.block_tokens, FINAL, event, 0 if pushed else None)
         await until(lambda: consumer.ready or consumer.failed)
         stats = consumer.ready[0][2]
         assert (stats.transport, stats.kv_blocks, stats.blocks_pushed, stats.blocks_refetched) == ("push", 4, 4, 0)
@@ -84,7 +85,7 @@ async def test_a_block_that_was_not_pushed_whole_is_pulled() -> None:
     async with pushing_pair() as (source, address, consumer):
         await fetching(source, address, consumer)
         event, pushed = push(source, [0, 1, 2, 3], wrong=2)
-        source.kv.announce(KEY, 0, [0, 1, 2, 3], 4 * LAYOUT.block_tokens, FINAL, event, pushed)
+        source.kv.announce(KEY, 0, [0, 1, 2, 3], 4 * LAYOUT.block_tokens, FINAL, event, 0 if pushed else None)
         await until(lambda: consumer.ready or consumer.failed)
         stats = consumer.ready[0][2]
         assert (stats.transport, stats.kv_blocks, stats.blocks_pushed, stats.blocks_refetched) == ("cuda_ipc", 4, 3, 0)
@@ -98,7 +99,7 @@ async def test_blocks_that_the_consumer_holds_already_are_not_granted() -> None:
             held[:] = pattern(50, SIZE)
         await fetching(source, address, consumer, skip_blocks=1)
         event, pushed = push(source, [0, 1, 2, 3])
-        source.kv.announce(KEY, 0, [0, 1, 2, 3], 4 * LAYOUT.block_tokens, FINAL, event, pushed)
+        source.kv.announce(KEY, 0, [0, 1, 2, 3], 4 * LAYOUT.block_tokens, FINAL, event, 0 if pushed else None)
         await until(lambda: consumer.ready)
         assert consumer.ready[0][2].blocks_pushed == 3
         assert content(consumer.pool, 15) == pattern(50, SIZE)
@@ -123,7 +124,7 @@ async def test_a_launch_that_was_not_made_does_not_hold_the_target() -> None:
     async with pushing_pair() as (source, address, consumer):
         await fetching(source, address, consumer)
         assert source.kv.push_target(KEY) is not None
-        source.kv.stored(KEY, None)
+        source.kv.stored([KEY], None)
         source.kv.fail(KEY, SpliceError(ErrorCode.INTERNAL_ERROR, "out of memory"))
         await until(lambda: consumer.failed and consumer.drained == [KEY])
 
@@ -159,7 +160,7 @@ async def test_where_the_consumers_memory_cannot_be_mapped_blocks_are_pulled() -
         await until(lambda: len(source.kv._pusher) == 1)
         event, pushed = push(source, [0, 1])
         assert not pushed
-        source.kv.announce(KEY, 0, [0, 1], 2 * LAYOUT.block_tokens, FINAL, event, pushed)
+        source.kv.announce(KEY, 0, [0, 1], 2 * LAYOUT.block_tokens, FINAL, event, 0 if pushed else None)
         await until(lambda: consumer.ready)
         assert consumer.ready[0][2].blocks_pushed == 0
 
@@ -219,7 +220,7 @@ def pushing_process() -> Iterator[tuple[Any, SourceAddress, Any]]:
 
 async def test_a_killed_pushers_target_drains_when_its_process_is_gone_and_can_be_freed() -> None:
     with pushing_process() as (process, address, pipe):
-        consumer = DeviceConsumer(("cuda_ipc",), push=True)
+        consumer = DeviceConsumer(("cuda_ipc",), push="on")
         await consumer.kv.start()
         consumer.kv.fetch(KEY, address, list(range(4)), 0, 60.0)
         assert await asyncio.to_thread(pipe.poll, 30)
@@ -231,6 +232,109 @@ async def test_a_killed_pushers_target_drains_when_its_process_is_gone_and_can_b
         await consumer.close()
         consumer.pool.runtime.check()
         assert not consumer.pool.runtime.left
+
+
+async def test_a_request_that_runs_out_of_time_fails_at_once_and_drains_when_the_push_is_done() -> None:
+    async with pushing_pair() as (source, address, consumer):
+        await fetching(source, address, consumer)
+        source.pool.runtime.held.clear()
+        push(source, [0, 1, 2, 3])
+        consumer.kv._fetches[KEY].machine.deadline_s = 0.0
+        await until(lambda: consumer.failed)
+        assert consumer.failed[0][1].code is ErrorCode.DEADLINE_EXCEEDED
+        await until(lambda: source.released)
+        assert not consumer.drained
+        assert source.kv.push_target(KEY) is None
+        source.pool.runtime.held.set()
+        await until(lambda: consumer.drained == [KEY])
+
+
+async def test_a_request_given_up_at_its_source_in_mid_push_drains_when_the_push_is_done() -> None:
+    async with pushing_pair() as (source, address, consumer):
+        await fetching(source, address, consumer)
+        source.pool.runtime.held.clear()
+        push(source, [0, 1, 2, 3])
+        source.kv.fail(KEY, SpliceError(ErrorCode.INTERNAL_ERROR, "the engine gave up"))
+        await until(lambda: consumer.failed)
+        assert not consumer.drained
+        source.pool.runtime.held.set()
+        await until(lambda: consumer.drained == [KEY])
+
+
+async def test_a_launch_no_one_can_follow_holds_the_target_until_the_source_is_gone() -> None:
+    async with pushing_pair() as (source, address, consumer):
+        await fetching(source, address, consumer)
+        event = source.writer.write([0])
+        assert source.kv.push_target(KEY) is not None
+        lanes = source.pool._lanes
+
+        def refused() -> None:
+            raise DeviceError("out of memory")
+
+        lanes.take, take = refused, lanes.take
+        source.kv.stored([KEY], event)
+        lanes.take = take
+        consumer.kv.cancel(KEY, "client left")
+        await until(lambda: source.released)
+        assert len(source.kv._pusher) == 1
+        assert not consumer.drained
+        source.kv._pusher._finish([KEY])  # what the end of its process does
+        await until(lambda: consumer.drained == [KEY])
+
+
+def _fetch_and_hang(pipe: Any, source: tuple[str, int, str]) -> None:
+    """A consumer that grants its blocks, and whose process is killed while they are pushed to."""
+
+    async def run() -> None:
+        consumer = DeviceConsumer(("cuda_ipc",), push="on")
+        await consumer.kv.start()
+        consumer.kv.fetch(KEY, SourceAddress(*source), list(range(4)), 0, 60.0)
+        pipe.send("fetching")
+        await asyncio.sleep(60)
+
+    asyncio.run(run())
+
+
+async def test_a_killed_consumers_memory_stays_mapped_until_the_push_is_done_and_no_longer() -> None:
+    source = DeviceSource(("cuda_ipc",), ttl_s=30.0, push=True)
+    address = await source.start()
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    where = (address.worker_id, address.incarnation, address.endpoint)
+    process = context.Process(target=_fetch_and_hang, args=(theirs, where))
+    process.start()
+    theirs.close()
+    try:
+        await until(lambda: len(source.kv._pusher) == 1 and mapped_by(source) == 1, 60.0)
+        source.pool.runtime.held.clear()
+        push(source, [0, 1, 2, 3])
+        process.kill()
+        await until(lambda: source.released == [(KEY, "consumer lost")], 30.0)
+        assert source.kv.push_target(KEY) is None
+        assert source.pool.runtime.num_mapped == 1, "work on it is under way"
+        source.pool.runtime.held.set()
+        await until(lambda: source.pool.runtime.num_mapped == 0 and not len(source.kv._pusher))
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+        source.pool.runtime.held.set()
+        await source.close()
+    source.pool.runtime.check()
+    assert not source.pool.runtime.left
+
+
+def test_a_range_is_announced_in_two_where_only_its_end_was_pushed() -> None:
+    whole = BlockRange(3, (7, 8, 9), (1, 2, 3), (b"a", b"b", b"c"), 190)
+    assert whole.split(None) == [whole]
+    assert whole.split(6) == whole.split(9) == [whole]
+    assert [(part.first_block, part.block_ids, part.digests, part.pushed) for part in whole.split(5)] == [
+        (3, (7, 8), (b"a", b"b"), False),
+        (5, (9,), (b"c",), True),
+    ]
+    assert [(part.block_ids, part.pushed) for part in whole.split(0)] == [((7, 8, 9), True)]
+    assert BlockRange(3, (), (), (), 96).split(0) == [BlockRange(3, (), (), (), 96)]
+    assert [whole.tokens_of(index, 32) for index in (3, 4, 5, 6)] == [32, 32, 30, 0]
 
 
 def test_rows_beyond_a_grant_stay() -> None:

@@ -59,6 +59,7 @@ def test_a_setting_of_another_command_may_stand_in_a_shared_environment() -> Non
     [
         ("port", "http"), ("port", "70000"), ("port", "-1"), ("decode", "0"), ("kv_cache_memory", "lots"),
         ("kv_cache_memory", "0"), ("kv_transport", "pigeon"), ("kv_transport", "shm,shm"), ("block_size", "31"),
+        ("kv_push", "maybe"),
         ("etcd_endpoints", "localhost"), ("etcd_endpoints", "https://h:1"), ("cluster", "a/b"), ("dtype", "int3"),
         ("lease_ttl", "nan"), ("no_worker_grace", "-1"), ("enable_prefix_caching", "maybe"), ("model", ""),
     ],
@@ -100,14 +101,14 @@ def test_worker_and_router_get_what_the_command_line_said(tmp_path: Path) -> Non
     assert (worker.role, worker.block_size, worker.kv_transports, worker.etcd_endpoints) == (
         "prefill", 16, ("tcp",), ("h:1",),
     )  # fmt: skip
-    assert (worker.swap_space_bytes, worker.num_host_blocks) == (0, None)
+    assert (worker.swap_space_bytes, worker.num_host_blocks, worker.kv_push) == (0, None, "auto")
     assert (worker.activations, worker.quantization) == ("auto", "auto")
     narrow = serve({"model": str(model), "activations": "bf16", "quantization": "fp8", "device": "cuda"}).settings
     worker = pool_settings(narrow, "decode", "127.0.0.1", ())
     assert (worker.activations, worker.quantization) == ("bfloat16", "fp8")
-    swapping = serve({"model": str(model), "swap_space": "2M", "num_host_blocks": "9"}).settings
+    swapping = serve({"model": str(model), "swap_space": "2M", "num_host_blocks": "9", "kv_push": "off"}).settings
     worker = pool_settings(swapping, "decode", "127.0.0.1", ())
-    assert (worker.swap_space_bytes, worker.num_host_blocks) == (2 << 20, 9)
+    assert (worker.swap_space_bytes, worker.num_host_blocks, worker.kv_push) == (2 << 20, 9, "off")
     router = router_settings(RouterCommandSettings(seed=7, api_key="k", no_worker_grace=2.0))
     assert (router.default_seed, router.api_keys, router.no_worker_grace_s) == (7, ("k",), 2.0)
 

@@ -49,9 +49,12 @@ class Pair:
 
     def begin(self, message: worker_pb2.Submit) -> None:
         """What a router does first: reserve, prefill, attach."""
+        self.prefill.role.submit(RequestKind.PREFILL, message, self.prefill.session)
+        self.begin_at_decode(message)
+
+    def begin_at_decode(self, message: worker_pb2.Submit) -> None:
         self.decode.role.submit(RequestKind.RESERVE, message, self.decode.session)
         self.decode.turn()
-        self.prefill.role.submit(RequestKind.PREFILL, message, self.prefill.session)
         attach = worker_pb2.Attach(
             request=message.request,
             attempt=message.attempt,

@@ -9,6 +9,7 @@ import torch
 
 from engine.ops.cuda import attention, cache, draw, gemm, push, rows
 from engine.ops.cuda.library import Library
+from engine.steps.peer_rows import PeerRows
 
 _PAGED = "Tensor q, Tensor kv_cache, int layer, Tensor block_tables, Tensor query_starts, Tensor starts"
 _BOUNDS = "int max_context, int max_query, float scale, int window=0, float softcap=0.0, Tensor? sinks=None"
@@ -49,7 +50,7 @@ def implementations(library: Library) -> dict[str, Callable[..., Any]]:
 
     def store_and_push(*arguments: Any) -> torch.Tensor:
         q, k, v, positions, table, kv_cache, layer, slots, *there = arguments
-        peers = push.PeerRows(*there)
+        peers = PeerRows(*there)
         return push.rope_store_and_push(library, q, k, v, positions, table, kv_cache, layer, slots, peers)
 
     def bound(function: Callable[..., Any]) -> Callable[..., Any]:
