@@ -53,7 +53,7 @@ def tasks() -> list[Task]:
         Task("ceilings", "ceilings", 30, _ceilings),
         *(task for task in kernels if task.goals),
         *(each(mode) for mode in MODES for each in (_steps, _at_once)),
-        *(each for mode in MODES for each in _in_fp8(mode)),
+        *(each for mode in reversed(MODES) for each in _in_fp8(mode)),
         Task("transformers", "peers", 150, _transformers, ("transformers",)),
         Task("hand-off", "handoffs", 120, _handoff, ("hand-off",)),
         *_serving(),
