@@ -157,12 +157,9 @@ def _handoff(library: Library, shared: Path) -> list[dict[str, Any]]:
 
 def _forget_models() -> None:
     """Their memory is for others."""
-    import torch  # noqa: PLC0415
+    from benchmarks.gpu.model import forget  # noqa: PLC0415
 
-    from benchmarks.gpu.model import build  # noqa: PLC0415
-
-    build.cache_clear()
-    torch.cuda.empty_cache()
+    forget()
 
 
 def _tuned(mode: Mode, library: Library, shared: Path) -> list[dict[str, Any]]:
