@@ -32,7 +32,6 @@ from wire.errors import SpliceError
 
 _DRY_CAPABILITY = "90"
 _TESTS_AT_ONCE = 8
-_FIRST_KINDS = ("ceilings", "serving")
 _ORDER: tuple[Kind, ...] = ("ceilings", "measured", "steps", "handoffs", "peers", "serving", "tactics")
 """Kinds by what they take: a figure of every target is worth more than all figures of one."""
 
@@ -133,7 +132,7 @@ def _take_proof(report: Report, out: Path, name: str, proof: Proof | None, *, un
 def first_of(report: Report, wanted: Sequence[Task]) -> list[Task]:
     """Of those that gave nothing yet, what targets are about; before memory is checked, which comes before the rest."""
     left = [task for task in wanted if task.name not in report.done]
-    return _in_order(report, [task for task in left if task.goals or task.kind in _FIRST_KINDS])
+    return _in_order(report, [task for task in left if task.goals or task.kind == "ceilings"])
 
 
 def rest_of(report: Report, wanted: Sequence[Task], first: Sequence[Task]) -> list[Task]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -68,13 +68,31 @@ class DrawnWeights:
         return drawn
 
 
-@lru_cache(maxsize=1)
+_kept: dict[tuple[Mode, WeightFormat, Path], Model] = {}
+"""The last one that was built."""
+
+
 def build(mode: Mode, weights: WeightFormat, tactics: Path) -> Model:
-    """The last one is kept. `deterministic` is the engine's default, without tuning; `fast` takes what is measured to
-    be fastest for each bucket of rows, the findings kept in `tactics`.
+    """Kept until another is asked for. `deterministic` is the engine's default, without tuning; `fast` takes what is
+    measured to be fastest for each bucket of rows, the findings kept in `tactics`.
 
     Raises SpliceError where GPU or kernels are missing.
     """
+    key = mode, weights, tactics
+    if key not in _kept:
+        forget()
+        _kept[key] = _built(*key)
+    return _kept[key]
+
+
+def forget() -> None:
+    """Gives the last one's memory back: a model that is sized by what is free counts it as others'."""
+    _kept.clear()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _built(mode: Mode, weights: WeightFormat, tactics: Path) -> Model:
     from engine.device.cuda_runtime import CudaRuntime  # noqa: PLC0415 (the engine, which needs more than torch)
     from engine.models.decoder import Decoder  # noqa: PLC0415
     from engine.ops import reference  # noqa: PLC0415
@@ -86,8 +104,10 @@ def build(mode: Mode, weights: WeightFormat, tactics: Path) -> Model:
     from engine.tuning.operations import TunedOperations  # noqa: PLC0415
 
     library, runtime = Library(), CudaRuntime()
-    rows = rows_that_codes_meet(library, runtime.capability, wants_bfloat16=False)
-    fp8 = Fp8Choice(runtime.device, rows, quantises=True) if weights == "fp8" else None
+    fp8 = None
+    if weights == "fp8":
+        rows = rows_that_codes_meet(library, runtime.capability, wants_bfloat16=False)
+        fp8 = Fp8Choice(runtime.device, rows, quantises=True)
     offered = [*reference.CANDIDATES, *candidates(library, best_product(library, runtime.capability), fp8=fp8)]
     tuned = None
     if mode == "fast":

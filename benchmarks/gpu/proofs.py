@@ -5,6 +5,7 @@ Files run beside each other: most of a file's time is that of its imports.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ TESTS = ROOT / "tests" / "gpu"
 MEMORY_TOOLS = ("memcheck", "racecheck")
 _INI = TESTS / "alone.ini"
 _NOT_UNDER_A_CHECKER = ("gemm", "tuning", "build", "torch_ops", "handoff")
+_ON_A_GPU = re.compile(r"\bplatform\b|mark\.gpu\b")
 _OUR_KERNELS = "kns=splice"
 """Names of theirs, mangled, have this in them: all are of one namespace."""
 _UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -47,7 +49,8 @@ Limit = Callable[[], float | None]
 
 
 def files() -> list[Path]:
-    return sorted(TESTS.glob("test_*.py"))
+    """Those that run anything on a GPU: by the fixture or by the mark."""
+    return [path for path in sorted(TESTS.glob("test_*.py")) if _ON_A_GPU.search(path.read_text())]
 
 
 def checked_files() -> list[Path]:

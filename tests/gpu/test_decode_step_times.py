@@ -7,6 +7,7 @@ import math
 import torch
 from device_models import DrawnByName, device_decoder, runtime_of
 
+from benchmarks.gpu import model
 from benchmarks.gpu.model import BLOCK_TOKENS, LLAMA_8B, DrawnWeights
 from benchmarks.gpu.steps import bind, decode_batch, decode_time, floor_bytes
 from engine.device.buckets import Buckets
@@ -51,3 +52,16 @@ def test_drawn_weights_are_of_the_shapes_asked_for_and_counted():
     drawn.take_matrix("w", (64, 256), frozenset({"fp8_rows"}))
     assert drawn.num_bytes == 2 * (64 * 256 + 64) + 64 * 256 + 64 * 4
     assert matrix.shape == DrawnByName(device).take("w", (64, 256)).shape
+
+
+def test_a_model_is_kept_until_another_is_asked_for_and_gone_before_that_is_built(monkeypatch, tmp_path):
+    """What is still there when a runtime begins to count counts as others', and is missing when it goes."""
+    there: list[int] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(model, "_built", lambda mode, weights, tactics: there.append(len(model._kept)) or object())
+    first = model.build("deterministic", "bf16", tmp_path)
+    assert model.build("deterministic", "bf16", tmp_path) is first
+    assert model.build("fast", "bf16", tmp_path) is not first
+    assert there == [0, 0]
+    model.forget()
+    assert not model._kept

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from benchmarks.gpu.last_run import Run, committed, corrected, disagreements, latest, stated
+from benchmarks.gpu.proofs import files
 from benchmarks.gpu.units import ROOT, SOURCES, launches
 
 HEAD = """// y = x. Compiled for sm_80; not yet run
@@ -109,7 +110,7 @@ CHECK = (
 def test_a_check_needs_torch_numpy_pytest_and_msgspec_alone():
     """Every other package that this project asks for is hidden from a process that imports all of a check and its
     tests."""
-    tests = [path.stem for path in sorted((ROOT / "tests" / "gpu").glob("test_*.py")) if path.stem not in APART]
+    tests = [path.stem for path in files() if path.stem not in APART]
     command = [sys.executable, "-c", HIDDEN, OTHERS, f"{CHECK} {' '.join(tests)}"]
     paths = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "gpu")))
     environment = {**os.environ, "PYTHONPATH": paths}

@@ -72,3 +72,8 @@ def test_checked_are_files_of_kernels_of_our_own():
     names = {file.stem for file in proofs.checked_files()}
     assert {"test_cuda_rows", "test_cuda_attention", "test_cuda_latent", "test_cuda_push"} <= names
     assert not any("gemm" in name or "engine" in name for name in names)
+
+
+def test_files_without_a_test_on_a_gpu_are_not_begun(tests):
+    (tests / "tests" / "test_emulated.py").write_text("def test_it(): pass\n")
+    assert [file.stem for file in proofs.files()] == ["test_bad", "test_dies", "test_well"]
