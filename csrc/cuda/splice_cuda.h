@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-enum { SPLICE_CUDA_ABI = 1 };
+enum { SPLICE_CUDA_ABI = 2 };
 enum { SPLICE_CUDA_OK = 0, SPLICE_CUDA_INVALID = 1, SPLICE_CUDA_UNSUPPORTED = 2, SPLICE_CUDA_FAILED = 3 };
 
 int splice_cuda_abi(void);
