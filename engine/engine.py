@@ -205,7 +205,8 @@ class Engine:
         self.stats.longest_step_s = max(self.stats.longest_step_s, took_s)
         cost = self._scheduler.cost
         if cost is not None and not plan.copies:  # copies are no part of the work that is predicted
-            charge(plan.scheduled, took_s - cost.predict_ms(plan.work) / 1e3)
+            if self._pushes.port is not None:
+                charge(plan.scheduled, took_s - cost.predict_ms(plan.work) / 1e3)
             cost.observe(plan.work, took_s * 1e3)
 
     def _count(self, plan: SchedulePlan) -> None:
