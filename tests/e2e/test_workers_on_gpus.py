@@ -15,7 +15,7 @@ PROMPT = list(range(30, 75))
 STREAM: dict[str, object] = {"max_tokens": 12, "temperature": 0.7, "seed": 5, "ignore_eos": True}
 FLAGS = (
     *("--device", "cuda", "--max-model-len", "96", "--max-num-seqs", "1", "--max-num-batched-tokens", "32"),
-    *("--gpu-memory-utilization", "0.1", "--no-enable-prefix-caching"),
+    *("--gpu-memory-utilization", "0.1", "--no-enable-prefix-caching", "--kv-push", "off"),
 )
 
 

@@ -32,10 +32,20 @@ BREACH = 3
 class EmulatedRuntime(FakeRuntime):
     """One as `build_on_gpu` makes it."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, device: FakeDevice, index: int) -> None:
+        """Its queue is a stream of the device that hand-offs use: their events know of each other."""
         super().__init__()
         assert index == 0, "there is one GPU"
         torch.set_num_threads(1)
+        self._on = device
+        self._stream = self._event = 0
+
+    def record(self) -> int:
+        if not self._stream:
+            self._stream, self._event = self._on.new_stream(), self._on.new_event()
+        self._on.launch(lambda: None, [], [], self._stream)
+        self._on.record(self._event, self._stream)
+        return self._event
 
     @property
     def capability(self) -> tuple[int, int]:
@@ -49,24 +59,22 @@ def memory_of(pool: DevicePoolMemory, index: int) -> torch.Tensor:
     """As the emulator's kernels reach it, past the driver."""
     del index
     device: FakeDevice = pool.runtime  # type: ignore[assignment]
-    [span] = [span for span in device._spans.values() if span.address == pool.address]
-    return torch.frombuffer(span.memory, dtype=torch.uint8, count=pool.nbytes).view(
-        pool.num_blocks, pool.layout.block_bytes
-    )
+    memory = torch.frombuffer(device.memory(pool.address), dtype=torch.uint8, count=pool.nbytes)
+    return memory.view(pool.num_blocks, pool.layout.block_bytes)
 
 
 def install(device: FakeDevice, put: Callable[[object, str, object], None] = setattr) -> None:
     """In place of what a worker asks of CUDA; by `put`."""
     library = kernel_platform.emulated().library
     put(on_gpu, "Library", lambda: library)
-    put(on_gpu, "CudaRuntime", EmulatedRuntime)
+    put(on_gpu, "CudaRuntime", lambda index: EmulatedRuntime(device, index))
     put(pool_place, "CudaRuntime", lambda index: device)
     put(pool_place, "CudaBlockKernels", lambda path, spans: FakeKernels(device))
     put(pool_place, "blocks_of", memory_of)
 
 
 def main() -> None:
-    device = FakeDevice(seed=os.getpid(), nbytes=2 * GPU_BYTES)
+    device = FakeDevice(seed=os.getpid(), nbytes=2 * GPU_BYTES, host_addresses=True)
     install(device)
     try:
         app()

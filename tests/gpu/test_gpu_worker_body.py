@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
-    fake = FakeDevice(nbytes=2 * emulated_splice.GPU_BYTES)
+    fake = FakeDevice(nbytes=2 * emulated_splice.GPU_BYTES, host_addresses=True)
     emulated_splice.install(fake, monkeypatch.setattr)
     return fake
 
