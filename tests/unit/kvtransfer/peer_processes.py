@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 
@@ -20,9 +23,19 @@ def process(body: Callable[[Any], None]) -> Iterator[tuple[Any, Any]]:
     try:
         yield started, ours
     finally:
-        started.kill()
+        started.kill()  # also when it is frozen
         started.join()
         ours.close()
+
+
+def freeze(pid: int) -> None:
+    """Returns when no thread of the process runs any more: a signal takes its time to reach them."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: all(_state(task) == "T" for task in Path(f"/proc/{pid}/task").iterdir()))
+
+
+def _state(task: Path) -> str:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def until(condition: Callable[[], object], limit_s: float = 10.0) -> None:

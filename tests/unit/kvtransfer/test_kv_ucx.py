@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kv_pair import LAYOUT, SOURCE_INCARNATION, fill, pattern
+from peer_processes import freeze, process, until
 
 from kvtransfer import registry
 from kvtransfer.pool_memory import KVPoolMemory
@@ -68,28 +68,6 @@ def _read_once_and_wait(pipe: Any) -> None:
     pipe.recv()
 
 
-@contextlib.contextmanager
-def process(body: Callable[[Any], None]) -> Iterator[tuple[Any, Any]]:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    started = context.Process(target=body, args=(theirs,))
-    started.start()
-    theirs.close()
-    try:
-        yield started, ours
-    finally:
-        started.kill()  # also when it is stopped
-        started.join()
-        ours.close()
-
-
-def until(condition: Callable[[], object], limit_s: float = 10.0) -> None:
-    end_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end_s, "not reached in time"
-        time.sleep(0.005)
-
-
 def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -138,7 +116,7 @@ def test_a_block_bumped_at_the_source_comes_with_another_generation() -> None:
 def test_killing_the_source_ends_a_get_in_flight_within_seconds() -> None:
     with process(_serve) as (source, pipe):
         link = UcxLink(pipe.recv(), EXPECTED)
-        os.kill(source.pid, signal.SIGSTOP)
+        freeze(source.pid)
         reading = Reading(link, memoryview(bytearray(LAYOUT.block_bytes)))
         assert reading.is_under_way()
         source.kill()
@@ -162,7 +140,7 @@ def test_a_killed_source_is_noticed_by_the_next_read() -> None:
 def test_after_a_close_ended_a_get_nothing_writes_to_its_destination() -> None:
     with process(_serve) as (source, pipe):
         link = UcxLink(pipe.recv(), EXPECTED)
-        os.kill(source.pid, signal.SIGSTOP)
+        freeze(source.pid)
         dest = bytearray(LAYOUT.block_bytes)
         reading = Reading(link, memoryview(dest))
         assert reading.is_under_way()

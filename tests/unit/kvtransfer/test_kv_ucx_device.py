@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 from device_pair import NUM_BLOCKS, OTHER_GPU, Writer, content, device_pool
 from kv_pair import LAYOUT, SOURCE_INCARNATION, pattern
-from peer_processes import process, until
+from peer_processes import freeze, process, until
 from structlog.testing import capture_logs
 
 from kvtransfer import registry, ucx_library
@@ -112,7 +110,7 @@ def test_a_block_outside_either_pool_and_another_pool_are_refused() -> None:
 def test_killing_the_source_ends_a_get_in_flight_within_seconds() -> None:
     with process(_serve) as (source, pipe), local() as pool:
         link = UcxDeviceLink(pipe.recv(), EXPECTED, pool, memory="host")
-        os.kill(source.pid, signal.SIGSTOP)
+        freeze(source.pid)
         failed: list[TransportError] = []
 
         def read() -> None:

@@ -7,8 +7,6 @@ each other's death.
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +16,7 @@ from compiled_fakes import compiled
 from counting_gate import Gate
 from fake_device import FakeKernels
 from kv_pair import LAYOUT, SOURCE_INCARNATION, pattern
-from peer_processes import process, until
+from peer_processes import freeze, process, until
 
 from kvtransfer.cuda_runtime import CudaRuntime
 from kvtransfer.device_pool import DevicePoolMemory
@@ -94,7 +92,7 @@ def test_granted_blocks_arrive_and_either_side_closes(parts: tuple[Any, Any, Dev
 
 def test_a_receive_from_a_killed_source_ends_within_seconds(parts: tuple[Any, Any, DevicePoolMemory, NcclLink]) -> None:
     source, _, _, link = parts
-    os.kill(source.pid, signal.SIGSTOP)
+    freeze(source.pid)
     failed: list[TransportError] = []
 
     def read() -> None:
