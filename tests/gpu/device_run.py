@@ -38,3 +38,16 @@ def answers(model, steps: int = 2) -> list[np.ndarray]:
     for step in range(steps):
         found.append(run.step([(sequence, [40 + step + sequence]) for sequence in range(3)]))
     return found
+
+
+def assert_one_set_of_bits(make) -> None:
+    """`make(buckets)` gives the model anew. A sequence has the same logits launched, replayed, alone and in company."""
+    together = answers(make(BUCKETS))
+    for launched, replayed in zip(answers(make(None)), together, strict=True):
+        np.testing.assert_array_equal(launched, replayed)
+    run = Run(make(BUCKETS))
+    cut = len(PROMPTS[0]) // 3
+    run.step([(0, PROMPTS[0][:cut])])
+    alone = [run.step([(0, PROMPTS[0][cut:])]), run.step([(0, [40])]), run.step([(0, [41])])]
+    for row, rows in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(row[0], rows[0])

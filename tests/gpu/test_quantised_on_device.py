@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from device_models import DrawnByName, bound, device_decoder, reference_decoder, runtime_of
-from device_run import BUCKETS, PROMPTS, Run, answers
+from device_run import BUCKETS, answers, assert_one_set_of_bits
 from quantised_cases import CPU, matrix_of, values_of
 
 from engine.blocks.kv_cache import KVCache
@@ -43,12 +43,4 @@ def test_it_is_the_model_of_the_values_that_its_matrices_stand_for(make):
 
 
 def test_a_sequence_has_one_set_of_bits_launched_replayed_alone_and_in_company(make):
-    together = answers(make(BUCKETS))
-    for launched, replayed in zip(answers(make(None)), together, strict=True):
-        np.testing.assert_array_equal(launched, replayed)
-    run = Run(make(BUCKETS))
-    cut = len(PROMPTS[0]) // 3
-    run.step([(0, PROMPTS[0][:cut])])
-    alone = [run.step([(0, PROMPTS[0][cut:])]), run.step([(0, [40])]), run.step([(0, [41])])]
-    for row, rows in zip(alone, together, strict=True):
-        np.testing.assert_array_equal(row[0], rows[0])
+    assert_one_set_of_bits(make)

@@ -27,6 +27,40 @@ def device_pool(incarnation: int, **options: Any) -> DevicePoolMemory:
     return DevicePoolMemory(LAYOUT, NUM_BLOCKS, incarnation, device, FakeKernels(device))
 
 
+class SilentGate:
+    """Of transports whose reads ask nobody."""
+
+    def begin_read(self, key: tuple[int, int], block: int, generation: int) -> bool:
+        raise AssertionError
+
+    def end_read(self, key: tuple[int, int]) -> None:
+        raise AssertionError
+
+
+@contextlib.contextmanager
+def quiet_pool(incarnation: int, **options: Any) -> Iterator[DevicePoolMemory]:
+    """At its end nothing is left of it on the device and no order was wrong."""
+    pool = device_pool(incarnation, **options)
+    try:
+        yield pool
+    finally:
+        pool.close()
+    pool.runtime.check()
+    assert not pool.runtime.left
+
+
+@contextlib.contextmanager
+def written_pool(**options: Any) -> Iterator[DevicePoolMemory]:
+    """A source's `quiet_pool`, blocks 0 to 7 written."""
+    with quiet_pool(SOURCE_INCARNATION, **options) as pool:
+        writer = Writer(pool)
+        pool.seal(list(range(8)), writer.write(list(range(8)))).digests()
+        try:
+            yield pool
+        finally:
+            writer.close()
+
+
 class Writer:
     """Writes blocks as an engine's kernels do: bumped first, launched on a stream, an event behind."""
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from device_pair import NUM_BLOCKS, Writer, content, device_pool
+from device_pair import NUM_BLOCKS, SilentGate, Writer, content, device_pool, quiet_pool, written_pool
 from fake_device import Breach, FakeDevice, FakeKernels
 from kv_pair import LAYOUT, SOURCE_INCARNATION, pattern
+from peer_processes import process, until
 
 from kvtransfer.device_pool import DevicePoolMemory
 from kvtransfer.device_runtime import DeviceError
@@ -30,49 +30,21 @@ EXPECTED = PeerPool(LAYOUT.layout_id, SOURCE_INCARNATION, NUM_BLOCKS, LAYOUT.blo
 READ = BlockRead((1, 1), 3, 1, 5)
 
 
-class Gate:
-    """Reads from mapped pages ask nobody."""
-
-    def begin_read(self, key: tuple[int, int], block: int, generation: int) -> bool:
-        raise AssertionError
-
-    def end_read(self, key: tuple[int, int]) -> None:
-        raise AssertionError
-
-
 @contextlib.contextmanager
 def served() -> Iterator[tuple[DevicePoolMemory, CudaIpcSource]]:
     """A source with blocks 0 to 7 written; at its end nothing is mapped and no order was wrong."""
-    pool = device_pool(SOURCE_INCARNATION)
-    writer = Writer(pool)
-    pool.seal(list(range(8)), writer.write(list(range(8)))).digests()
-    source = CudaIpcSource(pool, Gate(), "127.0.0.1")
-    try:
-        yield pool, source
-    finally:
-        source.close()
-        writer.close()
-        pool.close()
-    pool.runtime.check()
-    assert not pool.runtime.left
+    with written_pool() as pool:
+        source = CudaIpcSource(pool, SilentGate(), "127.0.0.1")
+        try:
+            yield pool, source
+        finally:
+            source.close()
 
 
 @contextlib.contextmanager
 def local() -> Iterator[DevicePoolMemory]:
-    pool = device_pool(7, seed=3)
-    try:
+    with quiet_pool(7, seed=3) as pool:
         yield pool
-    finally:
-        pool.close()
-    pool.runtime.check()
-    assert not pool.runtime.left
-
-
-def until(condition: Callable[[], object], limit_s: float = 10.0) -> None:
-    end_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end_s, "not reached in time"
-        time.sleep(0.005)
 
 
 def _map_and_wait(pipe: Any) -> None:
@@ -95,21 +67,6 @@ def _serve_and_wait(pipe: Any) -> None:
     with served() as (_, source):
         pipe.send(source.offer()[0])
         pipe.recv()
-
-
-@contextlib.contextmanager
-def process(body: Callable[[Any], None]) -> Iterator[tuple[Any, Any]]:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    started = context.Process(target=body, args=(theirs,))
-    started.start()
-    theirs.close()
-    try:
-        yield started, ours
-    finally:
-        started.kill()
-        started.join()
-        ours.close()
 
 
 def test_a_killed_consumers_mapping_is_gone_within_seconds_and_the_pool_can_be_freed() -> None:
@@ -268,7 +225,7 @@ def test_memory_that_a_consumer_does_not_give_back_is_kept_until_the_process_end
 ) -> None:
     monkeypatch.setattr(cuda_ipc, "CLOSE_TIMEOUT_S", 0.2)
     theirs = device_pool(SOURCE_INCARNATION)
-    source = CudaIpcSource(theirs, Gate(), "127.0.0.1")
+    source = CudaIpcSource(theirs, SilentGate(), "127.0.0.1")
     with local() as pool:
         link = CudaIpcLink(source.offer()[0], EXPECTED, pool)
         with link._mapping.used():

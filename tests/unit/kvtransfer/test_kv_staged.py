@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from counting_gate import Gate
-from device_pair import NUM_BLOCKS, Writer, content, device_pool
+from device_pair import NUM_BLOCKS, content, device_pool, written_pool
 from kv_pair import LAYOUT, SOURCE_INCARNATION, pattern
 from peer_processes import process, until
 
@@ -36,19 +36,14 @@ def _small_rings(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextlib.contextmanager
 def served() -> Iterator[tuple[DevicePoolMemory, StagedSource, Gate]]:
     """Blocks 0 to 7 written; at the end nothing is left and no order was wrong."""
-    pool, gate = device_pool(SOURCE_INCARNATION), Gate()
-    writer = Writer(pool)
-    pool.seal(list(range(8)), writer.write(list(range(8)))).digests()
-    source = StagedSource(pool, gate, "127.0.0.1")
-    try:
-        yield pool, source, gate
-    finally:
-        source.close()
-        writer.close()
-        pool.close()
-    assert gate.reading == 0
-    pool.runtime.check()
-    assert not pool.runtime.left
+    with written_pool() as pool:
+        gate = Gate()
+        source = StagedSource(pool, gate, "127.0.0.1")
+        try:
+            yield pool, source, gate
+        finally:
+            source.close()
+        assert gate.reading == 0
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from device_pair import NUM_BLOCKS, OTHER_GPU, Writer, content, device_pool
+from device_pair import NUM_BLOCKS, OTHER_GPU, SilentGate, content, quiet_pool, written_pool
 from kv_pair import LAYOUT, SOURCE_INCARNATION, pattern
 from peer_processes import freeze, process, until
 from structlog.testing import capture_logs
@@ -29,42 +29,21 @@ EXPECTED = PeerPool(LAYOUT.layout_id, SOURCE_INCARNATION, NUM_BLOCKS, LAYOUT.blo
 READ = BlockRead((1, 1), 3, 1, 5)
 
 
-class Gate:
-    """One-sided reads ask nobody."""
-
-    def begin_read(self, key: tuple[int, int], block: int, generation: int) -> bool:
-        raise AssertionError
-
-    def end_read(self, key: tuple[int, int]) -> None:
-        raise AssertionError
-
-
 @contextlib.contextmanager
 def served() -> Iterator[tuple[DevicePoolMemory, UcxSource]]:
     """Blocks 0 to 7 written; at the end nothing is left and no order was wrong."""
-    pool = device_pool(SOURCE_INCARNATION, host_addresses=True)
-    writer = Writer(pool)
-    pool.seal(list(range(8)), writer.write(list(range(8)))).digests()
-    source = UcxSource(pool, Gate(), "127.0.0.1", memory="host")
-    try:
-        yield pool, source
-    finally:
-        source.close()
-        writer.close()
-        pool.close()
-    pool.runtime.check()
-    assert not pool.runtime.left
+    with written_pool(host_addresses=True) as pool:
+        source = UcxSource(pool, SilentGate(), "127.0.0.1", memory="host")
+        try:
+            yield pool, source
+        finally:
+            source.close()
 
 
 @contextlib.contextmanager
 def local() -> Iterator[DevicePoolMemory]:
-    pool = device_pool(7, uuid=OTHER_GPU, host_addresses=True)
-    try:
+    with quiet_pool(7, uuid=OTHER_GPU, host_addresses=True) as pool:
         yield pool
-    finally:
-        pool.close()
-    pool.runtime.check()
-    assert not pool.runtime.left
 
 
 def _serve(pipe: Any) -> None:
@@ -153,7 +132,7 @@ def test_without_cuda_in_ucx_pools_on_devices_go_another_way_and_the_reason_is_s
         pytest.skip("this UCX moves memory of GPUs")
     with local() as pool:
         with pytest.raises(TransportError, match="knows no memory of GPUs"):
-            UcxSource(pool, Gate(), "127.0.0.1")
+            UcxSource(pool, SilentGate(), "127.0.0.1")
         assert "ucx" not in registry.sources_of(pool)
         assert "ucx" not in registry.links_into(pool)
         known, missing = list(registry.sources_of(pool)), registry.missing_for(pool)
