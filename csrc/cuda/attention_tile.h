@@ -54,19 +54,25 @@ SPLICE_DEVICE SharedRow<head_dim> value_row(const Chunk* values, int first) {
 }
 
 // Query row r of a sequence and KV head is token r / group, head r mod group of the KV head's own.
+//
+// Rows are counted in 32 bits, which check_attention sees to: a quotient of 64 takes five times as many instructions, and every block
+// has some.
 struct QueryRows {
   const splice_cuda_attention& args;
-  int64_t first_row, tokens, start, kv_head;  // of the sequence: first row of q, number of rows, position of the first
-  int group;
+  int first_row, start;  // of the sequence: its first row of q, and that row's position
+  uint32_t count, group, kv_head;
 
-  SPLICE_DEVICE QueryRows(const splice_cuda_attention& a, int64_t sequence, int64_t head)
-      : args(a), first_row(a.query_starts[sequence]), tokens(a.query_starts[sequence + 1] - first_row), start(a.starts[sequence]),
-        kv_head(head), group(static_cast<int>(a.q_heads / a.kv.kv_heads)) {}
+  SPLICE_DEVICE QueryRows(const splice_cuda_attention& a, int64_t sequence, uint32_t head)
+      : args(a), first_row(a.query_starts[sequence]), start(a.starts[sequence]),
+        group(static_cast<uint32_t>(a.q_heads) / static_cast<uint32_t>(a.kv.kv_heads)), kv_head(head) {
+    count = static_cast<uint32_t>(a.query_starts[sequence + 1] - first_row) * group;
+  }
 
-  SPLICE_DEVICE int64_t count() const { return tokens * group; }
-  SPLICE_DEVICE int64_t position(int64_t row) const { return start + row / group; }
+  SPLICE_DEVICE int position(uint32_t row) const { return start + static_cast<int>(row / group); }
   // Of q's and out's rows of heads.
-  SPLICE_DEVICE int64_t place(int64_t row) const { return (first_row + row / group) * args.q_heads + kv_head * group + row % group; }
+  SPLICE_DEVICE int64_t place(uint32_t row) const {
+    return (first_row + static_cast<int64_t>(row / group)) * args.q_heads + kv_head * group + row % group;
+  }
 };
 
 // Which positions a row sees: [low, high).
@@ -74,17 +80,17 @@ struct Sight {
   int low, high;
 
   // Of a query at a position.
-  SPLICE_DEVICE Sight(const splice_cuda_attention& args, int64_t position) : low(0), high(static_cast<int>(position) + 1) {
+  SPLICE_DEVICE Sight(const splice_cuda_attention& args, int position) : low(0), high(position + 1) {
     if (args.window > 0 && high > args.window) low = high - static_cast<int>(args.window);
   }
-  // Of a row; of rows past the last, nothing.
-  SPLICE_DEVICE Sight(const QueryRows& rows, int64_t row) : Sight(rows.args, rows.position(row)) {
-    if (row >= rows.count()) low = high = 0;
-  }
+  // Of a row; of rows past the last, what the last sees: their queries are zeros, and nobody keeps what comes of them.
+  SPLICE_DEVICE Sight(const QueryRows& rows, uint32_t row) : Sight(rows.args, rows.position(row < rows.count ? row : rows.count - 1)) {}
 };
 
 // The sequence that a row of q belongs to: the last that begins at or before it.
 SPLICE_DEVICE int64_t sequence_of(const int32_t* query_starts, int64_t sequences, int64_t token) {
+  // Where every sequence has one row: each step of a search would wait for the one before.
+  if (token < sequences && query_starts[token] <= token && token < query_starts[token + 1]) return token;
   int64_t sequence = 0, beyond = sequences;
   while (beyond - sequence > 1) {
     const int64_t middle = (sequence + beyond) / 2;
@@ -98,45 +104,57 @@ SPLICE_DEVICE int64_t sequence_of(const int32_t* query_starts, int64_t sequences
 
 SPLICE_DEVICE Sight sight_of_token(const splice_cuda_attention& args, int64_t token) {
   const int64_t sequence = sequence_of(args.query_starts, args.sequences, token);
-  return Sight(args, args.starts[sequence] + token - args.query_starts[sequence]);
+  return Sight(args, args.starts[sequence] + static_cast<int>(token) - args.query_starts[sequence]);
 }
 
-// Starts copies of query rows first…first + FRAGMENT_ROWS·n into shared memory; rows past the last are zeros.
+// Starts copies of query rows first…first + count into shared memory; rows past the last are zeros.
 template <int head_dim>
-SPLICE_DEVICE void start_queries(const QueryRows& rows, int64_t first, int count, Chunk* to) {
+SPLICE_DEVICE void start_queries(const QueryRows& rows, uint32_t first, int count, Chunk* to) {
   constexpr int chunks = head_dim / CHUNK_ELEMENTS;
   for (int i = thread_index(); i < count * chunks; i += block_threads()) {
     const int row = i / chunks, chunk = i % chunks;
-    const bool valid = first + row < rows.count();
-    const auto* from = static_cast<const Chunk*>(rows.args.q) + (valid ? rows.place(first + row) * chunks + chunk : 0);
+    const bool valid = first + static_cast<uint32_t>(row) < rows.count;
+    const auto* from = static_cast<const Chunk*>(rows.args.q) + (valid ? rows.place(first + static_cast<uint32_t>(row)) * chunks + chunk : 0);
     start_copy(to + chunk_place<head_dim>(row, chunk), from, valid);
   }
 }
 
-// Starts copies of a tile of keys (plane 0) or values (plane 1). `blocks` are those of the span, in shared memory; positions from
-// `end` on are zeros: what the cache holds there is never read.
-template <int head_dim>
-SPLICE_DEVICE void start_tile(const splice_cuda_attention& args, const int32_t* blocks, int shift, int64_t kv_head, int plane,
-                              int64_t span, int tile, int64_t end, Chunk* to) {
-  constexpr int chunks = head_dim / CHUNK_ELEMENTS;
-  for (int i = thread_index(); i < TILE_KEYS * chunks; i += block_threads()) {
-    const int row = i / chunks, chunk = i % chunks, key = tile * TILE_KEYS + row;
-    const bool valid = span * SPAN_KEYS + key < end;
-    const Chunk* from = static_cast<const Chunk*>(args.kv.data);
-    if (valid) {
-      const uint16_t* rows = kv_plane(args.kv, args.layer, blocks[key >> shift], plane, kv_head);
-      from = reinterpret_cast<const Chunk*>(rows) + (key & ((1 << shift) - 1)) * chunks + chunk;
-    }
-    start_copy(to + chunk_place<head_dim>(row, chunk), from, valid);
-  }
+// Where the keys of a span's blocks lie, in shared memory, so that a copy of 16 bytes costs a look and a sum: a tile is 2048 of them, and
+// the products of block, layer, plane and head for each would take longer than memory does. Of blocks past the last one seen: any that
+// may be read.
+struct SpanBlocks {
+  const Chunk* keys[MAX_SPAN_BLOCKS];
+};
+
+// Reads the blocks of a span that hold positions below `end`; the caller's barrier makes them seen.
+SPLICE_DEVICE void read_blocks(const splice_cuda_attention& args, int64_t sequence, int kv_head, int span, int shift, int end, SpanBlocks& to) {
+  const int i = thread_index(), position = span * SPAN_KEYS + (i << shift);
+  if (i >= SPAN_KEYS >> shift) return;
+  const void* keys = args.kv.data;
+  if (position < end)
+    keys = kv_plane(args.kv, args.layer, args.block_tables[sequence * args.table_stride + (position >> shift)], 0, kv_head);
+  to.keys[i] = static_cast<const Chunk*>(keys);
 }
 
-// Reads the blocks of a span that hold positions below `end` into shared memory; the caller's barrier makes them seen.
-SPLICE_DEVICE void read_blocks(const splice_cuda_attention& args, int64_t sequence, int64_t span, int shift, int64_t end, int32_t* to) {
-  const int i = thread_index();
-  const int64_t position = span * SPAN_KEYS + (static_cast<int64_t>(i) << shift);
-  if (i < (SPAN_KEYS >> shift) && position < end)
-    to[i] = args.block_tables[sequence * args.table_stride + (position >> shift)];
+// Starts copies of a tile of keys and of its values. `left`: positions of the span that are seen; those from there on are zeros: what the
+// cache holds there is never read.
+template <int head_dim, int threads>
+SPLICE_DEVICE void start_tile(const splice_cuda_attention& args, const SpanBlocks& blocks, int shift, int tile, int left, Chunk* keys,
+                              Chunk* values) {
+  constexpr int chunks = head_dim / CHUNK_ELEMENTS, copies = TILE_KEYS * chunks, rounds = (copies + threads - 1) / threads;
+  const int64_t plane = args.kv.kv_heads * args.kv.block_tokens * chunks;  // from keys to values
+  SPLICE_UNROLL
+  for (int i = 0; i < rounds; ++i) {
+    const int at = thread_index() + i * threads;
+    if (copies % threads && at >= copies) break;
+    // Where a round is of whole rows a thread keeps to one chunk of them, and all of its places lie a constant apart.
+    const int row = threads % chunks ? at / chunks : thread_index() / chunks + i * (threads / chunks);
+    const int chunk = threads % chunks ? at % chunks : thread_index() % chunks;
+    const int key = tile * TILE_KEYS + row;
+    const Chunk* from = blocks.keys[key >> shift] + ((key & ((1 << shift) - 1)) * chunks + chunk);
+    start_copy(keys + chunk_place<head_dim>(row, chunk), from, key < left);
+    start_copy(values + chunk_place<head_dim>(row, chunk), from + plane, key < left);
+  }
 }
 
 // scores[f] += queries · keys of fragments first_column…first_column + columns, over all of head_dim in ascending order. `queries` has
@@ -199,38 +217,39 @@ struct RowState {
 };
 
 SPLICE_DEVICE float quad_maximum(float value) {
-  float other = from_lane_xor(value, 1);
-  value = other > value ? other : value;
-  other = from_lane_xor(value, 2);
-  return other > value ? other : value;
+  value = larger_number(value, from_lane_xor(value, 1));
+  return larger_number(value, from_lane_xor(value, 2));
+}
+
+// Whether all rows from one to another see all of a tile.
+SPLICE_DEVICE bool all_see(const Sight& first, const Sight& last, int first_key) {
+  return first_key >= last.low && first_key + TILE_KEYS <= first.high;
 }
 
 // Raw products become weights, in fragments that multiply_values takes. `rescale[r]` is what the accumulators of row r are to be
-// multiplied with.
-SPLICE_DEVICE void soften(const splice_cuda_attention& args, int first_key, const Sight (&sight)[2], float (&scores)[TILE_COLUMNS][4],
-                          RowState& state, float (&rescale)[2], uint32_t (&weights)[TILE_COLUMNS][2]) {
+// multiplied with. `all_seen`, the same for all lanes: every row sees all of the tile.
+SPLICE_DEVICE void soften(const splice_cuda_attention& args, int first_key, bool all_seen, const Sight (&sight)[2],
+                          float (&scores)[TILE_COLUMNS][4], RowState& state, float (&rescale)[2], uint32_t (&weights)[TILE_COLUMNS][2]) {
   const int quad = thread_index() % 4;
   const bool capped = args.softcap != 0.0f;
   const float scale = capped ? quotient(args.scale, args.softcap) : product(args.scale, LOG2_E), cap = product(args.softcap, LOG2_E);
-  float most[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY};
-  int low[2], high[2];  // of the tile's keys
   SPLICE_UNROLL
-  for (int row = 0; row < 2; ++row) {
-    low[row] = sight[row].low > first_key ? sight[row].low - first_key : 0;
-    high[row] = sight[row].high < first_key + TILE_KEYS ? sight[row].high - first_key : TILE_KEYS;
-  }
-  SPLICE_UNROLL
-  for (int column = 0; column < TILE_COLUMNS; ++column) {
+  for (int i = 0; i < 4 * TILE_COLUMNS; ++i) scores[i / 4][i % 4] = product(scores[i / 4][i % 4], scale);
+  if (capped) {
     SPLICE_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const int key = column * FRAGMENT_COLUMNS + 2 * quad + i % 2;
-      float score = product(scores[column][i], scale);
-      if (capped) score = product(cap, hyperbolic_tangent(score));
-      score = key >= low[i / 2] && key < high[i / 2] ? score : NEGATIVE_INFINITY;
-      scores[column][i] = score;
-      most[i / 2] = score > most[i / 2] ? score : most[i / 2];
+    for (int i = 0; i < 4 * TILE_COLUMNS; ++i) scores[i / 4][i % 4] = product(cap, hyperbolic_tangent(scores[i / 4][i % 4]));
+  }
+  if (!all_seen) {
+    SPLICE_UNROLL
+    for (int i = 0; i < 4 * TILE_COLUMNS; ++i) {
+      const int key = first_key + i / 4 * FRAGMENT_COLUMNS + 2 * quad + i % 2;
+      const Sight& seen = sight[i % 4 / 2];
+      scores[i / 4][i % 4] = key >= seen.low && key < seen.high ? scores[i / 4][i % 4] : NEGATIVE_INFINITY;
     }
   }
+  float most[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY};
+  SPLICE_UNROLL
+  for (int i = 0; i < 4 * TILE_COLUMNS; ++i) most[i % 4 / 2] = larger_number(most[i % 4 / 2], scores[i / 4][i % 4]);
   float level[2];
   SPLICE_UNROLL
   for (int row = 0; row < 2; ++row) {
@@ -267,10 +286,9 @@ SPLICE_DEVICE void multiply_values(const uint32_t (&weights)[TILE_COLUMNS][2], c
                                    int first_fragment, float (&acc)[fragments][4]) {
   static_assert(fragments % 2 == 0);
   const SharedRow<head_dim> row = value_row<head_dim>(values, first_fragment);
-  SPLICE_UNROLL
-  for (int fragment = 0; fragment < fragments; ++fragment) {
+  if (lanes_where(rescale[0] != 1.0f || rescale[1] != 1.0f)) {  // a product with 1 changes no bit: maxima settle soon
     SPLICE_UNROLL
-    for (int i = 0; i < 4; ++i) acc[fragment][i] = product(acc[fragment][i], rescale[i / 2]);
+    for (int i = 0; i < 4 * fragments; ++i) acc[i / 4][i % 4] = product(acc[i / 4][i % 4], rescale[i % 4 / 2]);
   }
   SPLICE_UNROLL
   for (int step = 0; step < TILE_KEYS / 16; ++step) {
@@ -313,6 +331,9 @@ inline int check_attention(const char* name, const splice_cuda_attention& args) 
   if (args.max_context <= 0 || args.max_query <= 0 || args.max_context > args.table_stride * kv.block_tokens)
     return fail(SPLICE_CUDA_INVALID, "%s: a context of up to %lld in block tables for %lld tokens", name,
                 static_cast<long long>(args.max_context), static_cast<long long>(args.table_stride * kv.block_tokens));
+  if (args.max_context >= int64_t{1} << 30 || args.max_query * args.q_heads >= int64_t{1} << 30)
+    return fail(SPLICE_CUDA_INVALID, "%s: a context of up to %lld and %lld rows of %lld heads, expected fewer than 2^30 of either", name,
+                static_cast<long long>(args.max_context), static_cast<long long>(args.max_query), static_cast<long long>(args.q_heads));
   return SPLICE_CUDA_OK;
 }
 

@@ -8,6 +8,10 @@
 // the GPU gives a block less shared memory than two of head_dim 256 need: the same arithmetic, with less of memory's time hidden. In a
 // tile each warp multiplies 16 keys with all rows, all share their scores and soften them alike, and each adds up a quarter of the
 // dimensions. A grid narrower than the spans walks them with a stride.
+//
+// Counted in the machine code for sm_90, not measured: at head_dim 128 a tile of 32 KiB is 480 instructions a warp, 480 issue slots of a
+// multiprocessor's some 1750 in which an H200's memory brings it one. Three blocks live there, each with one to two tiles on their way:
+// 96 to 192 KiB, where 4.3 TB/s with a way of 1 µs want 33 KiB.
 #include "attention_tile.h"
 #include "launch.h"
 
@@ -15,6 +19,10 @@ namespace splice::cuda {
 namespace {
 
 constexpr int WARPS = 4, THREADS = WARPS * WARP, MAX_BLOCKS_OF_SPANS = 256;
+// Blocks a multiprocessor is given at least, where there are as many spans. It has three at a time; of more than that the last ones even
+// out. Beyond, a block walks spans: one that finds its span beyond a sequence's end costs a tenth of one that does not, and a captured
+// graph is launched for the longest context it may meet.
+constexpr int BLOCKS_EACH = 32;
 
 template <int head_dim, int stages>
 struct Shared {
@@ -22,7 +30,7 @@ struct Shared {
   Chunk queries[FRAGMENT_ROWS * row_chunks];
   Chunk keys[stages][tile_chunks], values[stages][tile_chunks];
   float scores[FRAGMENT_ROWS * SCORE_STRIDE];
-  int32_t blocks[MAX_SPAN_BLOCKS];
+  SpanBlocks blocks;
 };
 
 // Parts of row r (of q's rows of heads) and span s: maximum and sum at [2·(r·spans + s)], accumulators behind all those.
@@ -43,23 +51,21 @@ template <int head_dim>
 constexpr int OWN_FRAGMENTS = (head_dim / (2 * FRAGMENT_COLUMNS) + WARPS - 1) / WARPS * 2;
 
 template <int head_dim, int stages>
-SPLICE_DEVICE void attend_span(const splice_cuda_attention& args, const QueryRows& rows, int64_t sequence, int64_t first_row, int64_t span,
-                               int shift, int64_t low, int64_t end, Shared<head_dim, stages>& shared) {
+SPLICE_DEVICE void attend_span(const splice_cuda_attention& args, const QueryRows& rows, int64_t sequence, uint32_t first_row, int span,
+                               int shift, const Sight& first_sight, const Sight& last_sight, Shared<head_dim, stages>& shared) {
   constexpr int fragments = OWN_FRAGMENTS<head_dim>;
   const int lane = thread_index() % WARP, warp = thread_index() / WARP;
   const Sight sight[2] = {{rows, first_row + lane / 4}, {rows, first_row + lane / 4 + 8}};
-  const int64_t first = span * SPAN_KEYS, left = (end < first + SPAN_KEYS ? end - first : SPAN_KEYS);
-  const int tiles = static_cast<int>((left + TILE_KEYS - 1) / TILE_KEYS);
-  const int begin = low > first ? static_cast<int>((low - first) / TILE_KEYS) : 0;
+  const int first = span * SPAN_KEYS, left = last_sight.high - first;
+  const int tiles = left < SPAN_KEYS ? (left + TILE_KEYS - 1) / TILE_KEYS : SPAN_TILES;
+  const int begin = first_sight.low > first ? (first_sight.low - first) / TILE_KEYS : 0;
 
   barrier();  // the span before is done with shared memory
-  read_blocks(args, sequence, span, shift, end, shared.blocks);
+  read_blocks(args, sequence, rows.kv_head, span, shift, last_sight.high, shared.blocks);
   barrier();
   const auto start = [&](int tile) {
-    if (tile < tiles) {
-      start_tile<head_dim>(args, shared.blocks, shift, rows.kv_head, 0, span, tile, end, shared.keys[tile % stages]);
-      start_tile<head_dim>(args, shared.blocks, shift, rows.kv_head, 1, span, tile, end, shared.values[tile % stages]);
-    }
+    if (tile < tiles)
+      start_tile<head_dim, THREADS>(args, shared.blocks, shift, tile, left, shared.keys[tile % stages], shared.values[tile % stages]);
     close_copies();
   };
   start_queries<head_dim>(rows, first_row, FRAGMENT_ROWS, shared.queries);
@@ -77,7 +83,8 @@ SPLICE_DEVICE void attend_span(const splice_cuda_attention& args, const QueryRow
     float scores[TILE_COLUMNS][4], rescale[2];
     uint32_t weights[TILE_COLUMNS][2];
     read_scores(shared.scores, scores);
-    soften(args, static_cast<int>(first) + tile * TILE_KEYS, sight, scores, state, rescale, weights);
+    const int first_key = first + tile * TILE_KEYS;
+    soften(args, first_key, all_see(first_sight, last_sight, first_key), sight, scores, state, rescale, weights);
     multiply_values<head_dim, fragments>(weights, rescale, shared.values[tile % stages], warp * fragments, acc);
     barrier();  // everybody is done with this stage
     start(tile + stages);
@@ -88,8 +95,8 @@ SPLICE_DEVICE void attend_span(const splice_cuda_attention& args, const QueryRow
   const Parts parts(args);
   SPLICE_UNROLL
   for (int row = 0; row < 2; ++row) {
-    const int64_t query = first_row + lane / 4 + 8 * row;
-    if (query >= rows.count()) continue;
+    const uint32_t query = first_row + lane / 4 + 8 * row;
+    if (query >= rows.count) continue;
     const int64_t place = rows.place(query);
     if (warp == 0 && lane % 4 == 0) {
       parts.sum_of(place, span)[0] = state.maximum[row];
@@ -108,19 +115,34 @@ template <int head_dim, int stages>
 SPLICE_KERNEL __launch_bounds__(THREADS) attend_spans(splice_cuda_attention args, int shift) {
   auto& shared = *reinterpret_cast<Shared<head_dim, stages>*>(shared_memory());
   const int64_t sequence = block_z();
-  const QueryRows rows(args, sequence, block_y() % args.kv.kv_heads);
-  const int64_t first_row = block_y() / args.kv.kv_heads * FRAGMENT_ROWS;
-  if (first_row >= rows.count()) return;
-  const int64_t last_row = (first_row + FRAGMENT_ROWS < rows.count() ? first_row + FRAGMENT_ROWS : rows.count()) - 1;
-  const int64_t low = Sight(rows, first_row).low, end = Sight(rows, last_row).high;
-  for (int64_t span = block_x(); span * SPAN_KEYS < end; span += grid_x())
-    if ((span + 1) * SPAN_KEYS > low) attend_span<head_dim>(args, rows, sequence, first_row, span, shift, low, end, shared);
+  const auto heads = static_cast<uint32_t>(args.kv.kv_heads), place = static_cast<uint32_t>(block_y());
+  const QueryRows rows(args, sequence, place % heads);
+  const uint32_t first_row = place / heads * FRAGMENT_ROWS;
+  if (first_row >= rows.count) return;
+  const Sight first(rows, first_row), last(rows, first_row + FRAGMENT_ROWS - 1);
+  for (int span = static_cast<int>(block_x()); span * SPAN_KEYS < last.high; span += static_cast<int>(grid_x()))
+    if ((span + 1) * SPAN_KEYS > first.low) attend_span<head_dim>(args, rows, sequence, first_row, span, shift, first, last, shared);
 }
 
 struct SharedShares {
   Shares shares[MAX_BLOCKS_OF_SPANS];
   float maxima[MAX_BLOCKS_OF_SPANS], totals[MAX_BLOCKS_OF_SPANS];
 };
+
+// Joins one element of up to `batch` parts to what was joined before them. They are asked for before the first is used: one after the
+// other each would cost a way to the second-level cache.
+template <int batch>
+SPLICE_DEVICE void join_parts(const float* parts, int64_t stride, int count, const Shares* shares, const float* totals, float& acc, float& total) {
+  float part[batch];
+  SPLICE_UNROLL
+  for (int i = 0; i < batch; ++i) part[i] = i < count ? parts[i * stride] : 0.0f;
+  SPLICE_UNROLL
+  for (int i = 0; i < batch; ++i) {
+    if (i >= count) break;
+    acc = merged(acc, part[i], shares[i]);
+    total = merged(total, totals[i], shares[i]);
+  }
+}
 
 // A block joins the parts of one row of heads. What share a span has depends on maxima alone, so shares are computed first, each by
 // a thread of its own from the largest maximum before it, which is the same in any order.
@@ -129,15 +151,16 @@ constexpr int JOINING = (head_dim + WARP - 1) / WARP * WARP;
 
 template <int head_dim>
 SPLICE_KERNEL __launch_bounds__(JOINING<head_dim>) join_spans(splice_cuda_attention args) {
+  constexpr int FEW = 8, MANY = 32;
   auto& shared = *reinterpret_cast<SharedShares*>(shared_memory());
-  const int64_t row = block_x(), head = row % args.q_heads;
-  const Sight sight = sight_of_token(args, row / args.q_heads);
-  const int64_t first = sight.low / SPAN_KEYS, count = Parts::spans_of(sight.high) - first;
+  const auto row = static_cast<uint32_t>(block_x()), heads = static_cast<uint32_t>(args.q_heads), head = row % heads;
+  const Sight sight = sight_of_token(args, row / heads);
+  const int first = sight.low / SPAN_KEYS, count = (sight.high + SPAN_KEYS - 1) / SPAN_KEYS - first;
   const Parts parts(args);
   const int own = thread_index() < head_dim ? thread_index() : head_dim - 1;  // whole warps: the last lanes repeat
   float maximum = NEGATIVE_INFINITY, total = 0.0f, acc = 0.0f;
-  for (int64_t done = 0; done < count; done += MAX_BLOCKS_OF_SPANS) {
-    const int here = static_cast<int>(count - done < MAX_BLOCKS_OF_SPANS ? count - done : MAX_BLOCKS_OF_SPANS);
+  for (int done = 0; done < count; done += MAX_BLOCKS_OF_SPANS) {
+    const int here = count - done < MAX_BLOCKS_OF_SPANS ? count - done : MAX_BLOCKS_OF_SPANS;
     for (int i = thread_index(); i < here; i += block_threads()) {
       shared.maxima[i] = parts.sum_of(row, first + done + i)[0];
       shared.totals[i] = parts.sum_of(row, first + done + i)[1];
@@ -145,28 +168,33 @@ SPLICE_KERNEL __launch_bounds__(JOINING<head_dim>) join_spans(splice_cuda_attent
     barrier();
     for (int i = thread_index(); i < here; i += block_threads()) {
       float before = maximum;
-      for (int j = 0; j < i; ++j) before = shared.maxima[j] > before ? shared.maxima[j] : before;
+      SPLICE_UNROLL_BY_8
+      for (int j = 0; j < i; ++j) before = larger_number(before, shared.maxima[j]);
       shared.shares[i] = joined(before, shared.maxima[i]);
     }
     barrier();
     const float* values = parts.accumulator(row, first + done, head_dim) + own;
-    SPLICE_UNROLL_BY_8
-    for (int i = 0; i < here; ++i) {
-      acc = merged(acc, values[static_cast<int64_t>(i) * head_dim], shared.shares[i]);
-      total = merged(total, shared.totals[i], shared.shares[i]);
+    for (int i = 0; i < here;) {
+      const bool few = here - i <= FEW;
+      if (few)
+        join_parts<FEW>(values + i * int64_t{head_dim}, head_dim, here - i, shared.shares + i, shared.totals + i, acc, total);
+      else
+        join_parts<MANY>(values + i * int64_t{head_dim}, head_dim, here - i, shared.shares + i, shared.totals + i, acc, total);
+      i += few ? FEW : MANY;
     }
     maximum = shared.shares[here - 1].maximum;
     barrier();
   }
   const Finish finish(maximum, total, args.sinks ? args.sinks + head : nullptr);
-  static_cast<uint16_t*>(args.out)[row * head_dim + own] = to_bf16(finish(acc));
+  static_cast<uint16_t*>(args.out)[row * int64_t{head_dim} + own] = to_bf16(finish(acc));
 }
 
 template <int head_dim, int stages>
-int attend(const splice_cuda_attention& args, void* stream) {
+int attend(const splice_cuda_attention& args, const DeviceLimits& limits, void* stream) {
   const int64_t group = args.q_heads / args.kv.kv_heads, tiles = (args.max_query * group + FRAGMENT_ROWS - 1) / FRAGMENT_ROWS;
-  const int64_t spans = Parts::spans_of(args.max_context);
-  const GridSize grid{spans < MAX_BLOCKS_OF_SPANS ? spans : MAX_BLOCKS_OF_SPANS, tiles * args.kv.kv_heads, args.sequences};
+  const int64_t abreast = tiles * args.kv.kv_heads * args.sequences, spans = Parts::spans_of(args.max_context);
+  const int64_t wanted = (limits.multiprocessors * BLOCKS_EACH + abreast - 1) / abreast;
+  const GridSize grid{spans < wanted ? spans : wanted, tiles * args.kv.kv_heads, args.sequences};
   const int code = launch("decode_attention", attend_spans<head_dim, stages>, grid, THREADS, sizeof(Shared<head_dim, stages>), stream, args,
                           block_shift(args.kv.block_tokens));
   if (code != SPLICE_CUDA_OK) return code;
@@ -175,13 +203,13 @@ int attend(const splice_cuda_attention& args, void* stream) {
 
 template <int head_dim>
 int attend(const splice_cuda_attention& args, void* stream) {
+  DeviceLimits limits;
+  if (const int code = read_limits("decode_attention", limits); code != SPLICE_CUDA_OK) return code;
   if constexpr (sizeof(Shared<head_dim, 2>) > SHARED_OF_SMALL) {
     static_assert(sizeof(Shared<head_dim, 1>) <= SHARED_OF_SMALL);
-    DeviceLimits limits;
-    if (const int code = read_limits("decode_attention", limits); code != SPLICE_CUDA_OK) return code;
-    if (static_cast<int64_t>(sizeof(Shared<head_dim, 2>)) > limits.shared_bytes) return attend<head_dim, 1>(args, stream);
+    if (static_cast<int64_t>(sizeof(Shared<head_dim, 2>)) > limits.shared_bytes) return attend<head_dim, 1>(args, limits, stream);
   }
-  return attend<head_dim, 2>(args, stream);
+  return attend<head_dim, 2>(args, limits, stream);
 }
 
 }  // namespace

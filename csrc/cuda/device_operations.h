@@ -46,6 +46,8 @@ SPLICE_DEVICE float power_of_two(float x) {
 }
 SPLICE_DEVICE float natural_power(float x) { return expf(x); }
 SPLICE_DEVICE float hyperbolic_tangent(float x) { return tanhf(x); }
+// The larger of two; of a number and a NaN, the number.
+SPLICE_DEVICE float larger_number(float a, float b) { return fmaxf(a, b); }
 SPLICE_DEVICE uint64_t high_product(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
 
 SPLICE_DEVICE float from_bf16(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }

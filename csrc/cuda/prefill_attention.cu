@@ -30,7 +30,7 @@ struct Shared {
   static_assert(SHARING<head_dim> == 1 || BLOCK_ROWS<head_dim> * SCORE_STRIDE * sizeof(float) <= tile_chunks * sizeof(Chunk));
   Chunk queries[BLOCK_ROWS<head_dim> * row_chunks];
   Chunk keys[stages][tile_chunks], values[stages][tile_chunks];
-  int32_t blocks[2][MAX_SPAN_BLOCKS];  // of even and odd spans
+  SpanBlocks blocks[2];  // of even and odd spans
 };
 
 // What a warp's fragment of rows has gathered: of the spans that are done, and of the one at hand.
@@ -67,29 +67,29 @@ template <int head_dim, int stages>
 SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention args, int shift) {
   auto& shared = *reinterpret_cast<Shared<head_dim, stages>*>(shared_memory());
   const int64_t sequence = block_z();
-  const QueryRows rows(args, sequence, block_y());
-  const int64_t first_row = (grid_x() - 1 - block_x()) * BLOCK_ROWS<head_dim>;
-  if (first_row >= rows.count()) return;
-  const int64_t last_row = (first_row + BLOCK_ROWS<head_dim> < rows.count() ? first_row + BLOCK_ROWS<head_dim> : rows.count()) - 1;
-  const int end = Sight(rows, last_row).high, tiles = (end + TILE_KEYS - 1) / TILE_KEYS, begin = Sight(rows, first_row).low / TILE_KEYS;
+  const QueryRows rows(args, sequence, static_cast<uint32_t>(block_y()));
+  const uint32_t first_row = static_cast<uint32_t>(grid_x() - 1 - block_x()) * BLOCK_ROWS<head_dim>;
+  if (first_row >= rows.count) return;
+  const int end = Sight(rows, first_row + BLOCK_ROWS<head_dim> - 1).high, begin = Sight(rows, first_row).low / TILE_KEYS;
+  const int tiles = (end + TILE_KEYS - 1) / TILE_KEYS;
 
   constexpr int sharing = SHARING<head_dim>, columns = TILE_COLUMNS / sharing, fragments = Gathered<head_dim>::fragments;
   const int lane = thread_index() % WARP, warp = thread_index() / WARP / sharing, share = thread_index() / WARP % sharing;
-  const int64_t own_row = first_row + warp * FRAGMENT_ROWS;
+  const uint32_t own_row = first_row + warp * FRAGMENT_ROWS;
   const Sight sight[2] = {{rows, own_row + lane / 4}, {rows, own_row + lane / 4 + 8}};
-  const int64_t own_last = own_row + FRAGMENT_ROWS - 1 < last_row ? own_row + FRAGMENT_ROWS - 1 : last_row;
-  const int own_low = Sight(rows, own_row).low, own_end = own_row <= last_row ? Sight(rows, own_last).high : 0;
+  const Sight own_first(rows, own_row), own_last(rows, own_row + FRAGMENT_ROWS - 1);
+  const int own_end = own_row < rows.count ? own_last.high : 0;  // of a warp without rows, 0
 
   const auto start = [&](int tile) {
     if (tile < tiles) {
-      const int span = tile / SPAN_TILES, within = tile % SPAN_TILES;
-      start_tile<head_dim>(args, shared.blocks[span % 2], shift, rows.kv_head, 0, span, within, end, shared.keys[tile % stages]);
-      start_tile<head_dim>(args, shared.blocks[span % 2], shift, rows.kv_head, 1, span, within, end, shared.values[tile % stages]);
+      const int span = tile / SPAN_TILES, within = tile % SPAN_TILES, at = tile % stages;
+      start_tile<head_dim, THREADS>(args, shared.blocks[span % 2], shift, within, end - span * SPAN_KEYS, shared.keys[at], shared.values[at]);
     }
     close_copies();
   };
-  read_blocks(args, sequence, begin / SPAN_TILES, shift, end, shared.blocks[begin / SPAN_TILES % 2]);
-  read_blocks(args, sequence, begin / SPAN_TILES + 1, shift, end, shared.blocks[(begin / SPAN_TILES + 1) % 2]);
+  const auto read = [&](int span) { read_blocks(args, sequence, rows.kv_head, span, shift, end, shared.blocks[span % 2]); };
+  read(begin / SPAN_TILES);
+  read(begin / SPAN_TILES + 1);
   barrier();
   start_queries<head_dim>(rows, first_row, BLOCK_ROWS<head_dim>, shared.queries);
   for (int i = 0; i < stages; ++i) start(begin + i);
@@ -100,11 +100,10 @@ SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention ar
     wait_copies<stages - 1>();
     // The first tile of a span is started after this one: by now nobody reads the blocks of the span before the last any more.
     const int next = tile + stages;
-    if (next % SPAN_TILES == 0 && next < tiles)
-      read_blocks(args, sequence, next / SPAN_TILES, shift, end, shared.blocks[next / SPAN_TILES % 2]);
+    if (next % SPAN_TILES == 0 && next < tiles) read(next / SPAN_TILES);
     barrier();
     const int first_key = tile * TILE_KEYS;
-    const bool seen = first_key < own_end && first_key + TILE_KEYS > own_low;
+    const bool seen = first_key < own_end && first_key + TILE_KEYS > own_first.low;
     Chunk* keys = shared.keys[tile % stages];
     float scores[TILE_COLUMNS][4] = {};
     if constexpr (sharing == 1) {
@@ -121,7 +120,7 @@ SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention ar
     if (seen) {
       float rescale[2];
       uint32_t weights[TILE_COLUMNS][2];
-      soften(args, first_key, sight, scores, gathered.state, rescale, weights);
+      soften(args, first_key, all_see(own_first, own_last, first_key), sight, scores, gathered.state, rescale, weights);
       multiply_values<head_dim, fragments>(weights, rescale, shared.values[tile % stages], share * fragments, gathered.acc);
     }
     if (tile % SPAN_TILES == SPAN_TILES - 1 || tile == tiles - 1) gathered.close_span();
@@ -132,8 +131,8 @@ SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention ar
 
   SPLICE_UNROLL
   for (int row = 0; row < 2; ++row) {
-    const int64_t query = own_row + lane / 4 + 8 * row;
-    if (query >= rows.count()) continue;
+    const uint32_t query = own_row + lane / 4 + 8 * row;
+    if (query >= rows.count) continue;
     const int64_t place = rows.place(query);
     const Finish finish(gathered.maximum[row], gathered.total[row], args.sinks ? args.sinks + place % args.q_heads : nullptr);
     auto* to = reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(args.out) + place * head_dim + share * fragments * FRAGMENT_COLUMNS) + lane % 4;

@@ -60,6 +60,12 @@ const char* splice_cuda_error(void) { return splice::cuda::text; }
 void splice_cuda_emulator_seed(uint64_t value) { splice::cuda::emulator::seed() = value; }
 // And the shared memory a block may have there.
 void splice_cuda_emulator_shared_bytes(int64_t value) { splice::cuda::emulator::shared_limit() = value; }
+// And how many matrix loads since the last call took more than one access a matrix.
+int64_t splice_cuda_emulator_bank_conflicts() {
+  const int64_t found = splice::cuda::emulator::bank_conflicts();
+  splice::cuda::emulator::bank_conflicts() = 0;
+  return found;
+}
 #endif
 
 }

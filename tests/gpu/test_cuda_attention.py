@@ -113,6 +113,25 @@ def test_a_bound_on_the_context_that_is_too_high_changes_no_bit(platform):
     assert same_bits(found, exact)
 
 
+def test_blocks_that_walk_several_spans_change_no_bit(platform):
+    """More sequences than the device takes abreast, in the emulator 64 blocks: each block walks all of a sequence."""
+    parts = [(600 - 7 * i, 1) for i in range(platform.pick(3, 40))]
+    heads = platform.pick(22, 64)
+    case, scores = paged_case(parts, (heads, heads), 64, platform.device), Scores(0.125, window=500)
+    together = _attend("decode", platform, case, scores)
+    for sequence in (0, len(parts) - 1):
+        alone = _attend("decode", platform, case.alone(sequence, 0, 1), scores)
+        assert same_bits(alone, together[sequence : sequence + 1])
+
+
+def test_parts_of_many_spans_are_joined_in_their_order(platform):
+    """Nine parts at once and more than a block keeps shares for: 34 and, on a GPU, 258 spans."""
+    for length in (9 * 256, 34 * 256 - 3, platform.pick(8, 258) * 256):
+        case, scores = paged_case([(length - 1, 1)], (1, 1), 64, platform.device), Scores(0.125)
+        decoded = _attend("decode", platform, case, scores)
+        assert same_bits(decoded, _attend("prefill", platform, case, scores)), length
+
+
 def test_a_sequence_without_rows_is_passed_over(platform):
     case, scores = paged_case([(40, 2), (90, 1)], (4, 2), 64, platform.device), Scores(0.125)
     exact = _attend("decode", platform, case, scores)

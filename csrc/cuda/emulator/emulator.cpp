@@ -90,7 +90,7 @@ struct Fiber {
 }
 
 uint64_t order_seed = 0;
-int64_t most_shared = 227 << 10;
+int64_t most_shared = 227 << 10, conflicts = 0;
 std::mt19937_64 chance;
 Place current;
 std::vector<Fiber> fibers;
@@ -177,6 +177,7 @@ void wait_in(State state) {
 
 uint64_t& seed() { return order_seed; }
 int64_t& shared_limit() { return most_shared; }
+int64_t& bank_conflicts() { return conflicts; }
 const Place& place() { return current; }
 void wait_for_block() { wait_in(State::AT_BARRIER); }
 void wait_for_warp() { wait_in(State::AT_COLLECTIVE); }

@@ -5,7 +5,8 @@
 //   missing barrier shows as a result that depends on the seed;
 // - shared memory begins as NaNs and ends in a guard that is checked;
 // - an asynchronous copy takes place at once or when it is waited for, as chance has it;
-// - a collective that not all lanes reach, or a barrier that not all threads reach, ends the process with a message.
+// - a collective that not all lanes reach, or a barrier that not all threads reach, ends the process with a message;
+// - matrix loads whose rows meet in a bank are counted.
 #pragma once
 
 #include <math.h>
@@ -39,6 +40,8 @@ void wait_for_block();
 void wait_for_warp();
 // 64 bytes that a lane shows the others of its warp.
 void* slot_of_lane(int lane);
+// Matrices of 8 rows of 16 bytes that did not come in one access: two different rows of one lay in the same group of four banks.
+int64_t& bank_conflicts();
 void queue_copy(void* shared, const void* global, bool valid);
 void close_group();
 void finish_groups(int pending);
@@ -90,6 +93,7 @@ inline float inverse_root(float x) { return 1.0f / sqrtf(x); }
 inline float power_of_two(float x) { return exp2f(x); }
 inline float natural_power(float x) { return expf(x); }
 inline float hyperbolic_tangent(float x) { return tanhf(x); }
+inline float larger_number(float a, float b) { return fmaxf(a, b); }
 inline uint64_t high_product(uint64_t a, uint64_t b) { return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64); }
 
 inline float from_bf16(uint16_t bits) {
@@ -140,8 +144,19 @@ namespace emulator {
 
 inline void load_matrices(uint32_t (&r)[4], const void* row, bool transposed) {
   const int lane = thread_index() % 32;
+  const auto address = reinterpret_cast<uintptr_t>(row);
   memcpy(slot_of_lane(lane), row, 16);
+  memcpy(static_cast<char*>(slot_of_lane(lane)) + 16, &address, sizeof address);
   wait_for_warp();
+  if (lane % 8 == 0) {
+    uintptr_t rows[8];
+    for (int i = 0; i < 8; ++i) memcpy(rows + i, static_cast<const char*>(slot_of_lane(lane + i)) + 16, sizeof address);
+    for (int i = 0; i < 64; ++i)
+      if (rows[i / 8] != rows[i % 8] && rows[i / 8] / 16 % 8 == rows[i % 8] / 16 % 8) {
+        ++bank_conflicts();
+        break;
+      }
+  }
   for (int matrix = 0; matrix < 4; ++matrix) {
     uint16_t pair[2];
     for (int i = 0; i < 2; ++i) {
