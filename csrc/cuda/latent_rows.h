@@ -65,20 +65,25 @@ SPLICE_DEVICE void start_latent_queries(const LatentRows& rows, uint32_t first, 
   }
 }
 
-// Starts copies of 32 positions; from `end` on they are zeros: what the cache holds there is never read.
+// Starts copies of 32 positions; from `end` on they are zeros: what the cache holds there is never read. A warp takes four neighbouring
+// rows, which are one block's and lie one behind another: it looks up one block, and places are a constant apart.
 template <class Shape>
 SPLICE_DEVICE void start_half(const LatentRows& rows, int shift, int half, int end, Chunk* to) {
-  const splice_cuda_latent_attention& args = rows.args;
-  SPLICE_UNROLL_BY_3
-  for (int i = thread_index(); i < HALF_KEYS * Shape::chunks; i += block_threads()) {
-    const int row = i / Shape::chunks, chunk = i % Shape::chunks;
-    const int key = half * HALF_KEYS + row;
-    const bool valid = key < end;
-    const auto* from = static_cast<const uint16_t*>(args.cache.data);
-    if (valid)
-      from = latent_row(args.cache, args.layer, rows.blocks[key >> shift], key & ((1 << shift) - 1)) + chunk * CHUNK_ELEMENTS;
-    start_copy(to + chunk_place<Shape::width>(row, chunk), from, valid);
+  constexpr int own_rows = HALF_KEYS / LATENT_WARPS, wide = Shape::chunks / WARP * WARP, rest = Shape::chunks - wide;
+  static_assert(16 % own_rows == 0 && rest * own_rows <= WARP);
+  const splice_cuda_latents& cache = rows.args.cache;
+  const int lane = thread_index() % WARP, first = thread_index() / WARP * own_rows, key = half * HALF_KEYS + first;
+  const auto* from = static_cast<const Chunk*>(cache.data);
+  if (key < end) from = reinterpret_cast<const Chunk*>(latent_row(cache, rows.args.layer, rows.blocks[key >> shift], key & ((1 << shift) - 1)));
+  SPLICE_UNROLL
+  for (int row = 0; row < own_rows; ++row) {
+    SPLICE_UNROLL
+    for (int chunk = 0; chunk < wide; chunk += WARP)
+      start_copy(to + chunk_place<Shape::width>(first + row, chunk + lane), from + row * Shape::chunks + chunk + lane, key + row < end);
   }
+  // What is left of all four rows is one copy of the warp.
+  const int row = lane / rest, chunk = wide + lane % rest;
+  if (row < own_rows) start_copy(to + chunk_place<Shape::width>(first + row, chunk), from + row * Shape::chunks + chunk, key + row < end);
 }
 
 }  // namespace splice::cuda

@@ -16,7 +16,6 @@
 #define SPLICE_KERNEL __global__ void
 #define SPLICE_UNROLL _Pragma("unroll")
 #define SPLICE_UNROLL_BY_8 _Pragma("unroll 8")
-#define SPLICE_UNROLL_BY_3 _Pragma("unroll 3")
 #define SPLICE_ROLLED _Pragma("unroll 1")
 
 #include "device_operations.h"
@@ -28,7 +27,6 @@
 #define SPLICE_KERNEL static void
 #define SPLICE_UNROLL
 #define SPLICE_UNROLL_BY_8
-#define SPLICE_UNROLL_BY_3
 #define SPLICE_ROLLED
 #define __launch_bounds__(...)
 
