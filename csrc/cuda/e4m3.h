@@ -78,17 +78,28 @@ SPLICE_DEVICE uint32_t raised_pair(uint32_t pair) {
 #endif
 }
 
-// Four codes as bfloat16, which holds each exactly: the first and second in pairs[0], the others in pairs[1].
-SPLICE_DEVICE void e4m3_to_bf16(uint32_t codes, uint32_t (&pairs)[2]) {
+// Not 0 where one of four codes is NaN.
+SPLICE_DEVICE uint32_t e4m3_nans(uint32_t codes) { return ((codes & 0x7f7f7f7f) + 0x01010101) & 0x80808080; }
+
+// Four codes as bfloat16, which holds each exactly: the first and second in pairs[0], the others in pairs[1]. NaN comes out as ±480.
+SPLICE_DEVICE void e4m3_numbers_to_bf16(uint32_t codes, uint32_t (&pairs)[2]) {
   uint32_t halves[2];
   spread_codes(codes, halves);
   // Four places further down, its sign apart, a code is a bfloat16 of 2^-120 of its value, subnormal where it is.
   SPLICE_UNROLL
   for (int i = 0; i < 2; ++i) pairs[i] = raised_pair((halves[i] >> 4 & 0x07f007f0) | (halves[i] & 0x80008000));
-  if ((((codes & 0x7f7f7f7f) + 0x01010101) & 0x80808080) == 0) return;
+}
+
+// Puts right what that left of NaN.
+SPLICE_DEVICE void mark_nans(uint32_t codes, uint32_t (&pairs)[2]) {
   SPLICE_UNROLL
   for (int i = 0; i < 4; ++i)
     if ((codes >> (8 * i) & 0x7f) == E4M3_NAN) pairs[i / 2] |= 0x7fff << (16 * (i % 2));
+}
+
+SPLICE_DEVICE void e4m3_to_bf16(uint32_t codes, uint32_t (&pairs)[2]) {
+  e4m3_numbers_to_bf16(codes, pairs);
+  if (e4m3_nans(codes)) mark_nans(codes, pairs);
 }
 
 }  // namespace splice::cuda

@@ -31,16 +31,24 @@ SPLICE_DEVICE void multiply_stage(const typename T::Stage& stage, int row, int c
     SPLICE_UNROLL
     for (int across = 0; across < T::column_fragments; ++across) {
       const Chunk codes = stage.w[w_place(column + across * FRAGMENT_COLUMNS + group, half * 4 + quad)];
+      uint32_t w[PRODUCTS][2], nans = 0;
       SPLICE_UNROLL
       for (int s = 0; s < PRODUCTS; ++s) {
-        uint32_t w[2];
-        e4m3_to_bf16(codes.word[s], w);
+        e4m3_numbers_to_bf16(codes.word[s], w[s]);
+        nans |= e4m3_nans(codes.word[s]);
+      }
+      if (nans) {  // looked for once in 16 codes
+        SPLICE_UNROLL
+        for (int s = 0; s < PRODUCTS; ++s) mark_nans(codes.word[s], w[s]);
+      }
+      SPLICE_UNROLL
+      for (int s = 0; s < PRODUCTS; ++s) {
         SPLICE_UNROLL
         for (int down = 0; down < T::row_fragments; ++down) {
           const Chunk &above = x[down][0][s / 2], &below = x[down][1][s / 2];
           const int word = s % 2 * 2;
           const uint32_t a[4] = {above.word[word], below.word[word], above.word[word + 1], below.word[word + 1]};
-          multiply_fragments(sums[down][across], a, w[0], w[1]);
+          multiply_fragments(sums[down][across], a, w[s][0], w[s][1]);
         }
       }
     }

@@ -21,28 +21,34 @@ struct Tile {
   static constexpr int threads = warps_down * warps_across * WARP;
   static constexpr int warp_rows = rows / warps_down, warp_columns = columns / warps_across;
   static constexpr int row_fragments = warp_rows / FRAGMENT_ROWS, column_fragments = warp_columns / FRAGMENT_COLUMNS;
+  static constexpr int x_copies = rows * X_CHUNKS / threads, w_copies = columns * W_CHUNKS / threads;  // a thread's, of a stage
+  static_assert(rows * X_CHUNKS % threads == 0 && columns * W_CHUNKS % threads == 0);
   static_assert(STEP % columns == 0);  // so that a tile's columns share the scale of a block
   struct Stage {
     Chunk x[rows * X_CHUNKS], w[columns * W_CHUNKS];
   };
 };
 
+// A thread keeps to one chunk of rows of each operand, so that from step to step its places in shared memory stay and its addresses move
+// alike.
 template <class T>
 SPLICE_DEVICE void start_stage(const splice_cuda_gemm_fp8& args, int64_t first_row, int64_t first_column, int64_t first_k,
                                typename T::Stage& stage) {
-  for (int i = thread_index(); i < T::rows * X_CHUNKS; i += T::threads) {
-    const int row = i / X_CHUNKS, chunk = i % X_CHUNKS;
-    const int64_t k = first_k + chunk * CHUNK_ELEMENTS;
-    const bool valid = first_row + row < args.m && k < args.k;
-    const auto* from = static_cast<const uint16_t*>(args.x) + (valid ? (first_row + row) * args.x_stride + k : 0);
-    start_copy(stage.x + x_place(row, chunk), from, valid);
+  const int x_chunk = thread_index() % X_CHUNKS, w_chunk = thread_index() % W_CHUNKS;
+  const int64_t x_at = first_k + x_chunk * CHUNK_ELEMENTS, w_at = first_k + w_chunk * CHUNK_BYTES;
+  SPLICE_UNROLL
+  for (int i = 0; i < T::x_copies; ++i) {
+    const int row = thread_index() / X_CHUNKS + i * (T::threads / X_CHUNKS);
+    const bool valid = first_row + row < args.m && x_at < args.k;
+    const auto* from = static_cast<const uint16_t*>(args.x) + (valid ? (first_row + row) * args.x_stride + x_at : 0);
+    start_copy(stage.x + x_place(row, x_chunk), from, valid);
   }
-  for (int i = thread_index(); i < T::columns * W_CHUNKS; i += T::threads) {
-    const int row = i / W_CHUNKS, chunk = i % W_CHUNKS;
-    const int64_t k = first_k + chunk * CHUNK_BYTES;
-    const bool valid = first_column + row < args.n && k < args.k;
-    const auto* from = static_cast<const uint8_t*>(args.w) + (valid ? (first_column + row) * args.w_stride + k : 0);
-    start_copy(stage.w + w_place(row, chunk), from, valid);
+  SPLICE_UNROLL
+  for (int i = 0; i < T::w_copies; ++i) {
+    const int row = thread_index() / W_CHUNKS + i * (T::threads / W_CHUNKS);
+    const bool valid = first_column + row < args.n && w_at < args.k;
+    const auto* from = static_cast<const uint8_t*>(args.w) + (valid ? (first_column + row) * args.w_stride + w_at : 0);
+    start_copy(stage.w + w_place(row, w_chunk), from, valid);
   }
 }
 
