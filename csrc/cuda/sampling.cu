@@ -15,6 +15,7 @@ namespace {
 constexpr int THREADS = 512, WARPS = THREADS / WARP, SEGMENTS = 256, DIGITS = 256, DIGIT_BITS = 8;
 constexpr int64_t MAX_TOKENS = int64_t{1} << 19, NOT_FINITE = -1;
 constexpr float LOWEST = -3.402823466e38f;
+constexpr int AHEAD = 4;  // logits a thread asks for before it looks at the first: one at a time each would cost a way to the cache
 
 struct Shared {
   unsigned long long amounts[DIGITS], segments[SEGMENTS];
@@ -40,9 +41,11 @@ struct Left {
     if (least_rank && rank_of(logit, id) < least_rank) return false;
     return !least_units || units_of(logit, top, sharpness) >= least_units;
   }
-  SPLICE_DEVICE uint64_t units(int64_t id) const {
-    const float logit = logits[id];
-    return holds(id, logit) ? units_of(logit, top, sharpness) : 0;
+  SPLICE_DEVICE uint64_t units(int64_t id, float logit) const { return holds(id, logit) ? units_of(logit, top, sharpness) : 0; }
+  // AHEAD of them, `step` apart; what is behind the row's end is nobody's.
+  SPLICE_DEVICE void read(int64_t first, int64_t step, float (&to)[AHEAD]) const {
+    SPLICE_UNROLL
+    for (int i = 0; i < AHEAD; ++i) to[i] = first + i * step < size ? logits[first + i * step] : 0.0f;
   }
 };
 
@@ -55,6 +58,7 @@ SPLICE_DEVICE uint64_t warp_total(uint64_t value) {
 SPLICE_DEVICE float largest(const float* logits, int64_t size, Shared& shared) {
   float most = -__builtin_huge_valf();
   bool strange = false;
+  SPLICE_UNROLL_BY_8
   for (int64_t id = thread_index(); id < size; id += THREADS) {
     const float logit = logits[id];
     strange |= logit != logit;
@@ -87,7 +91,14 @@ SPLICE_DEVICE uint64_t count_segments(const Left& left, Shared& shared) {
   barrier();
   for (int segment = thread_index() / WARP; segment < SEGMENTS; segment += WARPS) {
     uint64_t units = 0;
-    for (int64_t id = segment * length + lane; id < (segment + 1) * length && id < left.size; id += WARP) units += left.units(id);
+    const int64_t end = (segment + 1) * length < left.size ? (segment + 1) * length : left.size;
+    for (int64_t first = segment * length + lane; first < end; first += AHEAD * WARP) {
+      float logits[AHEAD];
+      left.read(first, WARP, logits);
+      SPLICE_UNROLL
+      for (int i = 0; i < AHEAD; ++i)
+        if (first + i * WARP < end) units += left.units(first + i * WARP, logits[i]);
+    }
     units = warp_total(units);
     if (lane == 0) shared.segments[segment] = units;
   }
@@ -105,9 +116,7 @@ SPLICE_DEVICE void add_amount(Shared& shared, bool counts, int digit, uint64_t a
   const uint32_t lanes = lanes_where(together);
   if (thread_index() % WARP == 0 && lanes) {
     add_shared(&shared.amounts[first], static_cast<unsigned long long>(sum_together));
-    unsigned int number = 0;
-    for (uint32_t rest = lanes; rest; rest &= rest - 1) ++number;
-    add_shared(&shared.counts[first], number);
+    add_shared(&shared.counts[first], static_cast<unsigned int>(lanes_in(lanes)));
   }
   if (!counts || together) return;
   add_shared(&shared.amounts[digit], static_cast<unsigned long long>(amount));
@@ -122,15 +131,19 @@ SPLICE_DEVICE uint64_t leading_rank(const Left& left, bool by_units, uint64_t ta
     barrier();
     for (int digit = thread_index(); digit < DIGITS; digit += THREADS) shared.amounts[digit] = shared.counts[digit] = 0;
     barrier();
-    for (int64_t base = 0; base < left.size; base += THREADS) {
-      const int64_t id = base + thread_index();
-      const float logit = id < left.size ? left.logits[id] : 0.0f;
-      const uint64_t rank = rank_of(logit, id);
-      // Above the digit at hand it agrees with what was chosen. At the first digit there is nothing above.
-      const bool same = shift + DIGIT_BITS == 64 || (rank ^ prefix) >> (shift + DIGIT_BITS) == 0;
-      const bool counts = id < left.size && same && left.holds(id, logit);
-      const uint64_t amount = !counts ? 0 : by_units ? units_of(logit, left.top, left.sharpness) : 1;
-      add_amount(shared, counts, static_cast<int>(rank >> shift & (DIGITS - 1)), amount);
+    for (int64_t base = 0; base < left.size; base += AHEAD * THREADS) {
+      float logits[AHEAD];
+      left.read(base + thread_index(), THREADS, logits);
+      SPLICE_UNROLL
+      for (int i = 0; i < AHEAD; ++i) {
+        const int64_t id = base + i * THREADS + thread_index();
+        const uint64_t rank = rank_of(logits[i], id);
+        // Above the digit at hand it agrees with what was chosen. At the first digit there is nothing above.
+        const bool same = shift + DIGIT_BITS == 64 || (rank ^ prefix) >> (shift + DIGIT_BITS) == 0;
+        const bool counts = id < left.size && same && left.holds(id, logits[i]);
+        const uint64_t amount = !counts ? 0 : by_units ? units_of(logits[i], left.top, left.sharpness) : 1;
+        add_amount(shared, counts, static_cast<int>(rank >> shift & (DIGITS - 1)), amount);
+      }
     }
     barrier();
     if (thread_index() == 0) {
@@ -169,7 +182,7 @@ SPLICE_DEVICE int64_t token_at(const Left& left, uint64_t point, Shared& shared)
     const int64_t length = segment_tokens(left.size), begin = shared.chosen * length;
     uint64_t before = 0;
     for (int64_t first = begin; first < begin + length; first += WARP) {
-      const uint64_t own = first + lane < left.size ? left.units(first + lane) : 0;
+      const uint64_t own = first + lane < left.size ? left.units(first + lane, left.logits[first + lane]) : 0;
       uint64_t through = own;
       for (int step = 1; step < WARP; step *= 2) {
         const uint64_t other = from_lane(through, lane >= step ? lane - step : lane);
@@ -187,8 +200,9 @@ SPLICE_DEVICE int64_t token_at(const Left& left, uint64_t point, Shared& shared)
 
 SPLICE_DEVICE int64_t lowest_largest(const Left& left, float top, Shared& shared) {
   int64_t mine = left.size;
-  for (int64_t id = thread_index(); id < left.size && mine == left.size; id += THREADS)
-    if (left.logits[id] == top) mine = id;
+  SPLICE_UNROLL_BY_8
+  for (int64_t id = thread_index(); id < left.size; id += THREADS)
+    if (left.logits[id] == top && id < mine) mine = id;
   for (int mask = WARP / 2; mask > 0; mask /= 2) {
     const int64_t other = from_lane_xor(mine, mask);
     mine = other < mine ? other : mine;
