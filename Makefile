@@ -98,7 +98,7 @@ $(VENV)/.cuda: $(VENV)/.build $(shell find csrc/cuda -type f)
 	$(SAY) "CUDA kernels"
 	@$(PIP) install -c constraints.txt --no-deps --target build/cutlass --upgrade nvidia-cutlass
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/cuda -G Ninja -DSPLICE_CUDA=on "-DSPLICE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)" "-DSPLICE_CUDA_UNITS=$(CUDA_UNITS)" -DCUTLASS_ROOT=$(CURDIR)/build/cutlass/cutlass_library -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python >build/.log 2>&1 || { cat build/.log; exit 1; }
-	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/cuda --target splice_cuda -j $(CUDA_JOBS) >build/.log 2>&1 || { cat build/.log; exit 1; }
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/cuda --target splice_cuda -j $(CUDA_JOBS) >build/cuda/compiled.log 2>&1 || { cat build/cuda/compiled.log; exit 1; }
 	@cp build/cuda/csrc/cuda/libsplice_cuda.so engine/
 	@touch $@
 
