@@ -13,7 +13,7 @@ SPLICE_DEVICE void barrier() { __syncthreads(); }
 
 // The memory that the launch asked for, shared by the block's threads.
 SPLICE_DEVICE unsigned char* shared_memory() {
-  extern __shared__ __align__(128) unsigned char splice_shared[];
+  extern __shared__ __align__(1024) unsigned char splice_shared[];
   return splice_shared;
 }
 

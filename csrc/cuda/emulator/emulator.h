@@ -5,7 +5,8 @@
 //   missing barrier shows as a result that depends on the seed;
 // - shared memory begins as NaNs and ends in a guard that is checked;
 // - an asynchronous copy takes place at once or when it is waited for, as chance has it;
-// - a collective that not all lanes reach, or a barrier that not all threads reach, ends the process with a message;
+// - a collective that not all lanes reach, a barrier that not all threads reach, or threads that wait for each other end the process
+//   with a message;
 // - matrix loads whose rows meet in a bank are counted.
 #pragma once
 
@@ -38,6 +39,8 @@ struct Place {
 const Place& place();
 void wait_for_block();
 void wait_for_warp();
+// Until something another thread does makes it true.
+void wait_until(const std::function<bool()>& condition);
 // 64 bytes that a lane shows the others of its warp.
 void* slot_of_lane(int lane);
 // Matrices of 8 rows of 16 bytes that did not come in one access: two different rows of one lay in the same group of four banks.
