@@ -43,11 +43,13 @@ template <int head_dim>
 constexpr int OWN_FRAGMENTS = (head_dim / (2 * FRAGMENT_COLUMNS) + WARPS - 1) / WARPS * 2;
 
 template <int head_dim, int stages>
-SPLICE_DEVICE void attend_span(const splice_cuda_attention& args, const QueryRows& rows, int64_t sequence, int64_t first_row, int64_t span,
-                               int shift, int64_t low, int64_t end, Shared<head_dim, stages>& shared) {
+SPLICE_DEVICE void attend_span(const splice_cuda_attention& args, const QueryRows& rows, int64_t sequence, int64_t first_row, int64_t last_row,
+                               int64_t span, int shift, int64_t low, int64_t end, Shared<head_dim, stages>& shared) {
   constexpr int fragments = OWN_FRAGMENTS<head_dim>;
   const int lane = thread_index() % WARP, warp = thread_index() / WARP;
   const Sight sight[2] = {{rows, first_row + lane / 4}, {rows, first_row + lane / 4 + 8}};
+  const Sight first_sight(rows, first_row), last_sight(rows, last_row);
+  const Scoring scoring(args);
   const int64_t first = span * SPAN_KEYS, left = (end < first + SPAN_KEYS ? end - first : SPAN_KEYS);
   const int tiles = static_cast<int>((left + TILE_KEYS - 1) / TILE_KEYS);
   const int begin = low > first ? static_cast<int>((low - first) / TILE_KEYS) : 0;
@@ -75,9 +77,11 @@ SPLICE_DEVICE void attend_span(const splice_cuda_attention& args, const QueryRow
     write_scores(shared.scores, warp * 2, own);
     barrier();
     float scores[TILE_COLUMNS][4], rescale[2];
-    uint32_t weights[TILE_COLUMNS][2];
+    uint32_t weights[TILE_STEPS][4];
     read_scores(shared.scores, scores);
-    soften(args, static_cast<int>(first) + tile * TILE_KEYS, sight, scores, state, rescale, weights);
+    const int first_key = static_cast<int>(first) + tile * TILE_KEYS;
+    soften(scoring, first_key, sight, sees_whole(first_sight, last_sight, first_key), scores, state, rescale);
+    pack_weights(scores, weights);
     multiply_values<head_dim, fragments>(weights, rescale, shared.values[tile % stages], warp * fragments, acc);
     barrier();  // everybody is done with this stage
     start(tile + stages);
@@ -114,7 +118,7 @@ SPLICE_KERNEL __launch_bounds__(THREADS) attend_spans(splice_cuda_attention args
   const int64_t last_row = (first_row + FRAGMENT_ROWS < rows.count() ? first_row + FRAGMENT_ROWS : rows.count()) - 1;
   const int64_t low = Sight(rows, first_row).low, end = Sight(rows, last_row).high;
   for (int64_t span = block_x(); span * SPAN_KEYS < end; span += grid_x())
-    if ((span + 1) * SPAN_KEYS > low) attend_span<head_dim>(args, rows, sequence, first_row, span, shift, low, end, shared);
+    if ((span + 1) * SPAN_KEYS > low) attend_span<head_dim>(args, rows, sequence, first_row, last_row, span, shift, low, end, shared);
 }
 
 struct SharedShares {

@@ -37,6 +37,8 @@ SPLICE_DEVICE double sum(double a, double b) { return __dadd_rn(a, b); }
 SPLICE_DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
 SPLICE_DEVICE float sum(float a, float b) { return __fadd_rn(a, b); }
 SPLICE_DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+// The other of a number and a NaN.
+SPLICE_DEVICE float greater(float a, float b) { return fmaxf(a, b); }
 SPLICE_DEVICE float quotient(float a, float b) { return __fdiv_rn(a, b); }
 SPLICE_DEVICE float inverse_root(float x) { return __frcp_rn(__fsqrt_rn(x)); }
 SPLICE_DEVICE float power_of_two(float x) {

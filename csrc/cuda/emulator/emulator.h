@@ -88,6 +88,7 @@ inline double sum(double a, double b) { return a + b; }
 inline float product(float a, float b) { return a * b; }
 inline float sum(float a, float b) { return a + b; }
 inline float fused(float a, float b, float c) { return fmaf(a, b, c); }
+inline float greater(float a, float b) { return fmaxf(a, b); }
 inline float quotient(float a, float b) { return a / b; }
 inline float inverse_root(float x) { return 1.0f / sqrtf(x); }
 inline float power_of_two(float x) { return exp2f(x); }
