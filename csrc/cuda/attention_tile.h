@@ -2,9 +2,10 @@
 //
 // Positions are cut, from 0 on, into spans of 256 keys, spans into tiles of 64. Within a span softmax is online, tile by tile from a
 // fresh start; spans are joined in ascending order (online_softmax.h). A row's arithmetic in a tile: 64 scores, each one chain over
-// head_dim in steps of 16; their maximum; weights; a sum over the columns that a thread of the fragment holds, then over the four
-// threads of the row; and the weighted values, one chain over the tile's keys in steps of 16. A tile of which a row sees nothing
-// leaves its state as it is, to the bit, so that what other rows of a fragment see does not matter.
+// head_dim in steps of 16; the largest; weights, each 2 to a product fused with the difference from it; a sum over the columns that a
+// thread of the fragment holds, then over the four threads of the row; and the weighted values, one chain over the tile's keys in steps
+// of 16. A tile of which a row sees nothing leaves its state as it is, to the bit, so that what other rows of a fragment see does not
+// matter.
 #pragma once
 
 #include "launch.h"
@@ -16,6 +17,7 @@ namespace splice::cuda {
 
 constexpr int SPAN_KEYS = 256, TILE_KEYS = 64, SPAN_TILES = SPAN_KEYS / TILE_KEYS, FRAGMENT_ROWS = 16, FRAGMENT_COLUMNS = 8;
 constexpr int TILE_COLUMNS = TILE_KEYS / FRAGMENT_COLUMNS;  // fragments of scores side by side
+constexpr int TILE_STEPS = TILE_KEYS / 16;                   // of products with values
 constexpr int MAX_SPAN_BLOCKS = SPAN_KEYS / 16;
 constexpr float LOG2_E = 1.4426950408889634f;
 
@@ -221,53 +223,74 @@ SPLICE_DEVICE float quad_maximum(float value) {
   return larger_number(value, from_lane_xor(value, 2));
 }
 
-// Whether all rows from one to another see all of a tile.
-SPLICE_DEVICE bool all_see(const Sight& first, const Sight& last, int first_key) {
-  return first_key >= last.low && first_key + TILE_KEYS <= first.high;
+// How a product becomes a score in units of log2 e: outer · product or, capped, outer · tanh(inner · product). `outer` is positive, so
+// that the largest product has the largest score, and a weight is one fused operation and a power of two.
+struct Scoring {
+  bool capped;
+  float inner, outer;
+
+  SPLICE_DEVICE explicit Scoring(const splice_cuda_attention& args)
+      : capped(args.softcap != 0.0f), inner(capped ? quotient(args.scale, args.softcap) : 1.0f),
+        outer(product(capped ? args.softcap : args.scale, LOG2_E)) {}
+};
+
+// Whether rows from `first` to `last` all see a whole tile. Those past the last of all may be among them: nobody reads what they get.
+SPLICE_DEVICE bool sees_whole(const Sight& first, const Sight& last, int first_key) {
+  return first.high >= first_key + TILE_KEYS && last.low <= first_key;
 }
 
-// Raw products become weights, in fragments that multiply_values takes. `rescale[r]` is what the accumulators of row r are to be
-// multiplied with. `all_seen`, the same for all lanes: every row sees all of the tile.
-SPLICE_DEVICE void soften(const splice_cuda_attention& args, int first_key, bool all_seen, const Sight (&sight)[2],
-                          float (&scores)[TILE_COLUMNS][4], RowState& state, float (&rescale)[2], uint32_t (&weights)[TILE_COLUMNS][2]) {
-  const int quad = thread_index() % 4;
-  const bool capped = args.softcap != 0.0f;
-  const float scale = capped ? quotient(args.scale, args.softcap) : product(args.scale, LOG2_E), cap = product(args.softcap, LOG2_E);
-  SPLICE_UNROLL
-  for (int i = 0; i < 4 * TILE_COLUMNS; ++i) scores[i / 4][i % 4] = product(scores[i / 4][i % 4], scale);
-  if (capped) {
-    SPLICE_UNROLL
-    for (int i = 0; i < 4 * TILE_COLUMNS; ++i) scores[i / 4][i % 4] = product(cap, hyperbolic_tangent(scores[i / 4][i % 4]));
-  }
-  if (!all_seen) {
-    SPLICE_UNROLL
-    for (int i = 0; i < 4 * TILE_COLUMNS; ++i) {
-      const int key = first_key + i / 4 * FRAGMENT_COLUMNS + 2 * quad + i % 2;
-      const Sight& seen = sight[i % 4 / 2];
-      scores[i / 4][i % 4] = key >= seen.low && key < seen.high ? scores[i / 4][i % 4] : NEGATIVE_INFINITY;
-    }
-  }
-  float most[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY};
-  SPLICE_UNROLL
-  for (int i = 0; i < 4 * TILE_COLUMNS; ++i) most[i % 4 / 2] = larger_number(most[i % 4 / 2], scores[i / 4][i % 4]);
-  float level[2];
+SPLICE_DEVICE void hide_unseen(int first_key, const Sight (&sight)[2], float (&scores)[TILE_COLUMNS][4]) {
+  int low[2], high[2];  // of this thread's keys, the first of which is number 0
   SPLICE_UNROLL
   for (int row = 0; row < 2; ++row) {
-    const Shares shares = joined(state.maximum[row], quad_maximum(most[row]));
+    low[row] = sight[row].low - first_key - 2 * (thread_index() % 4);
+    high[row] = sight[row].high - first_key - 2 * (thread_index() % 4);
+  }
+  SPLICE_UNROLL
+  for (int i = 0; i < 4 * TILE_COLUMNS; ++i) {
+    const int key = i / 4 * FRAGMENT_COLUMNS + i % 2, row = i % 4 / 2;
+    float& score = scores[i / 4][i % 4];
+    score = key >= low[row] && key < high[row] ? score : NEGATIVE_INFINITY;
+  }
+}
+
+// Raw products become weights. `rescale[r]` is what the accumulators of row r are to be multiplied with. `whole`: all rows of the
+// fragment that matter see all of the tile.
+SPLICE_DEVICE void soften(const Scoring& scoring, int first_key, const Sight (&sight)[2], bool whole, float (&scores)[TILE_COLUMNS][4],
+                          RowState& state, float (&rescale)[2]) {
+  if (scoring.capped) {
+    SPLICE_UNROLL
+    for (int i = 0; i < 4 * TILE_COLUMNS; ++i) scores[i / 4][i % 4] = hyperbolic_tangent(product(scores[i / 4][i % 4], scoring.inner));
+  }
+  if (!whole) hide_unseen(first_key, sight, scores);
+  float most[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY}, level[2];
+  SPLICE_UNROLL
+  for (int i = 0; i < 4 * TILE_COLUMNS; ++i) most[i % 4 / 2] = larger_number(most[i % 4 / 2], scores[i / 4][i % 4]);
+  SPLICE_UNROLL
+  for (int row = 0; row < 2; ++row) {
+    const Shares shares = joined(state.maximum[row], product(quad_maximum(most[row]), scoring.outer));
     state.maximum[row] = shares.maximum;
     rescale[row] = shares.own;
     level[row] = shares.maximum == NEGATIVE_INFINITY ? 0.0f : shares.maximum;
     state.total[row] = product(state.total[row], shares.own);
   }
   SPLICE_UNROLL
-  for (int column = 0; column < TILE_COLUMNS; ++column) {
-    SPLICE_UNROLL
-    for (int row = 0; row < 2; ++row) {
-      const float first = power_of_two(sum(scores[column][2 * row], -level[row]));
-      const float second = power_of_two(sum(scores[column][2 * row + 1], -level[row]));
-      state.total[row] = sum(state.total[row], sum(first, second));
-      weights[column][row] = to_bf16_pair(first, second);
-    }
+  for (int i = 0; i < 2 * TILE_COLUMNS; ++i) {
+    const int row = i % 2;
+    float& first = scores[i / 2][2 * row];
+    float& second = scores[i / 2][2 * row + 1];
+    first = power_of_two(fused(first, scoring.outer, -level[row]));
+    second = power_of_two(fused(second, scoring.outer, -level[row]));
+    state.total[row] = sum(state.total[row], sum(first, second));
+  }
+}
+
+// Weights, rounded: the left operands of a tile's steps of 16 keys.
+SPLICE_DEVICE void pack_weights(const float (&weights)[TILE_COLUMNS][4], uint32_t (&packed)[TILE_STEPS][4]) {
+  SPLICE_UNROLL
+  for (int i = 0; i < 4 * TILE_STEPS; ++i) {
+    const float(&fragment)[4] = weights[i / 4 * 2 + i % 4 / 2];
+    packed[i / 4][i % 4] = to_bf16_pair(fragment[i % 2 * 2], fragment[i % 2 * 2 + 1]);
   }
 }
 
@@ -282,7 +305,7 @@ SPLICE_DEVICE void add_threads(RowState& state) {
 
 // acc = acc·rescale + weights · values, of `fragments` fragments of dimensions from first_fragment on; those past head_dim are left.
 template <int head_dim, int fragments>
-SPLICE_DEVICE void multiply_values(const uint32_t (&weights)[TILE_COLUMNS][2], const float (&rescale)[2], const Chunk* values,
+SPLICE_DEVICE void multiply_values(const uint32_t (&weights)[TILE_STEPS][4], const float (&rescale)[2], const Chunk* values,
                                    int first_fragment, float (&acc)[fragments][4]) {
   static_assert(fragments % 2 == 0);
   const SharedRow<head_dim> row = value_row<head_dim>(values, first_fragment);
@@ -291,15 +314,14 @@ SPLICE_DEVICE void multiply_values(const uint32_t (&weights)[TILE_COLUMNS][2], c
     for (int i = 0; i < 4 * fragments; ++i) acc[i / 4][i % 4] = product(acc[i / 4][i % 4], rescale[i % 4 / 2]);
   }
   SPLICE_UNROLL
-  for (int step = 0; step < TILE_KEYS / 16; ++step) {
-    const uint32_t w[4] = {weights[2 * step][0], weights[2 * step][1], weights[2 * step + 1][0], weights[2 * step + 1][1]};
+  for (int step = 0; step < TILE_STEPS; ++step) {
     SPLICE_UNROLL
     for (int fragment = 0; fragment < fragments; fragment += 2) {
       if (PADDED<head_dim> && first_fragment + fragment >= head_dim / FRAGMENT_COLUMNS) continue;
       uint32_t v[4];
       load_matrices_transposed(v, row.at(fragment, step * 16));
-      multiply_fragments(acc[fragment], w, v[0], v[1]);
-      multiply_fragments(acc[fragment + 1], w, v[2], v[3]);
+      multiply_fragments(acc[fragment], weights[step], v[0], v[1]);
+      multiply_fragments(acc[fragment + 1], weights[step], v[2], v[3]);
     }
   }
 }
@@ -326,6 +348,9 @@ inline int check_attention(const char* name, const splice_cuda_attention& args) 
   if (block_shift(kv.block_tokens) < 0)
     return fail(SPLICE_CUDA_UNSUPPORTED, "%s: blocks of %lld tokens, expected 16, 32, 64, 128 or 256", name,
                 static_cast<long long>(kv.block_tokens));
+  if (!(args.scale > 0.0f) || !(args.softcap >= 0.0f))
+    return fail(SPLICE_CUDA_INVALID, "%s: scale %g and softcap %g, expected a positive scale and a cap that is positive or 0", name,
+                static_cast<double>(args.scale), static_cast<double>(args.softcap));
   if (!aligned(kv.data) || !aligned(args.q) || !aligned(args.out))
     return fail(SPLICE_CUDA_INVALID, "%s: q, out and the cache must be aligned to 16 bytes", name);
   if (args.max_context <= 0 || args.max_query <= 0 || args.max_context > args.table_stride * kv.block_tokens)

@@ -56,6 +56,7 @@ SPLICE_DEVICE void attend_span(const splice_cuda_attention& args, const QueryRow
   constexpr int fragments = OWN_FRAGMENTS<head_dim>;
   const int lane = thread_index() % WARP, warp = thread_index() / WARP;
   const Sight sight[2] = {{rows, first_row + lane / 4}, {rows, first_row + lane / 4 + 8}};
+  const Scoring scoring(args);
   const int first = span * SPAN_KEYS, left = last_sight.high - first;
   const int tiles = left < SPAN_KEYS ? (left + TILE_KEYS - 1) / TILE_KEYS : SPAN_TILES;
   const int begin = first_sight.low > first ? (first_sight.low - first) / TILE_KEYS : 0;
@@ -81,10 +82,11 @@ SPLICE_DEVICE void attend_span(const splice_cuda_attention& args, const QueryRow
     write_scores(shared.scores, warp * 2, own);
     barrier();
     float scores[TILE_COLUMNS][4], rescale[2];
-    uint32_t weights[TILE_COLUMNS][2];
+    uint32_t weights[TILE_STEPS][4];
     read_scores(shared.scores, scores);
     const int first_key = first + tile * TILE_KEYS;
-    soften(args, first_key, all_see(first_sight, last_sight, first_key), sight, scores, state, rescale, weights);
+    soften(scoring, first_key, sight, sees_whole(first_sight, last_sight, first_key), scores, state, rescale);
+    pack_weights(scores, weights);
     multiply_values<head_dim, fragments>(weights, rescale, shared.values[tile % stages], warp * fragments, acc);
     barrier();  // everybody is done with this stage
     start(tile + stages);

@@ -10,7 +10,7 @@
 // block takes 64 rows, and two warps share 16 of them: each multiplies half the keys of a tile and adds up half the dimensions, since all
 // of them are more accumulators than a thread has registers, and they exchange scores through the memory of the keys, which by then are
 // done with. A row is computed as in decode_attention.cu, to the bit: the parts of spans are joined in registers instead of memory.
-#include "attention_tile.h"
+#include "gathered_rows.h"
 #include "launch.h"
 
 namespace splice::cuda {
@@ -33,35 +33,6 @@ struct Shared {
   SpanBlocks blocks[2];  // of even and odd spans
 };
 
-// What a warp's fragment of rows has gathered: of the spans that are done, and of the one at hand.
-template <int head_dim>
-struct Gathered {
-  static constexpr int fragments = head_dim / FRAGMENT_COLUMNS / SHARING<head_dim>;
-  float maximum[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY}, total[2] = {0.0f, 0.0f};
-  float all[fragments][4] = {}, acc[fragments][4] = {};
-  RowState state;
-
-  SPLICE_DEVICE void close_span() {
-    add_threads(state);
-    Shares shares[2];
-    SPLICE_UNROLL
-    for (int row = 0; row < 2; ++row) {
-      shares[row] = joined(maximum[row], state.maximum[row]);
-      maximum[row] = shares[row].maximum;
-      total[row] = merged(total[row], state.total[row], shares[row]);
-    }
-    SPLICE_UNROLL
-    for (int fragment = 0; fragment < fragments; ++fragment) {
-      SPLICE_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        all[fragment][i] = merged(all[fragment][i], acc[fragment][i], shares[i / 2]);
-        acc[fragment][i] = 0.0f;
-      }
-    }
-    state = RowState();
-  }
-};
-
 // Block (x, y, z): the x-th last rows of KV head y and sequence z; those that see most go first.
 template <int head_dim, int stages>
 SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention args, int shift) {
@@ -73,7 +44,7 @@ SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention ar
   const int end = Sight(rows, first_row + BLOCK_ROWS<head_dim> - 1).high, begin = Sight(rows, first_row).low / TILE_KEYS;
   const int tiles = (end + TILE_KEYS - 1) / TILE_KEYS;
 
-  constexpr int sharing = SHARING<head_dim>, columns = TILE_COLUMNS / sharing, fragments = Gathered<head_dim>::fragments;
+  constexpr int sharing = SHARING<head_dim>, columns = TILE_COLUMNS / sharing, fragments = head_dim / FRAGMENT_COLUMNS / sharing;
   const int lane = thread_index() % WARP, warp = thread_index() / WARP / sharing, share = thread_index() / WARP % sharing;
   const uint32_t own_row = first_row + warp * FRAGMENT_ROWS;
   const Sight sight[2] = {{rows, own_row + lane / 4}, {rows, own_row + lane / 4 + 8}};
@@ -95,7 +66,10 @@ SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention ar
   for (int i = 0; i < stages; ++i) start(begin + i);
 
   const Chunk* queries = shared.queries + warp * FRAGMENT_ROWS * ROW_CHUNKS<head_dim>;
-  Gathered<head_dim> gathered;
+  const Scoring scoring(args);
+  Gathered<fragments> gathered;
+  RowState state;
+  float acc[fragments][4] = {};
   for (int tile = begin; tile < tiles; ++tile) {
     wait_copies<stages - 1>();
     // The first tile of a span is started after this one: by now nobody reads the blocks of the span before the last any more.
@@ -119,27 +93,23 @@ SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention ar
     }
     if (seen) {
       float rescale[2];
-      uint32_t weights[TILE_COLUMNS][2];
-      soften(args, first_key, all_see(own_first, own_last, first_key), sight, scores, gathered.state, rescale, weights);
-      multiply_values<head_dim, fragments>(weights, rescale, shared.values[tile % stages], share * fragments, gathered.acc);
+      uint32_t weights[TILE_STEPS][4];
+      soften(scoring, first_key, sight, sees_whole(own_first, own_last, first_key), scores, state, rescale);
+      pack_weights(scores, weights);
+      multiply_values<head_dim, fragments>(weights, rescale, shared.values[tile % stages], share * fragments, acc);
     }
-    if (tile % SPAN_TILES == SPAN_TILES - 1 || tile == tiles - 1) gathered.close_span();
+    if (tile % SPAN_TILES == SPAN_TILES - 1 || tile == tiles - 1) {
+      Shares shares[2];
+      gathered.close_span(state, shares);
+      gathered.add(acc, shares);
+      SPLICE_UNROLL
+      for (int i = 0; i < 4 * fragments; ++i) acc[i / 4][i % 4] = 0.0f;
+    }
     barrier();  // everybody is done with this stage
     start(next);
   }
   wait_copies<0>();
-
-  SPLICE_UNROLL
-  for (int row = 0; row < 2; ++row) {
-    const uint32_t query = own_row + lane / 4 + 8 * row;
-    if (query >= rows.count) continue;
-    const int64_t place = rows.place(query);
-    const Finish finish(gathered.maximum[row], gathered.total[row], args.sinks ? args.sinks + place % args.q_heads : nullptr);
-    auto* to = reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(args.out) + place * head_dim + share * fragments * FRAGMENT_COLUMNS) + lane % 4;
-    SPLICE_UNROLL
-    for (int fragment = 0; fragment < fragments; ++fragment)
-      to[fragment * FRAGMENT_COLUMNS / 2] = to_bf16_pair(finish(gathered.all[fragment][2 * row]), finish(gathered.all[fragment][2 * row + 1]));
-  }
+  gathered.template write<head_dim>(rows, own_row, share * fragments);
 }
 
 template <int head_dim, int stages>

@@ -93,6 +93,11 @@ struct alignas(8) SharedBarrier {
   // By one thread, before a barrier of the block.
   SPLICE_DEVICE void begin(int count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(count) : "memory"); }
   SPLICE_DEVICE void arrive() { asm volatile("{\n.reg .b64 token;\nmbarrier.arrive.shared::cta.b64 token, [%0];\n}\n" ::"r"(shared_address(this)) : "memory"); }
+  // By all lanes of a warp, which count as one, once all have come.
+  SPLICE_DEVICE void arrive_warp() {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) arrive();
+  }
   SPLICE_DEVICE void wait(int parity) {
     uint32_t done = 0;
     while (!done)

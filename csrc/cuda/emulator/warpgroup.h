@@ -84,6 +84,10 @@ struct alignas(8) SharedBarrier {
     missing = count;
     ++round;
   }
+  void arrive_warp() {
+    emulator::wait_for_warp();
+    if (thread_index() % 32 == 0) arrive();
+  }
   void wait(int parity) const {
     emulator::wait_until([this, parity] { return static_cast<int>(round % 2) != parity; });
   }
