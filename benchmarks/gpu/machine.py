@@ -19,7 +19,7 @@ _GIT_S = 20.0
 def machine() -> dict[str, str]:
     """What a result was measured on and with."""
     found = {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "cuda": str(torch.version.cuda),
         "python": sys.version.split()[0],
         "sources": sources_digest(),

@@ -35,9 +35,9 @@ class MachineKey:
 def machine_key(library: Library) -> MachineKey:
     """Of this process's device. Raises SpliceError where the driver does not answer."""
     if library.device_type == "cpu":
-        return MachineKey("emulator", "none", "none", sources(library), torch.__version__)
+        return MachineKey("emulator", "none", "none", sources(library), str(torch.__version__))
     name = torch.cuda.get_device_properties(torch.cuda.current_device()).name
-    return MachineKey(name, driver.version(), str(torch.version.cuda), sources(library), torch.__version__)
+    return MachineKey(name, driver.version(), str(torch.version.cuda), sources(library), str(torch.__version__))
 
 
 def sources(library: Library) -> str:

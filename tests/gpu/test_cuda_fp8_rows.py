@@ -49,8 +49,8 @@ def test_every_bfloat16_becomes_the_code_of_the_reference(platform, scale):
 
 @pytest.mark.parametrize("scaling", ["rows", "blocks"])
 def test_codes_are_within_half_a_step_of_what_they_stand_for(platform, drawn, scaling):
-    x = drawn(5, 640) * torch.exp2(torch.randint(-20, 20, (5, 1), generator=torch.Generator().manual_seed(1)))
-    x = x.bfloat16().to(platform.device)
+    powers = torch.exp2(torch.randint(-20, 20, (5, 1), generator=torch.Generator().manual_seed(1)))
+    x = (drawn(5, 640) * powers.to(platform.device)).bfloat16()
     found = quantise_rows(platform.library, x, scaling)
     error = (activation_values(found) - x.double()).abs()
     spread = found.scales.double()

@@ -47,7 +47,8 @@ def _pool(platform, blocks: int, size: int) -> torch.Tensor:
 
 
 def _host(block: torch.Tensor) -> bytes:
-    return ctypes.string_at(block.cpu().contiguous().data_ptr(), block.numel())
+    held = block.cpu().contiguous()  # from a GPU a copy, which lives no longer than its name
+    return ctypes.string_at(held.data_ptr(), held.numel())
 
 
 @pytest.mark.parametrize("size", SIZES)

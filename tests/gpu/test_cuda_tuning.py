@@ -10,6 +10,7 @@ from kernel_platform import why_no_gpu
 
 from engine.ops.cuda.library import Library
 from engine.tuning.graph_timer import GraphTimer
+from engine.tuning.cache import TacticCache
 from engine.tuning.machine import machine_key
 from engine.tuning.products import linear
 from engine.tuning.row_operations import GATE, NORM, add_norm, silu_mul
@@ -49,6 +50,17 @@ def test_a_machine_key_is_the_same_again_and_names_the_sources(platform):
     key = machine_key(platform.library)
     assert key == machine_key(platform.library)
     assert len(key.digest) == len(key.sources) == 16
+
+
+def test_what_was_found_is_kept_under_the_key_of_this_machine(platform, tmp_path):
+    """As it is: torch's version is no plain string."""
+    timer = _EveryCallTakesAsLong() if platform.name == "emulated" else GraphTimer(repeats=3)
+    key, shape = machine_key(platform.library), Shape(GATE, 200, 400)
+    tunables = [silu_mul(platform.library, platform.device)]
+    made = Tuner(tunables, timer, TacticCache(tmp_path, key), buckets=(1, 4), rotated_bytes=1).tune([shape], "fast")
+    assert made.from_store == 0
+    again = Tuner(tunables, timer, TacticCache(tmp_path, key), buckets=(1, 4), rotated_bytes=1).tune([shape], "fast")
+    assert (again.from_store, again.entries) == (1, made.entries)
 
 
 @pytest.mark.gpu

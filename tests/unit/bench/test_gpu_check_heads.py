@@ -100,7 +100,7 @@ OTHERS = (
 APART = ("test_cuda_handoff", "test_engine_rates", "test_gpu_worker_body", "test_triton_rows")
 """They say what they need and are left out where that is missing."""
 CHECK = (
-    "benchmarks.gpu.__main__ benchmarks.gpu.measuring_process benchmarks.gpu.last_run"
+    "benchmarks.gpu.__main__ benchmarks.gpu.check benchmarks.gpu.measuring_process benchmarks.gpu.last_run"
     " engine.ops.cuda.torch_operators.register benchmarks.gpu.steps benchmarks.gpu.peers benchmarks.gpu.model"
     " benchmarks.gpu.serving engine.tuning.tuner"
     " engine.tuning.products engine.tuning.table engine.tuning.row_operations engine.tuning.cache"

@@ -7,9 +7,9 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from benchmarks.gpu.__main__ import first_of, rest_of
 from benchmarks.gpu.budget import FOR_FIGURES_S, Budget
 from benchmarks.gpu.ceilings import Ceilings
+from benchmarks.gpu.check import first_of, rest_of
 from benchmarks.gpu.measuring import Outcome
 from benchmarks.gpu.natives import Natives
 from benchmarks.gpu.proofs import Proof

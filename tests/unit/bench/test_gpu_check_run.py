@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+import zipfile
 
 import pytest
 
-from benchmarks.gpu import __main__ as check
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import check
 from benchmarks.gpu.proofs import Proof
 from benchmarks.gpu.report import read
 from benchmarks.gpu.tasks import Task
+from benchmarks.gpu.units import ROOT
 from wire.errors import ErrorCode, SpliceError
 
 PROCESS = """#!{python}
@@ -52,7 +57,7 @@ def _proof(name: str) -> Proof:
 def _run(ground, monkeypatch, *more: str):
     out = ground / "out"
     monkeypatch.setattr("sys.argv", ["gpu_check", "--out", str(out), "--parts", str(ground / "parts"), *more])
-    code = check.main()
+    code = command.main()
     files = sorted(out.glob("*")) if out.exists() else []
     return code, files
 
@@ -107,3 +112,30 @@ def test_without_a_gpu_nothing_begins(ground, monkeypatch, capsys):
     monkeypatch.setattr(check.torch.cuda, "is_available", lambda: False)
     assert _run(ground, monkeypatch) == (1, [])
     assert "--dry-run" in capsys.readouterr().err
+
+
+UNPACKED = """
+import sys, importlib.abc
+class Hide(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "msgspec" and not any(entry.endswith("/packages") for entry in sys.path):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+sys.meta_path.insert(0, Hide())
+from benchmarks.gpu.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("travels", [True, False])
+def test_what_travels_as_a_wheel_is_unpacked_before_anything_needs_it(tmp_path, travels):
+    """A machine without msgspec, the one package of which everything here is made, with and without its wheel."""
+    if travels:
+        with zipfile.ZipFile(tmp_path / "any-1-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("any.py", "")
+    done = subprocess.run(
+        [sys.executable, "-c", UNPACKED, "--parts", str(tmp_path), "--out", str(tmp_path / "out"), "--units", "none"],
+        cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert ("torch" if travels else "put its wheel into") in done.stderr
+    assert "Traceback" not in done.stderr
