@@ -31,7 +31,9 @@ FP8_KINDS = frozenset(FP8_SCALINGS)
 _E4M3 = torch.float8_e4m3fn
 _FEW_ROWS, _FEW, _MANY = 64, 0, 1
 """Up to so many rows a product takes the tile made for few; tiles by their numbers."""
-_K_MULTIPLE, _N_MULTIPLE, _MOST_K = 16, 8, 32768
+_K_MULTIPLE, _N_MULTIPLE = 16, 8
+MOST_K = 32768
+"""Elements of a row that becomes codes."""
 _HOPPER: tuple[Fp8Kernel, ...] = ("gemm_fp8_sm90", "gemm_fp8_blocks_sm90")
 _log = logging.getLogger(__name__)
 
@@ -170,7 +172,7 @@ class Fp8Products:
 
     def _rows_of(self, scaling: Scaling, k: int) -> Fp8Rows:
         """What a matrix meets, whose rows have k elements."""
-        fits = k <= _MOST_K and (scaling != "blocks" or k % BLOCK == 0)
+        fits = k <= MOST_K and (scaling != "blocks" or k % BLOCK == 0)
         return self._rows if fits else "bfloat16"
 
 
