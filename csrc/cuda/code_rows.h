@@ -71,31 +71,36 @@ SPLICE_DEVICE void write_codes(const splice_cuda_codes& to, const Rows& rows, in
     largest[i] = at < chunks ? magnitude_of(kept[i]) : 0.0f;
     of_thread = larger(of_thread, largest[i]);
   }
-  float inverse = 1.0f;
+  float inverse = 1.0f, row_scale = 0.0f;
   if (to.scaling == SPLICE_CUDA_TENSOR) inverse = quotient(1.0f, to.scales[0]);
   if (to.scaling == SPLICE_CUDA_ROWS) {
     const float most = larger(largest_of_block(of_thread, room), LEAST_MAGNITUDE);
     inverse = quotient(E4M3_LARGEST, most);
-    for (int64_t i = thread_index(); i < rows.count(); i += block_threads())
-      if (rows.place(i) >= 0) to.scales[rows.place(i)] = quotient(most, E4M3_LARGEST);
+    row_scale = quotient(most, E4M3_LARGEST);
   }
-  auto* codes = reinterpret_cast<Codes*>(static_cast<uint8_t*>(to.codes));
+  Codes made[ROW_KEPT];
   SPLICE_UNROLL
   for (int i = 0; i < ROW_KEPT; ++i) {
     const int64_t at = thread_index() + static_cast<int64_t>(i) * block_threads();
     if (to.scaling == SPLICE_CUDA_BLOCKS) {
       const float most = larger(largest_of_lanes<BLOCK_CHUNKS>(largest[i]), LEAST_MAGNITUDE);
       inverse = quotient(E4M3_LARGEST, most);
-      if (at < chunks && at % BLOCK_CHUNKS == 0) {
-        float* scales = to.scales + at / BLOCK_CHUNKS * to.scale_stride;
-        for (int64_t r = 0; r < rows.count(); ++r)
-          if (rows.place(r) >= 0) scales[rows.place(r)] = quotient(most, E4M3_LARGEST);
-      }
+      largest[i] = quotient(most, E4M3_LARGEST);
     }
-    if (at >= chunks) continue;
-    const Codes made = coded(kept[i], inverse);
-    for (int64_t r = 0; r < rows.count(); ++r)
-      if (rows.place(r) >= 0) codes[rows.place(r) * chunks + at] = made;
+    if (at < chunks) made[i] = coded(kept[i], inverse);
+  }
+  for (int64_t r = 0; r < rows.count(); ++r) {
+    const int64_t row = rows.place(r);
+    if (row < 0) continue;
+    if (to.scaling == SPLICE_CUDA_ROWS && thread_index() == 0) to.scales[row] = row_scale;
+    auto* codes = static_cast<Codes*>(to.codes) + row * chunks;
+    SPLICE_UNROLL
+    for (int i = 0; i < ROW_KEPT; ++i) {
+      const int64_t at = thread_index() + static_cast<int64_t>(i) * block_threads();
+      if (at >= chunks) break;
+      codes[at] = made[i];
+      if (to.scaling == SPLICE_CUDA_BLOCKS && at % BLOCK_CHUNKS == 0) to.scales[at / BLOCK_CHUNKS * to.scale_stride + row] = largest[i];
+    }
   }
 }
 
