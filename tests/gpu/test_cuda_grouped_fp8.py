@@ -13,6 +13,7 @@ from closeness import distance, same_bits
 from fp8_cases import ROUNDING, exact_groups
 
 from engine.ops.cuda.fp8 import E4M3, quantise_rows
+from engine.ops.cuda.fp8_expert_steps import FEW, MANY, Fp8ExpertStacks, experts_of_codes
 from engine.ops.cuda.fp8_reference import Fp8Matrix, quantise_weight
 from engine.ops.cuda.grouped_fp8 import GROUPED_FP8, GroupedBlocks, gather_codes, grouped_fp8
 from engine.ops.cuda.grouped_fp8_weights import Fp8Stack
@@ -181,3 +182,24 @@ def test_gpu_products_of_block_scaled_codes_are_the_exact_ones_from_either_tile(
     exact = exact_groups(hopper, cpu, weight, there, tile=0)[:filled]
     assert distance(few[:filled], exact.double()) < 2 * ROUNDING
     assert same_bits(few[:filled], many[:filled])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scaling", ["rows", "blocks"])
+def test_gpu_a_tokens_experts_are_the_exact_ones_in_any_company(hopper, scaling):
+    """Few tokens take tile 0, all of them tile 1."""
+    hidden, wide, tokens = 512, 256, 300
+    gate_up, down = (
+        _moved(_stack(n, k, scaling), torch.device("cuda")) for n, k in ((2 * wide, hidden), (hidden, wide))
+    )
+    packed = Fp8ExpertStacks(gate_up, down, rows="codes")
+    generator = torch.Generator().manual_seed(3)
+    x, weights = torch.randn(tokens, hidden, generator=generator), torch.rand(tokens, 2, generator=generator)
+    x, weights = x.bfloat16().cuda(), weights.cuda()
+    chosen = torch.stack([torch.randperm(EXPERTS, generator=generator)[:2] for _ in range(tokens)]).cuda()
+    together = experts_of_codes(hopper, x, chosen, weights, packed, "silu", tile=MANY)
+    exact = experts_of_codes(hopper, x, chosen, weights, packed, "silu", tile=MANY, multiply=exact_groups)
+    assert distance(together, exact) < 0.01
+    for own in (slice(0, 1), slice(17, 57), slice(299, 300)):
+        part = experts_of_codes(hopper, x[own], chosen[own], weights[own], packed, "silu", tile=FEW)
+        assert same_bits(part, together[own]), own
