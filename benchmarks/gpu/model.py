@@ -104,14 +104,15 @@ def _built(mode: Mode, weights: WeightFormat, tactics: Path) -> Model:
     from engine.tuning.operations import TunedOperations  # noqa: PLC0415
 
     library, runtime = Library(), CudaRuntime()
-    fp8 = None
+    fp8, tuned = None, None
+    if mode == "fast":
+        tuned = TunedOperations(library, runtime.device, "fast", matrices="fp8" if weights == "fp8" else "bfloat16")
     if weights == "fp8":
         rows = rows_that_codes_meet(library, runtime.capability, wants_bfloat16=False)
-        fp8 = Fp8Choice(runtime.device, rows, quantises=True)
+        tactics_of_fp8 = None if tuned is None else tuned.fp8
+        fp8 = Fp8Choice(runtime.device, rows, quantises=True, tactics=tactics_of_fp8)
     offered = [*reference.CANDIDATES, *candidates(library, best_product(library, runtime.capability), fp8=fp8)]
-    tuned = None
-    if mode == "fast":
-        tuned = TunedOperations(library, runtime.device, "fast", are_products_plain=fp8 is None)
+    if tuned is not None:
         offered += tuned.candidates()
     drawn = DrawnWeights(runtime.device)
     ops = choose(offered, torch.bfloat16, features_of(LLAMA_8B))

@@ -33,6 +33,11 @@ _SHAPES = (
     Shape("add_rms_norm", HIDDEN, HIDDEN),
     Shape("silu_mul", WIDE, 2 * WIDE),
 )
+_FP8_SHAPES = tuple(
+    Shape(op, n, k)
+    for op in ("fp8_codes", "fp8_block_codes", "fp8_weights")
+    for n, k in ((6144, HIDDEN), (2 * WIDE, HIDDEN), (HIDDEN, WIDE))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ def tasks() -> list[Task]:
         Task("hand-off, pushed", "handoffs", 120, _pushed_handoff, ("push",)),
         *_serving(),
         *(task for task in kernels if not task.goals),
-        *(Task(f"tactics, {mode}", "tactics", 60, partial(_tuned, mode)) for mode in MODES),
+        *(Task(f"tactics, {mode}", "tactics", 120, partial(_tuned, mode)) for mode in MODES),
     ]
 
 
@@ -175,7 +180,11 @@ def _tuned(mode: Mode, library: Library, shared: Path) -> list[dict[str, Any]]:
     import torch  # noqa: PLC0415
 
     from benchmarks.gpu.model import short_tuner  # noqa: PLC0415
-    from engine.tuning.operations import TunedOperations  # noqa: PLC0415
+    from engine.tuning.operations import TunedMatrices, TunedOperations  # noqa: PLC0415
 
-    tuned = TunedOperations(library, torch.device("cuda"), mode)
-    return [asdict(entry) for entry in short_tuner(tuned, library, shared).tune(_SHAPES, mode).entries]
+    made: list[dict[str, Any]] = []
+    by_matrices: tuple[tuple[TunedMatrices, tuple[Shape, ...]], ...] = (("bfloat16", _SHAPES), ("fp8", _FP8_SHAPES))
+    for matrices, shapes in by_matrices:
+        tuned = TunedOperations(library, torch.device("cuda"), mode, matrices=matrices)
+        made += map(asdict, short_tuner(tuned, library, shared).tune(shapes, mode).entries)
+    return made

@@ -60,8 +60,10 @@ SPLICE_DEVICE Codes coded(const Chunk& chunk, float inverse) {
   return codes;
 }
 
-// kept[i] is chunk thread + i · threads of `row`; those from `chunks` on are nobody's.
-SPLICE_DEVICE void write_codes(const splice_cuda_codes& to, int64_t row, int64_t chunks, const Chunk (&kept)[ROW_KEPT], float* room) {
+// kept[i] is chunk thread + i · threads of the row; those from `chunks` on are nobody's. It becomes rows place(0) to place(count() - 1) of
+// `to`, but those below 0.
+template <class Rows>
+SPLICE_DEVICE void write_codes(const splice_cuda_codes& to, const Rows& rows, int64_t chunks, const Chunk (&kept)[ROW_KEPT], float* room) {
   float largest[ROW_KEPT], of_thread = 0.0f;
   SPLICE_UNROLL
   for (int i = 0; i < ROW_KEPT; ++i) {
@@ -69,24 +71,47 @@ SPLICE_DEVICE void write_codes(const splice_cuda_codes& to, int64_t row, int64_t
     largest[i] = at < chunks ? magnitude_of(kept[i]) : 0.0f;
     of_thread = larger(of_thread, largest[i]);
   }
-  float inverse = 1.0f;
+  float inverse = 1.0f, row_scale = 0.0f;
   if (to.scaling == SPLICE_CUDA_TENSOR) inverse = quotient(1.0f, to.scales[0]);
   if (to.scaling == SPLICE_CUDA_ROWS) {
     const float most = larger(largest_of_block(of_thread, room), LEAST_MAGNITUDE);
     inverse = quotient(E4M3_LARGEST, most);
-    if (thread_index() == 0) to.scales[row] = quotient(most, E4M3_LARGEST);
+    row_scale = quotient(most, E4M3_LARGEST);
   }
-  auto* codes = reinterpret_cast<Codes*>(static_cast<uint8_t*>(to.codes)) + row * chunks;
+  Codes made[ROW_KEPT];
   SPLICE_UNROLL
   for (int i = 0; i < ROW_KEPT; ++i) {
     const int64_t at = thread_index() + static_cast<int64_t>(i) * block_threads();
     if (to.scaling == SPLICE_CUDA_BLOCKS) {
       const float most = larger(largest_of_lanes<BLOCK_CHUNKS>(largest[i]), LEAST_MAGNITUDE);
       inverse = quotient(E4M3_LARGEST, most);
-      if (at < chunks && at % BLOCK_CHUNKS == 0) to.scales[at / BLOCK_CHUNKS * to.scale_stride + row] = quotient(most, E4M3_LARGEST);
+      largest[i] = quotient(most, E4M3_LARGEST);
     }
-    if (at < chunks) codes[at] = coded(kept[i], inverse);
+    if (at < chunks) made[i] = coded(kept[i], inverse);
   }
+  for (int64_t r = 0; r < rows.count(); ++r) {
+    const int64_t row = rows.place(r);
+    if (row < 0) continue;
+    if (to.scaling == SPLICE_CUDA_ROWS && thread_index() == 0) to.scales[row] = row_scale;
+    auto* codes = static_cast<Codes*>(to.codes) + row * chunks;
+    SPLICE_UNROLL
+    for (int i = 0; i < ROW_KEPT; ++i) {
+      const int64_t at = thread_index() + static_cast<int64_t>(i) * block_threads();
+      if (at >= chunks) break;
+      codes[at] = made[i];
+      if (to.scaling == SPLICE_CUDA_BLOCKS && at % BLOCK_CHUNKS == 0) to.scales[at / BLOCK_CHUNKS * to.scale_stride + row] = largest[i];
+    }
+  }
+}
+
+// The same, row `row` of `to`.
+SPLICE_DEVICE void write_codes(const splice_cuda_codes& to, int64_t row, int64_t chunks, const Chunk (&kept)[ROW_KEPT], float* room) {
+  struct {
+    int64_t row;
+    SPLICE_DEVICE int64_t count() const { return 1; }
+    SPLICE_DEVICE int64_t place(int64_t) const { return row; }
+  } one{row};
+  write_codes(to, one, chunks, kept, room);
 }
 
 inline int check_codes(const char* name, const splice_cuda_codes& to, int64_t rows, int64_t size) {

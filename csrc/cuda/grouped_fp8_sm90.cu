@@ -8,8 +8,8 @@
 // technical report, arXiv 2412.19437, section 3.3.2): wgmma sums 128 of k from zero, and these sums are added in float32. Then
 // y = round(w scale · (x scale · sum)).
 //
-// Tile 0 is for few rows an expert, its roles exchanged as in grouped_sm90.cu; tile 1, for many, is 128 × 128: sums of 128 of k take a
-// second set of accumulators.
+// Tile 0 is for few rows an expert, which is decode, its roles exchanged as in grouped_sm90.cu; tile 1, for many, is 128 × 128: sums of
+// 128 of k take a second set of accumulators.
 #include "grouped_sm90.h"
 
 namespace splice::cuda {

@@ -26,9 +26,15 @@ using Cluster = cute::Shape<cute::_1, cute::_1, cute::_1>;
 using Size = cute::Shape<int, int, int>;
 using cute::_0, cute::_1, cute::_32, cute::_64, cute::_128, cute::_256;
 
-// What a launch reads of its groups, in the workspace: arrays of one element an expert.
-template <class Element, class StrideA, class StrideB, class StrideD>
+// What a launch reads of its groups, in the workspace: arrays of one element an expert. XScales says how scales of blocks of x lie;
+// where there are none it is char.
+template <class Kernel, class XScales = char>
 struct Groups {
+  using Element = typename Kernel::ElementA;
+  using StrideA = typename Kernel::InternalStrideA;
+  using StrideB = typename Kernel::InternalStrideB;
+  using StrideD = typename Kernel::InternalStrideD;
+  static constexpr bool has_blocks = !cute::is_same_v<XScales, char>;
   Size* sizes;
   const Element **a, **b;
   Bf16** d;
@@ -36,6 +42,7 @@ struct Groups {
   StrideB* b_strides;
   StrideD* d_strides;
   const float **x_scales, **w_scales;
+  XScales* x_layouts;
   int64_t bytes = 0;
 
   Groups(void* workspace, int64_t count) {
@@ -48,6 +55,7 @@ struct Groups {
     take(d_strides, workspace, count);
     take(x_scales, workspace, count);
     take(w_scales, workspace, count);
+    take(x_layouts, workspace, has_blocks ? count : 0);
   }
 
  private:
@@ -58,8 +66,10 @@ struct Groups {
   }
 };
 
-template <bool exchanged, class Element, class Groups>
-__global__ void describe(splice_cuda_grouped_sm90 args, Groups groups) {
+// `w_scales` is how many an expert has; `x_scale_stride` is that of scales of blocks.
+template <bool exchanged, class Groups>
+__global__ void describe(splice_cuda_grouped_sm90 args, int64_t w_scales, int64_t x_scale_stride, Groups groups) {
+  using Element = typename Groups::Element;
   const int expert = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (expert >= args.num_experts) return;
   const int rows = args.counts[expert], n = static_cast<int>(args.n), k = static_cast<int>(args.k);
@@ -73,7 +83,8 @@ __global__ void describe(splice_cuda_grouped_sm90 args, Groups groups) {
   cute::get<0>(groups.b_strides[expert]) = k;
   cute::get<exchanged ? 1 : 0>(groups.d_strides[expert]) = n;
   groups.x_scales[expert] = args.x_scales + first;
-  groups.w_scales[expert] = args.w_scales + expert * args.n;
+  groups.w_scales[expert] = args.w_scales + expert * w_scales;
+  if constexpr (Groups::has_blocks) cute::get<1>(cute::get<1>(groups.x_layouts[expert].stride())) = static_cast<int>(x_scale_stride);
 }
 
 // w scale · (x scale · sum), of rows of x and of W; D's rows are x's or, exchanged, W's. Those of x begin wherever an expert's rows do.
@@ -107,7 +118,8 @@ struct Product {
       Mainloop>::CollectiveOp;
   using Kernel = cutlass::gemm::kernel::GemmUniversal<cutlass::gemm::GroupProblemShape<Size>, CollectiveMainloop, CollectiveEpilogue>;
   using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
-  using Own = Groups<Element, typename Kernel::InternalStrideA, typename Kernel::InternalStrideB, typename Kernel::InternalStrideD>;
+  using Own = Groups<Kernel>;
+  static constexpr bool has_exchanged = exchanged;
 
   static typename Gemm::Arguments arguments(const Own& groups, int64_t count, const cutlass::KernelHardwareInfo& hardware) {
     typename Gemm::Arguments made{cutlass::gemm::GemmUniversalMode::kGrouped,
@@ -118,27 +130,32 @@ struct Product {
     if constexpr (is_scaled) made.epilogue.thread = {{groups.w_scales}, {{groups.x_scales}, {}, {}}, {}};
     return made;
   }
-
-  static int64_t workspace(int64_t count, const cutlass::KernelHardwareInfo& hardware) {
-    const Own groups(nullptr, count);
-    return groups.bytes + static_cast<int64_t>(Gemm::get_workspace_size(arguments(groups, count, hardware)));
-  }
-
-  static int multiply(const char* name, const splice_cuda_grouped_sm90& args, const cutlass::KernelHardwareInfo& hardware, void* stream) {
-    const Own groups(args.workspace, args.num_experts);
-    const int64_t blocks = (args.num_experts + 127) / 128;
-    if (const int code = launch(name, describe<exchanged, Element, Own>, {blocks}, 128, 0, stream, args, groups); code != SPLICE_CUDA_OK)
-      return code;
-    const typename Gemm::Arguments made = arguments(groups, args.num_experts, hardware);
-    auto* on = static_cast<cudaStream_t>(stream);
-    Gemm gemm;
-    cutlass::Status status = gemm.can_implement(made);
-    if (status == cutlass::Status::kSuccess) status = gemm.initialize(made, static_cast<char*>(args.workspace) + groups.bytes, on);
-    if (status == cutlass::Status::kSuccess) status = gemm.run(on);
-    if (status != cutlass::Status::kSuccess) return fail(SPLICE_CUDA_FAILED, "%s: %s", name, cutlass::cutlassGetStatusString(status));
-    return SPLICE_CUDA_OK;
-  }
+  static int64_t w_scales(const splice_cuda_grouped_sm90& args) { return args.n; }
 };
+
+template <class Product>
+int64_t workspace_of(int64_t count, const cutlass::KernelHardwareInfo& hardware) {
+  const typename Product::Own groups(nullptr, count);
+  return groups.bytes + static_cast<int64_t>(Product::Gemm::get_workspace_size(Product::arguments(groups, count, hardware)));
+}
+
+template <class Product>
+int start(const char* name, const splice_cuda_grouped_sm90& args, int64_t x_scale_stride, const cutlass::KernelHardwareInfo& hardware, void* stream) {
+  using Own = typename Product::Own;
+  const Own groups(args.workspace, args.num_experts);
+  const int64_t blocks = (args.num_experts + 127) / 128;
+  if (const int code = launch(name, describe<Product::has_exchanged, Own>, {blocks}, 128, 0, stream, args, Product::w_scales(args), x_scale_stride, groups);
+      code != SPLICE_CUDA_OK)
+    return code;
+  const typename Product::Gemm::Arguments made = Product::arguments(groups, args.num_experts, hardware);
+  auto* on = static_cast<cudaStream_t>(stream);
+  typename Product::Gemm gemm;
+  cutlass::Status status = gemm.can_implement(made);
+  if (status == cutlass::Status::kSuccess) status = gemm.initialize(made, static_cast<char*>(args.workspace) + groups.bytes, on);
+  if (status == cutlass::Status::kSuccess) status = gemm.run(on);
+  if (status != cutlass::Status::kSuccess) return fail(SPLICE_CUDA_FAILED, "%s: %s", name, cutlass::cutlassGetStatusString(status));
+  return SPLICE_CUDA_OK;
+}
 
 inline int describe_device(const char* name, cutlass::KernelHardwareInfo& hardware) {
   if (const cudaError_t error = cudaGetDevice(&hardware.device_id); error != cudaSuccess) return failed(name, error);
@@ -153,13 +170,13 @@ template <class Few, class Many>
 int64_t workspace(const char* name, int64_t num_experts) {
   cutlass::KernelHardwareInfo hardware;
   if (describe_device(name, hardware) != SPLICE_CUDA_OK) return -1;
-  const int64_t few = Few::workspace(num_experts, hardware), many = Many::workspace(num_experts, hardware);
+  const int64_t few = workspace_of<Few>(num_experts, hardware), many = workspace_of<Many>(num_experts, hardware);
   return few > many ? few : many;
 }
 
 // `multiple`: of k, so that rows of x and W are multiples of 16 bytes.
 template <class Few, class Many>
-int multiply(const char* name, const splice_cuda_grouped_sm90& args, int multiple, void* stream) {
+int multiply(const char* name, const splice_cuda_grouped_sm90& args, int multiple, void* stream, int64_t x_scale_stride = 0) {
   if (args.k <= 0 || args.n <= 0 || args.k % multiple || args.n % 8 || args.num_experts <= 0)
     return fail(SPLICE_CUDA_INVALID, "%s: k %lld and n %lld of %lld experts, expected multiples of %d and 8, and one expert at least", name,
                 static_cast<long long>(args.k), static_cast<long long>(args.n), static_cast<long long>(args.num_experts), multiple);
@@ -170,7 +187,7 @@ int multiply(const char* name, const splice_cuda_grouped_sm90& args, int multipl
   if (args.tile < 0 || args.tile > 1) return fail(SPLICE_CUDA_INVALID, "%s: tile %d, expected 0 or 1", name, args.tile);
   cutlass::KernelHardwareInfo hardware;
   if (const int code = describe_device(name, hardware); code != SPLICE_CUDA_OK) return code;
-  return args.tile == 0 ? Few::multiply(name, args, hardware, stream) : Many::multiply(name, args, hardware, stream);
+  return args.tile == 0 ? start<Few>(name, args, x_scale_stride, hardware, stream) : start<Many>(name, args, x_scale_stride, hardware, stream);
 }
 
 }  // namespace splice::cuda::grouped

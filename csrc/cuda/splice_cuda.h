@@ -430,6 +430,26 @@ int splice_cuda_push_latents(const splice_cuda_latent_push* args, void* stream);
 // splice_cuda_prefill_attention on Hopper, by products of warpgroups: head_dim 64, 80, 96 or 128. The same order of operations; the same
 // bits where the matrix units round alike.
 int splice_cuda_prefill_attention_sm90(const splice_cuda_attention* args, void* stream);
+// ---- Experts in FP8 whose rows are codes too ----
+//
+// splice_cuda_quantise_fp8 of x [tokens, size] with scales of ROWS or BLOCKS, each token's codes and scales written to all rows that its
+// choices have: row places[t, i] of `to`, which has `rows` rows; what no choice fills is not written.
+typedef struct {
+  splice_cuda_codes to;
+  const void* x;
+  const int32_t* places;  // [tokens, top_k], -1: nobody's
+  int64_t tokens, top_k, size, x_stride, rows;
+} splice_cuda_gathered_codes;
+int splice_cuda_gather_fp8(const splice_cuda_gathered_codes* args, void* stream);
+
+// splice_cuda_grouped_fp8_gemm with scales of BLOCKS: of x as splice_cuda_quantise_fp8 leaves them, w_scales [experts, ceil(n / 128),
+// k / 128]. k is a multiple of 128. Tile 0 is for few rows an expert, 1 for many.
+typedef struct {
+  splice_cuda_grouped_sm90 product;
+  int64_t x_scale_stride;
+} splice_cuda_grouped_blocks;
+int splice_cuda_grouped_fp8_blocks_gemm(const splice_cuda_grouped_blocks* args, void* stream);
+int64_t splice_cuda_grouped_fp8_blocks_workspace(int64_t num_experts);
 
 #ifdef __cplusplus
 }

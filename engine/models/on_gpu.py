@@ -23,7 +23,7 @@ from engine.ops.registry import choose
 from engine.spec import ModelSpec
 from engine.tuning.decision import Mode
 from engine.tuning.kept import kept_tuner
-from engine.tuning.operations import TunedOperations
+from engine.tuning.operations import TunedMatrices, TunedOperations
 from engine.tuning.tactic_counts import TacticCounts
 from engine.weights import WeightSource
 from wire.errors import ErrorCode, SpliceError
@@ -59,13 +59,16 @@ def _built(
     product = best_product(library, runtime.capability)
     tuned = None
     fp8 = None
-    if place.fp8_rows is not None:
-        rows = rows_that_codes_meet(library, runtime.capability, wants_bfloat16=place.fp8_rows == "bfloat16")
-        fp8 = Fp8Choice(runtime.device, rows, place.quantises)
-    keeps_quantised = place.is_quantised or fp8 is not None
+    is_fp8 = place.fp8_rows is not None
+    keeps_quantised = place.is_quantised or is_fp8
     if place.tactics is not None:
         mode: Mode = "deterministic" if place.is_deterministic else "fast"
-        tuned = TunedOperations(library, runtime.device, mode, are_products_plain=not keeps_quantised)
+        matrices: TunedMatrices = "fp8" if is_fp8 else "others" if place.is_quantised else "bfloat16"
+        tuned = TunedOperations(library, runtime.device, mode, matrices=matrices)
+    if is_fp8:
+        rows = rows_that_codes_meet(library, runtime.capability, wants_bfloat16=place.fp8_rows == "bfloat16")
+        tactics_of_fp8 = None if tuned is None else tuned.fp8
+        fp8 = Fp8Choice(runtime.device, rows, place.quantises, tactics=tactics_of_fp8)
     blocks_on = runtime.device if place.is_quantised else None
     offered = [*reference.CANDIDATES, *candidates(library, product, blocks_on, fp8)]
     if tuned is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import torch
 
@@ -13,12 +14,16 @@ from engine.ops.weight_matrix import WeightMatrix
 from engine.spec import Activation, MlpSpec, ModelSpec
 from engine.tuning import products, row_operations
 from engine.tuning.decision import Mode
-from engine.tuning.runner import Tunable
+from engine.tuning.fp8_operations import TunedFp8
+from engine.tuning.fp8_products import fp8_tunables
+from engine.tuning.runner import Runner, Tunable
 from engine.tuning.shapes import BUCKETS, Shape
 from engine.tuning.table import TacticTable
 from engine.tuning.tactic_counts import TacticCounts
 from engine.tuning.tuner import Tuner
 
+TunedMatrices = Literal["bfloat16", "fp8", "others"]
+"""What a model's projections are."""
 _RANK = 20
 """Before each kernel's own candidate."""
 
@@ -27,15 +32,22 @@ class TunedOperations:
     """Before `tune` the first runner that can is taken. Weights that are loaded meanwhile say which shapes there
     are."""
 
-    def __init__(self, library: Library, device: torch.device, mode: Mode, *, are_products_plain: bool = True) -> None:
-        """`are_products_plain`: whether matrices are bfloat16; others are multiplied by kernels of their own, and
-        products are not tuned then."""
+    def __init__(
+        self, library: Library, device: torch.device, mode: Mode, *, matrices: TunedMatrices = "bfloat16"
+    ) -> None:
+        """`matrices` that are neither are multiplied by kernels of their own, and products are not tuned then."""
         self._library, self._mode = library, mode
+        of_matrices: dict[TunedMatrices, tuple[Tunable, ...]] = {
+            "bfloat16": (products.linear(library, device),),
+            "fp8": fp8_tunables(library, device),
+            "others": (),
+        }
         by_rows = row_operations.add_norm, row_operations.silu_mul
-        make = (products.linear, *by_rows) if are_products_plain else by_rows
-        self.tunables: tuple[Tunable, ...] = tuple(each(library, device) for each in make)
+        self.tunables: tuple[Tunable, ...] = (*of_matrices[matrices], *(each(library, device) for each in by_rows))
         self._table = TacticTable(self.tunables, mode, ())
         self._shapes: dict[Shape, None] = {}
+        self.fp8 = TunedFp8(self._runner, self._note) if matrices == "fp8" else None
+        """What products of matrices in FP8 ask, which are a candidate of their own."""
 
     @property
     def counts(self) -> TacticCounts:
@@ -52,7 +64,7 @@ class TunedOperations:
             ),
         }
         for tunable in self.tunables:
-            if any(runner.keeps_rows or self._mode == "fast" for runner in tunable.runners):
+            if tunable.op in offered and any(runner.keeps_rows or self._mode == "fast" for runner in tunable.runners):
                 yield offered[tunable.op]
 
     def tune(self, spec: ModelSpec, tuner: Tuner) -> Mapping[str, str]:
@@ -64,7 +76,7 @@ class TunedOperations:
         return self._table.identity(able)
 
     def _has_runner(self, shape: Shape) -> bool:
-        runners = next(tunable.runners for tunable in self.tunables if tunable.op == shape.op)
+        runners = [runner for tunable in self.tunables if tunable.op == shape.op for runner in tunable.runners]
         may = (runner for runner in runners if runner.keeps_rows or self._mode == "fast")
         return any(runner.refusal(shape, rows) is None for runner in may for rows in BUCKETS)
 
@@ -74,8 +86,14 @@ class TunedOperations:
         if len(plain) < len(parts):
             raise TypeError("a quantised weight reached a tuned product, which takes plain tensors only")
         weight = plain[0] if len(plain) == 1 else torch.cat(plain)
-        self._shapes[Shape(products.OP, weight.shape[0], weight.shape[1])] = None
+        self._note(Shape(products.OP, weight.shape[0], weight.shape[1]))
         return weight
+
+    def _runner(self, shape: Shape, rows: int) -> Runner:
+        return self._table.runner(shape, rows)
+
+    def _note(self, shape: Shape) -> None:
+        self._shapes[shape] = None
 
     def _linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """See `signatures.LinearOp`."""

@@ -27,13 +27,15 @@ class Runner:
     """One implementation with its choices made: a kernel and its tile, a library's function.
 
     `keeps_rows` promises that a row's bits depend neither on how many stand beside it nor on its place among them; the
-    tuner holds it to that. `refusal` says why it cannot do a shape with so many rows, None where it can.
+    tuner holds it to that. `refusal` says why it cannot do a shape with so many rows, None where it can. `tolerance` is
+    for one that is known to be less exact than others of its operation; None: the operation's.
     """
 
     name: str
     keeps_rows: bool
     run: Run
     refusal: Callable[[Shape, int], str | None] = serves_all
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

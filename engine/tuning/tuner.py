@@ -201,15 +201,14 @@ class Tuner:
 
 def _why_wrong(tunable: Tunable, runner: Runner, inputs: Inputs, rows: int) -> str | None:
     found = outputs_of(runner.run(*tunable.rows_of(inputs, slice(0, rows))))
+    allowed = tunable.tolerance if runner.tolerance is None else runner.tolerance
     for part in (slice(0, min(rows, _CHECKED_ROWS)), slice(max(0, rows - _CHECKED_ROWS), rows)):
         for place, (output, wanted) in enumerate(zip(found, tunable.exact(tunable.rows_of(inputs, part)), strict=True)):
             if output.shape[0] != rows or output[part].shape != wanted.shape:
                 return f"output {place} of {rows} rows is of shape {tuple(output.shape)}"
             distance = float((output[part].double() - wanted).norm() / wanted.norm().clamp_min(1e-300))
-            if not distance <= tunable.tolerance:
-                return (
-                    f"output {place} of {rows} rows is {distance:.2g} from exact, allowed are {tunable.tolerance:.2g}"
-                )
+            if not distance <= allowed:
+                return f"output {place} of {rows} rows is {distance:.2g} from exact, allowed are {allowed:.2g}"
     return None
 
 

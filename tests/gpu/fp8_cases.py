@@ -6,7 +6,9 @@ import numpy as np
 import torch
 
 from engine.ops.cuda.fp8_reference import Fp8Matrix, Scaling, activation_values, quantise_weight, weight_values
+from engine.ops.cuda.grouped_fp8_weights import Fp8Stack
 from engine.ops.cuda.library import Library
+from engine.ops.cuda.permutation import Permutation
 from engine.ops.weight_matrix import QuantizedMatrix
 
 SCALINGS = ("tensor", "rows", "blocks")
@@ -52,3 +54,18 @@ def exact_product(
     wide, matrix = activation_values(x), weight_values(weight).t()
     rows = torch.cat([row[None] @ matrix for row in wide]) if len(wide) else wide @ matrix
     return (rows if bias is None else rows + bias.double()).bfloat16()
+
+
+def exact_groups(
+    library: Library, x: Fp8Matrix, weight: Fp8Stack, permutation: Permutation, *, tile: int
+) -> torch.Tensor:
+    """What `grouped_fp8` rounds, one row at a time; rows that no choice fills are NaN."""
+    shape = permutation.rows, weight.codes.shape[1]
+    y = torch.full(shape, float("nan"), dtype=torch.bfloat16, device=x.codes.device)
+    rows = activation_values(x)
+    spans = zip(permutation.offsets.tolist(), permutation.counts.tolist(), strict=True)
+    for expert, (first, count) in enumerate(spans):
+        matrix = weight_values(Fp8Matrix(weight.codes[expert], weight.scales[expert], weight.scaling)).t()
+        for row in range(first, first + count):
+            y[row] = (rows[row : row + 1] @ matrix)[0]
+    return y

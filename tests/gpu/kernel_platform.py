@@ -36,6 +36,7 @@ EMULATED_UNITS = (
     "block_rows",
     "route",
     "permute",
+    "gather_fp8",
     "grouped_gemm",
     "grouped_fp8_weights",
     "store_latents",

@@ -82,6 +82,9 @@ def test_operators_of_codes_keep_their_schemas_and_fakes(platform, operators, dr
         ids, shares = torch.tensor([[0, 1]] * 3, device=platform.device), drawn(3, 2, dtype=torch.float32)
         mixture = (x, ids, shares, *gate_up, *down, scaling, "silu")
         torch.library.opcheck(operators.experts_fp8.default, mixture, test_utils="test_faketensor")
+        if scaling == "rows" and not platform.library.has("grouped_fp8_gemm"):
+            with pytest.raises(SpliceError, match="built without grouped_fp8"):
+                operators.experts_fp8(*mixture, rows="codes")
     # Of the schema torch checks that arguments are as they were, with a product that it has not for codes.
     arguments = (x, *held, None, 0)
     torch.library.opcheck(operators.gemm_fp8_weights.default, arguments, test_utils="test_faketensor")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from device_models import SPEC, DrawnByName, bound, device_decoder, reference_decoder, runtime_of
 from device_run import BUCKETS, PROMPTS, Run, answers, assert_one_set_of_bits
-from fp8_cases import exact_product
+from fp8_cases import exact_groups, exact_product
 
 from engine.blocks.kv_cache import KVCache
 from engine.device.buckets import Buckets
@@ -118,7 +118,8 @@ DEEP = replace(SPEC, architecture="deepseek_v3", layers=(LayerSpec(_LATENTS, _MI
 def test_latents_and_experts_made_fp8_here_are_nearly_the_model_they_were(platform, monkeypatch):
     is_hopper = platform.name == "gpu" and torch.cuda.get_device_capability()[0] == 9
     rows = "codes" if is_hopper or platform.name == "emulated" else "bfloat16"
-    fp8 = Fp8Choice(platform.device, rows, quantises=True, multiply=gemm_fp8 if is_hopper else exact_product)
+    multiply, groups = (gemm_fp8, None) if is_hopper else (exact_product, exact_groups)
+    fp8 = Fp8Choice(platform.device, rows, quantises=True, multiply=multiply, multiply_groups=groups)
 
     def step(buckets: Buckets | None) -> list[np.ndarray]:
         weights = DrawnByName(platform.device)

@@ -91,7 +91,7 @@ def test_before_it_is_tuned_a_model_runs_and_counts_what_it_did_not_know(platfor
 
 
 def test_where_matrices_are_quantised_no_product_is_tuned(platform):
-    tuned = TunedOperations(platform.library, platform.device, "deterministic", are_products_plain=False)
+    tuned = TunedOperations(platform.library, platform.device, "deterministic", matrices="others")
     assert [tunable.op for tunable in tuned.tunables] == ["add_rms_norm", "silu_mul"]
     assert [candidate.op for candidate in tuned.candidates()] == ["add_rms_norm", "gated_mul"]
     identity = tuned.tune(SPEC, Tuner(tuned.tunables, _EarlierIsFaster(), buckets=BUCKETS, rotated_bytes=1 << 16))

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from benchmarks.gpu.cases import attention, experts, fp8, latent, products, quantised, rows, sampling, transfer
+from benchmarks.gpu.cases import (
+    attention,
+    experts,
+    fp8,
+    fp8_experts,
+    latent,
+    products,
+    quantised,
+    rows,
+    sampling,
+    transfer,
+)
 from benchmarks.gpu.cases.case import Case
 
 
@@ -15,6 +26,7 @@ def cases() -> list[Case]:
         *products.cases(),
         *fp8.cases(),
         *experts.cases(),
+        *fp8_experts.cases(),
         *transfer.cases(),
         *rows.cases(),
         *latent.rows(),

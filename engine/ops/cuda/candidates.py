@@ -21,8 +21,9 @@ from engine.ops.cuda.expert_kernels import CudaExperts
 from engine.ops.cuda.experts import pack_experts
 from engine.ops.cuda.fp8 import gemm_fp8
 from engine.ops.cuda.fp8_experts import Fp8Experts
-from engine.ops.cuda.fp8_products import FP8_KINDS, Fp8Products, Fp8Rows, ProductOfCodes
+from engine.ops.cuda.fp8_products import FP8_KINDS, Fp8Products, Fp8Rows, Fp8Tactics, ProductOfCodes
 from engine.ops.cuda.gemm import GemmKernel, gemm
+from engine.ops.cuda.grouped_fp8 import GROUPED_FP8, ProductOfGroups, grouped_fp8
 from engine.ops.cuda.latent import store_latents
 from engine.ops.cuda.latent_ops import LatentOps, latent_obstacle
 from engine.ops.cuda.library import Library
@@ -146,6 +147,10 @@ class Fp8Choice:
     """Whether those in bfloat16 become FP8."""
     multiply: ProductOfCodes = gemm_fp8
     """Two matrices of codes."""
+    tactics: Fp8Tactics | None = None
+    """Who chooses among kernels where they are measured."""
+    multiply_groups: ProductOfGroups | None = None
+    """The same of each expert; None: as the library can."""
 
 
 def candidates(
@@ -201,7 +206,10 @@ def candidates(
     ]
     dense = (reference.linear, reference.lm_head) if product is None else (ops.linear, ops.lm_head)
     if fp8 is not None:
-        mine = Fp8Products(library, fp8.device, dense[0], rows=fp8.rows, quantises=fp8.quantises, multiply=fp8.multiply)
+        mine = Fp8Products(
+            library, fp8.device, dense[0], rows=fp8.rows, quantises=fp8.quantises, multiply=fp8.multiply,
+            tactics=fp8.tactics,
+        )  # fmt: skip
         name = f"{mine.name}+{product or 'torch'}"
         found.append(
             Candidate("linear", name, mine.linear, _supports, _RANK, pack=mine.pack, kinds=FP8_KINDS, fused=mine)
@@ -226,7 +234,12 @@ def _experts(library: Library, plain: CudaExperts, fp8: Fp8Choice | None) -> Can
     gates: frozenset[Feature] = frozenset({"gelu_tanh", "swiglu_oai"})
     if fp8 is None:
         return Candidate("experts", plain.name, plain, _supports, _RANK, gates, pack_experts=pack_experts)
-    made = Fp8Experts(library, fp8.device, plain, quantises=fp8.quantises)
+    multiply = fp8.multiply_groups
+    if multiply is None and all(map(library.has, GROUPED_FP8)):
+        multiply = grouped_fp8
+    made = Fp8Experts(
+        library, fp8.device, plain, quantises=fp8.quantises, multiply=multiply if fp8.rows == "codes" else None
+    )
     return Candidate("experts", made.name, made, _supports, _RANK, gates, pack_experts=made.pack, kinds=FP8_KINDS)
 
 

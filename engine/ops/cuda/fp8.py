@@ -54,7 +54,7 @@ def quantise_rows(library: Library, x: torch.Tensor, scaling: Scaling, scale: to
     `scale` `[1]` float32 goes with `tensor` and with nothing else. Raises SpliceError that names the argument.
     """
     address, stride = require_rows("x", x, torch.bfloat16, (None, None), library.device_type, _ALIGN)
-    codes, to = _room(library, x.shape[0], x.shape[1], scaling, scale, x.device)
+    codes, to = room_for_codes(library, x.shape[0], x.shape[1], scaling, scale, x.device)
     library.call("quantise_fp8", Quantise(to, address, x.shape[0], x.shape[1], stride))
     return codes
 
@@ -78,7 +78,7 @@ def rms_norm_fp8(
     before = None if residual is None else require("residual", residual, torch.bfloat16, (rows, size), device, _ALIGN)
     is_float32 = weight.dtype == torch.float32
     factor = require("weight", weight, torch.float32 if is_float32 else torch.bfloat16, (size,), device, _ALIGN)
-    codes, to = _room(library, rows, size, scaling, scale, x.device)
+    codes, to = room_for_codes(library, rows, size, scaling, scale, x.device)
     norm = Norm(_also(library, y, rows, size), address, before, factor, rows, size, stride, is_float32, eps)
     library.call("rms_norm_fp8", NormCodes(norm, to))
     return codes
@@ -98,7 +98,7 @@ def gated_mul_fp8(
         raise refuse("activation", repr(activation), f"one of {', '.join(ACTIVATIONS)}")
     address, stride = require_rows("gate_up", gate_up, torch.bfloat16, (None, None), library.device_type, _ALIGN)
     rows, size = gate_up.shape[0], gate_up.shape[1] // 2
-    codes, to = _room(library, rows, size, scaling, scale, gate_up.device)
+    codes, to = room_for_codes(library, rows, size, scaling, scale, gate_up.device)
     gate = Gate(_also(library, y, rows, size), address, rows, size, stride, ACTIVATIONS[activation])
     library.call("gated_mul_fp8", GateCodes(gate, to))
     return codes
@@ -135,10 +135,10 @@ def _also(library: Library, y: torch.Tensor | None, rows: int, size: int) -> int
     return None if y is None else require("y", y, torch.bfloat16, (rows, size), library.device_type, _ALIGN)
 
 
-def _room(
+def room_for_codes(
     library: Library, rows: int, size: int, scaling: Scaling, scale: torch.Tensor | None, device: torch.device
 ) -> tuple[Fp8Matrix, Codes]:
-    """Where codes and scales go."""
+    """Where codes and scales go. Raises SpliceError that names the argument."""
     if scaling not in SCALINGS:
         raise refuse("scaling", repr(scaling), f"one of {', '.join(SCALINGS)}")
     if (scale is not None) != (scaling == "tensor"):

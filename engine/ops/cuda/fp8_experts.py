@@ -1,7 +1,10 @@
-"""A mixture's experts with weights in e4m3 codes, which meet rows in bfloat16.
+"""A mixture's experts with weights in e4m3 codes.
 
-Scales of blocks and of rows alike. Scales that a file has for the rows which experts meet are not used: rows are no
-codes here. A layer whose experts are not all quantised alike, or of sizes that no kernel takes, is widened to bfloat16.
+On Hopper the rows they meet become codes too, under a scale a row or, where weights have scales of blocks, one for
+each 128 elements; those that a file has for them are not used, as a token becomes codes once for all of its experts.
+Elsewhere, where asked for, and in layers with biases or of sizes that blocks do not divide, rows stay bfloat16. A layer
+decides which, never the number of rows. One whose experts are not all quantised alike, or of sizes that no kernel
+takes, is widened to bfloat16.
 """
 
 from __future__ import annotations
@@ -9,17 +12,19 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 
 from engine.ops.cuda.expert_kernels import CudaExperts
 from engine.ops.cuda.experts import ExpertStacks, pack_experts
-from engine.ops.cuda.fp8_products import in_bfloat16, on_device
-from engine.ops.cuda.fp8_reference import Fp8Matrix
-from engine.ops.cuda.grouped_fp8_weights import FP8_TILE_ROWS, Fp8Stack, grouped_fp8_weights
+from engine.ops.cuda.fp8_expert_steps import FEW, MANY, Fp8ExpertStacks, experts_of_codes, fp8_experts, tiles_agree
+from engine.ops.cuda.fp8_products import MOST_K, in_bfloat16, on_device
+from engine.ops.cuda.fp8_reference import BLOCK, Fp8Matrix
+from engine.ops.cuda.grouped_fp8 import ProductOfGroups, grouped_fp8
+from engine.ops.cuda.grouped_fp8_weights import STACKED, Fp8Stack
+from engine.ops.cuda.grouped_sm90 import FEW_ROWS
 from engine.ops.cuda.library import Library
-from engine.ops.cuda.permutation import permute, unpermute
 from engine.ops.cuda.tensors import refuse
 from engine.ops.weight_matrix import ExpertMatrices, WeightMatrix
 from engine.spec import Activation
@@ -27,50 +32,30 @@ from engine.spec import Activation
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Fp8ExpertStacks:
-    """The experts of a layer."""
-
-    gate_up: Fp8Stack
-    """`[num_experts, 2 * intermediate, hidden]`, an expert's gate first, scales of blocks as `grouped_fp8_weights` has
-    them."""
-    down: Fp8Stack
-    """`[num_experts, hidden, intermediate]`."""
-    gate_up_bias: torch.Tensor | None = None
-    """`[num_experts, 2 * intermediate]`."""
-    down_bias: torch.Tensor | None = None
-    """`[num_experts, hidden]`."""
-
-
-def fp8_experts(
-    library: Library,
-    x: torch.Tensor,
-    chosen: torch.Tensor,
-    weights: torch.Tensor,
-    packed: Fp8ExpertStacks,
-    activation: Activation,
-    shared: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """As `experts.experts`; hidden and intermediate are multiples of 16."""
-    count = packed.gate_up.codes.shape[0]
-    few, many = FP8_TILE_ROWS
-    order = permute(library, chosen, count, few if chosen.numel() <= few * count else many)
-    gate_up, biases = packed.gate_up, (packed.gate_up_bias, packed.down_bias)
-    wide = grouped_fp8_weights(library, x, gate_up, order, biases[0], gather=True, activation=activation)
-    return unpermute(library, grouped_fp8_weights(library, wide, packed.down, order, biases[1]), order, weights, shared)
-
-
 class Fp8Experts:
     """`ExpertsOp` on one library, and its `PackExpertsOp`."""
 
-    def __init__(self, library: Library, device: torch.device, plain: CudaExperts, *, quantises: bool = False) -> None:
-        """`plain` computes layers in bfloat16; `quantises`: whether those become codes."""
+    def __init__(
+        self,
+        library: Library,
+        device: torch.device,
+        plain: CudaExperts,
+        *,
+        quantises: bool = False,
+        multiply: ProductOfGroups | None = None,
+    ) -> None:
+        """`plain` computes layers in bfloat16; `quantises`: whether those become codes. `multiply` makes products of
+        codes with codes; None: rows stay bfloat16."""
         self._library, self._device, self._plain, self._quantises = library, device, plain, quantises
+        self._multiply = multiply
+        asked = () if multiply is None else STACKED
+        self._tiles_agree = {each: tiles_agree(library, each, multiply or grouped_fp8) for each in asked}
 
     @property
     def name(self) -> str:
         """Of the arithmetic."""
-        return f"grouped_fp8_weights{'_quantised_here' if self._quantises else ''}+{self._plain.name}"
+        product = "grouped_fp8_weights" if self._multiply is None else "grouped_fp8"
+        return f"{product}{'_quantised_here' if self._quantises else ''}+{self._plain.name}"
 
     def pack(self, experts: Iterable[ExpertMatrices], count: int) -> Fp8ExpertStacks | ExpertStacks:
         """See `signatures.PackExpertsOp`."""
@@ -88,7 +73,8 @@ class Fp8Experts:
                 return pack_experts(itertools.chain(before, map(self._widened, itertools.chain((one,), rest))), count)
         if stacks is None or index + 1 != count:
             raise refuse("experts", "too few", f"{count}, one at least")
-        return stacks.done()
+        done = stacks.done()
+        return replace(done, rows="codes") if self._multiply is not None and _meets_codes(done) else done
 
     def __call__(
         self,
@@ -102,6 +88,12 @@ class Fp8Experts:
         """See `signatures.ExpertsOp`."""
         if isinstance(packed, ExpertStacks):
             return self._plain(x, chosen, weights, packed, activation, shared)
+        if packed.rows == "codes" and self._multiply is not None:
+            is_few = chosen.numel() <= FEW_ROWS * packed.gate_up.codes.shape[0]
+            tile = FEW if is_few and self._tiles_agree[packed.gate_up.scaling] else MANY
+            return experts_of_codes(
+                self._library, x, chosen, weights, packed, activation, shared, tile=tile, multiply=self._multiply
+            )
         return fp8_experts(self._library, x, chosen, weights, packed, activation, shared)
 
     def _coded(self, part: WeightMatrix) -> Fp8Matrix | torch.Tensor:
@@ -153,7 +145,16 @@ class _Stacks:
             Fp8Stack(codes.view(torch.float8_e4m3fn), scales, "blocks" if scaling == "blocks" else "rows")
             for codes, scales, scaling in zip(self._codes, self._scales, self._scalings[1:], strict=True)
         )
-        return Fp8ExpertStacks(gate_up, down, *self._biases)
+        of_gate_up, of_down = self._biases
+        return Fp8ExpertStacks(gate_up, down, of_gate_up, of_down)
+
+
+def _meets_codes(packed: Fp8ExpertStacks) -> bool:
+    """Whether products of codes with codes take this layer."""
+    has_biases = packed.gate_up_bias is not None or packed.down_bias is not None
+    _, hidden, wide = packed.down.codes.shape
+    fits = packed.down.scaling == "rows" or hidden % BLOCK == wide % BLOCK == 0
+    return fits and not has_biases and max(hidden, wide) <= MOST_K
 
 
 def _pairs(parts: list[torch.Tensor]) -> list[list[torch.Tensor]]:

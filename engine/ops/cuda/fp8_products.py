@@ -31,7 +31,9 @@ FP8_KINDS = frozenset(FP8_SCALINGS)
 _E4M3 = torch.float8_e4m3fn
 _FEW_ROWS, _FEW, _MANY = 64, 0, 1
 """Up to so many rows a product takes the tile made for few; tiles by their numbers."""
-_K_MULTIPLE, _N_MULTIPLE, _MOST_K = 16, 8, 32768
+_K_MULTIPLE, _N_MULTIPLE = 16, 8
+MOST_K = 32768
+"""Elements of a row that becomes codes."""
 _HOPPER: tuple[Fp8Kernel, ...] = ("gemm_fp8_sm90", "gemm_fp8_blocks_sm90")
 _log = logging.getLogger(__name__)
 
@@ -70,6 +72,16 @@ class ProductOfCodes(Protocol):
         """See `gemm_fp8`."""
 
 
+class Fp8Tactics(Protocol):
+    """Who chooses among kernels and tiles, having measured them."""
+
+    def note(self, weight: Fp8Matrix, rows: Fp8Rows) -> None:
+        """Such a matrix was loaded, and will meet such rows."""
+
+    def product(self, x: torch.Tensor | Fp8Matrix, weight: Fp8Matrix, bias: torch.Tensor | None) -> torch.Tensor:
+        """Of a matrix that was noted: see `gemm_fp8` and, of a tensor, `gemm_fp8_weights`."""
+
+
 Fp8Run = Fp8Weight | torch.Tensor
 """Rows of a matrix that are multiplied together: codes, or bfloat16 `[n, k]`."""
 Fp8Packed = tuple[Fp8Run, ...]
@@ -87,13 +99,15 @@ class Fp8Products:
         rows: Fp8Rows,
         quantises: bool = False,
         multiply: ProductOfCodes = gemm_fp8,
+        tactics: Fp8Tactics | None = None,
     ) -> None:
         """`linear` multiplies plain tensors. `rows`: what matrices meet where there is a choice; `codes` is Hopper's
-        alone. `quantises`: whether plain tensors become codes, a scale a row. `multiply` makes products of
-        codes."""
+        alone. `quantises`: whether plain tensors become codes, a scale a row. `multiply` makes products of codes.
+        `tactics` choose who multiplies codes; without them it is the tile made for so many rows."""
         self._library, self._device, self._linear = library, device, linear
-        self._rows, self._quantises, self._multiply = rows, quantises, multiply
-        self._tiles_agree = {kernel: rows == "codes" and _tiles_agree(library, kernel, multiply) for kernel in _HOPPER}
+        self._rows, self._quantises, self._multiply, self._tactics = rows, quantises, multiply, tactics
+        has_choice = rows == "codes" and tactics is None
+        self._tiles_agree = {kernel: has_choice and _tiles_agree(library, kernel, multiply) for kernel in _HOPPER}
 
     @property
     def name(self) -> str:
@@ -110,7 +124,11 @@ class Fp8Products:
                 runs[-1].append(part)
             else:
                 runs.append([part])
-        return tuple(map(_stacked, runs))
+        packed = tuple(map(_stacked, runs))
+        for run in packed:
+            if self._tactics is not None and isinstance(run, Fp8Weight):
+                self._tactics.note(run.matrix, run.rows)
+        return packed
 
     def form(self, weight: Fp8Packed) -> Fp8Form | None:
         """See `signatures.FusedRows`, as for the three that follow."""
@@ -146,16 +164,20 @@ class Fp8Products:
             elif isinstance(run, torch.Tensor):
                 found.append(self._linear(x, run, own))
             elif form is None:
-                tile = _FEW if x.shape[0] <= _FEW_ROWS else _MANY
-                found.append(gemm_fp8_weights(self._library, x, run.matrix, own, tile=tile))
+                found.append(self._product(x, run.matrix, own))
             else:
                 if form not in codes:
                     codes[form] = quantise_rows(self._library, x, form.scaling, form.scale)
                 found.append(self._product(codes[form], run.matrix, own))
         return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
-    def _product(self, x: Fp8Matrix, weight: Fp8Matrix, bias: torch.Tensor | None) -> torch.Tensor:
-        few = x.codes.shape[0] <= _FEW_ROWS and self._tiles_agree[_kernel_of(weight)]
+    def _product(self, x: torch.Tensor | Fp8Matrix, weight: Fp8Matrix, bias: torch.Tensor | None) -> torch.Tensor:
+        if self._tactics is not None:
+            return self._tactics.product(x, weight, bias)
+        few = len(x) <= _FEW_ROWS
+        if isinstance(x, torch.Tensor):
+            return gemm_fp8_weights(self._library, x, weight, bias, tile=_FEW if few else _MANY)
+        few = few and self._tiles_agree[_kernel_of(weight)]
         return self._multiply(self._library, x, weight, bias, tile=_FEW if few else _MANY)
 
     def _prepared(self, part: WeightMatrix) -> Fp8Run:
@@ -170,7 +192,7 @@ class Fp8Products:
 
     def _rows_of(self, scaling: Scaling, k: int) -> Fp8Rows:
         """What a matrix meets, whose rows have k elements."""
-        fits = k <= _MOST_K and (scaling != "blocks" or k % BLOCK == 0)
+        fits = k <= MOST_K and (scaling != "blocks" or k % BLOCK == 0)
         return self._rows if fits else "bfloat16"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctypes import Structure, c_int32, c_void_p
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -16,6 +16,8 @@ from engine.ops.cuda.tensors import refuse, require
 from engine.spec import Activation
 
 FP8_TILE_ROWS = (16, 64)
+StackScaling = Literal["rows", "blocks"]
+STACKED: tuple[StackScaling, ...] = get_args(StackScaling)
 
 
 class GroupedCodes(Structure):
@@ -33,7 +35,7 @@ class Fp8Stack:
     scales: torch.Tensor
     """float32: of rows `[num_experts, N]`, of blocks `[num_experts, ceil(N / 128), ceil(K / 128)]`; of a gate and an
     up one after another, `ceil(N / 2 / 128)` each."""
-    scaling: Literal["rows", "blocks"]
+    scaling: StackScaling
 
 
 def grouped_fp8_weights(
@@ -51,7 +53,7 @@ def grouped_fp8_weights(
     experts, n, k = weight.codes.shape
     if permutation.tile_rows not in FP8_TILE_ROWS:
         raise refuse("permutation", f"in tiles of {permutation.tile_rows} rows", "16 or 64")
-    if weight.scaling not in ("rows", "blocks"):
+    if weight.scaling not in STACKED:
         raise refuse("weight", f"scaled by {weight.scaling}", "scales of rows or blocks")
     parts = 1 if activation is None else 2
     down = parts * -(-n // parts // BLOCK)

@@ -19,7 +19,7 @@ FEW_ROWS = 32
 """Of an expert: up to so many, tile 0 takes less time."""
 TILES = 2
 _ALIGN = 16
-_Kernel = Literal["grouped_sm90", "grouped_fp8"]
+Sm90Kernel = Literal["grouped_sm90", "grouped_fp8", "grouped_fp8_blocks"]
 
 
 class GroupedSm90(Structure):
@@ -58,31 +58,44 @@ def grouped_gemm_sm90(
     8. `tile` 0 is for few rows an expert, 1 for many. The workspace is allocated as torch allocates: in a graph it
     belongs to the graph.
     """
-    kernel: _Kernel = "grouped_sm90" if scales is None else "grouped_fp8"
+    kernel: Sm90Kernel = "grouped_sm90" if scales is None else "grouped_fp8"
     dtype = BF16 if scales is None else torch.float8_e4m3fn
+    device, (experts, n, _) = library.device_type, weight.shape
+    product, y = sm90_product(library, x, weight, dtype, permutation, tile)
+    if scales is not None:
+        product.x_scales = require("scales.x", scales.x, torch.float32, (permutation.rows,), device)
+        product.w_scales = require("scales.weight", scales.weight, torch.float32, (experts, n), device, _ALIGN)
+    if permutation.rows:
+        workspace = workspace_for(library, kernel, experts, x.device)
+        product.workspace = workspace.data_ptr()
+        library.call(f"{kernel}_gemm", product)
+    return y
+
+
+def sm90_product(
+    library: Library, x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype, permutation: Permutation, tile: int
+) -> tuple[GroupedSm90, torch.Tensor]:
+    """Arguments but for scales and workspace, and the result."""
     device, (experts, n, k) = library.device_type, weight.shape
     if not 0 <= tile < TILES:
         raise refuse("tile", tile, f"0 to {TILES - 1}")
     rows = require("x", x, dtype, (permutation.rows, k), device, _ALIGN)
     matrices = require("weight", weight, dtype, (permutation.counts.shape[0], n, k), device, _ALIGN)
-    of_x, of_weight = None, None
-    if scales is not None:
-        of_x = require("scales.x", scales.x, torch.float32, (permutation.rows,), device)
-        of_weight = require("scales.weight", scales.weight, torch.float32, (experts, n), device, _ALIGN)
     y = torch.empty(permutation.rows, n, dtype=BF16, device=x.device)
-    if not permutation.rows:
-        return y
-    workspace = torch.empty(_workspace_bytes(library, kernel, experts), dtype=torch.uint8, device=x.device)
-    arguments = GroupedSm90(
-        y=y.data_ptr(), x=rows, w=matrices, x_scales=of_x, w_scales=of_weight, counts=permutation.counts.data_ptr(),
-        offsets=permutation.offsets.data_ptr(), workspace=workspace.data_ptr(), num_experts=experts, n=n, k=k,
-        tile=tile,
+    product = GroupedSm90(
+        y=y.data_ptr(), x=rows, w=matrices, counts=permutation.counts.data_ptr(),
+        offsets=permutation.offsets.data_ptr(), num_experts=experts, n=n, k=k, tile=tile,
     )  # fmt: skip
-    library.call(f"{kernel}_gemm", arguments)
-    return y
+    return product, y
 
 
-def _workspace_bytes(library: Library, kernel: _Kernel, num_experts: int) -> int:
+def workspace_for(library: Library, kernel: Sm90Kernel, num_experts: int, device: torch.device) -> torch.Tensor:
+    """Of a product on the current device, for the time until it was launched. Raises SpliceError where there is
+    none."""
+    return torch.empty(_workspace_bytes(library, kernel, num_experts), dtype=torch.uint8, device=device)
+
+
+def _workspace_bytes(library: Library, kernel: Sm90Kernel, num_experts: int) -> int:
     """Of a product, on the current device."""
     function = library.function(f"{kernel}_workspace")
     function.restype = c_int64

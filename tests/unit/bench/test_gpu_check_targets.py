@@ -31,7 +31,7 @@ def _case(name: str, goal: str, seconds: float, **fields) -> Measured:
 
 def test_nothing_measured_is_said_of_every_target():
     found = verdicts(_report(), WANTED)
-    assert len(found) == 17
+    assert len(found) == 18
     assert all(each.verdict.startswith("not measured: ") for each in found)
     late = _report(missed={task.name: "not measured: out of time" for task in WANTED})
     assert "out of time" in _verdict(late, "paged decode", WANTED).verdict

@@ -21,7 +21,7 @@ class ScriptedTimer:
             call()
         first = calls[0]
         assert isinstance(first, partial)
-        run, rows = first.func, first.args[0].shape[0]
+        run, rows = first.func, len(first.args[0])
         self.asked.append((run, rows, limit_s))
         seconds = self._seconds_of(run, rows)
         if seconds > limit_s:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from engine.ops.cuda import experts
-from engine.ops.cuda.fp8_experts import Fp8ExpertStacks, fp8_experts
+from engine.ops.cuda.fp8_expert_steps import Fp8ExpertStacks, experts_of_codes, fp8_experts
+from engine.ops.cuda.fp8_products import Fp8Rows
 from engine.ops.cuda.grouped_fp8_weights import Fp8Stack
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.route import route
@@ -21,7 +22,7 @@ SCHEMAS = {
     " Tensor? gate_up_bias=None, Tensor? down_bias=None, Tensor? shared=None, str kernel='grouped_gemm') -> Tensor",
     "experts_fp8": "(Tensor x, Tensor experts, Tensor weights, Tensor gate_up, Tensor gate_up_scales, Tensor down,"
     " Tensor down_scales, str scaling, str activation, Tensor? gate_up_bias=None, Tensor? down_bias=None,"
-    " Tensor? shared=None) -> Tensor",
+    " Tensor? shared=None, str rows='bfloat16', int tile=0) -> Tensor",
 }
 
 
@@ -45,10 +46,12 @@ def implementations(library: Library) -> dict[str, Callable[..., Any]]:
         x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, gate_up_scales: torch.Tensor,
         down: torch.Tensor, down_scales: torch.Tensor, scaling: Any, activation: Activation,
         gate_up_bias: torch.Tensor | None = None, down_bias: torch.Tensor | None = None,
-        shared: torch.Tensor | None = None,
+        shared: torch.Tensor | None = None, rows: Fp8Rows = "bfloat16", tile: int = 0,
     ) -> torch.Tensor:  # fmt: skip
         stacks = Fp8Stack(gate_up, gate_up_scales, scaling), Fp8Stack(down, down_scales, scaling)
-        packed = Fp8ExpertStacks(*stacks, gate_up_bias, down_bias)
+        packed = Fp8ExpertStacks(*stacks, gate_up_bias, down_bias, rows)
+        if rows == "codes":
+            return experts_of_codes(library, x, ids, weights, packed, activation, shared, tile=tile)
         return fp8_experts(library, x, ids, weights, packed, activation, shared)
 
     return {"route": choose, "experts": mixture, "experts_fp8": mixture_fp8}
