@@ -32,15 +32,13 @@ class DeviceLogits:
     def wait(self) -> None:
         """See `StepLogits.wait`."""
         with self._memory.guard("computing a step"):
-            if len(self._logits):
-                self._logits[:1, :1].cpu()
-            else:  # there is nothing to copy, and no copy waits for nothing
-                self._memory.settle()
+            self._memory.settle()
 
     def host(self, rows: slice | Sequence[int]) -> NDArray[np.float32]:
         """See `StepLogits.host`."""
         chosen = rows if isinstance(rows, slice) else list(rows)
         with self._memory.guard("computing a step"):
+            self._memory.settle()  # asleep; a copy would spin
             found: NDArray[np.float32] = self._logits[chosen].cpu().numpy()
         return found
 

@@ -70,7 +70,7 @@ class DrawMemory:
             stage.sent.wait()
         count, rows = COLUMNS * len(choices), len(choices)
         stage.wanted[:count] = draw_columns(choices).flatten()
-        self._runtime.upload(self._columns[:count], stage.wanted[:count])
+        stage.sent = self._runtime.upload(self._columns[:count], stage.wanted[:count])
         draw_on_device(self._library, logits, self._columns[:count].view(COLUMNS, rows), self._tokens[:rows])
         stage.sent = self._runtime.download(stage.found[:rows], self._tokens[:rows])
         return TokensOnTheWay(stage.sent, stage.found[:rows])

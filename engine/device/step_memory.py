@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from engine.device.buckets import GraphKey
-from engine.device.runtime import DeviceRuntime, Fence
+from engine.device.runtime import DeviceRuntime
+from engine.device.staging import Staging
 from engine.steps.step_arrays import StepArrays
 from engine.steps.step_plan import StepBounds, StepPlan
 
 _ALIGN = 16
 _NO_SLOT = -1
 """Where the rows that fill up a bucket store their keys and values: nowhere."""
-_STAGES = 2
-"""So many steps may be on their way to the device at once."""
 
 
 class StepLayout:
@@ -61,24 +58,15 @@ class StepLayout:
         return StepPlan(**tensors, bounds=StepBounds(self.key.queries, self.key.context, singles), peers=None)
 
 
-@dataclass(slots=True)
-class _Stage:
-    pinned: torch.Tensor
-    array: npt.NDArray[np.uint8]
-    sent: Fence | None = None
-
-
 class StepMemory:
-    """The span, large enough for the largest step, and pinned memory that takes turns being copied to it."""
+    """The span, large enough for the largest step, and what is copied to it."""
 
     def __init__(self, runtime: DeviceRuntime, largest: GraphKey, block_tokens: int) -> None:
-        self._runtime = runtime
         self._block_tokens = block_tokens
         self._layouts: dict[GraphKey, StepLayout] = {}
         num_bytes = self.layout(largest).num_bytes
         self._span = torch.zeros(num_bytes, dtype=torch.uint8, device=runtime.device)
-        pinned = [runtime.pinned(num_bytes) for _ in range(_STAGES)]
-        self._stages = [_Stage(each, each.numpy()) for each in pinned]
+        self._staging = Staging(runtime, num_bytes)
 
     def layout(self, key: GraphKey) -> StepLayout:
         """Of steps of this size."""
@@ -95,13 +83,10 @@ class StepMemory:
 
         Every sequence has `key.queries` rows, and of all rows logits are computed.
         """
-        stage = self._stages[0]
-        self._stages.append(self._stages.pop(0))
-        if stage.sent is not None:
-            stage.sent.wait()
         layout = self.layout(key)
+        stage = self._staging.next(layout.num_bytes)
         fill(layout.host(stage.array[: layout.num_bytes]), key, arrays)
-        stage.sent = self._runtime.upload(self._span[: layout.num_bytes], stage.pinned[: layout.num_bytes])
+        self._staging.send(stage, self._span[: layout.num_bytes])
 
 
 def fill(to: dict[str, npt.NDArray[np.signedinteger]], key: GraphKey, arrays: StepArrays | None) -> None:
