@@ -65,9 +65,9 @@ class CapturedSteps:
         """That of a step in which all sequences have the same number of rows; None where there can be none."""
         slices = batch.slices
         queries = len(slices[0].token_ids)
-        if any(len(part.token_ids) != queries for part in slices):
+        if {len(part.token_ids) for part in slices} != {queries}:
             return None
-        return self._buckets.key(len(slices), queries, max(part.start for part in slices) + queries)
+        return self._buckets.key(len(slices), queries, max([part.start for part in slices]) + queries)
 
     def run(self, key: GraphKey, arrays: StepArrays) -> torch.Tensor | None:
         """Logits `[rows of arrays, vocab]`; they hold until the next step is queued. None where there is no graph to be

@@ -57,7 +57,7 @@ class CudaRuntime:
         self._device = torch.device("cuda", index)
         self._pool: Any = None
         self._mark: torch.cuda.Event | None = None
-        self._thread = 0
+        self._thread = threading.local()
         self.enter()
         self._taken_before = self._taken()
 
@@ -73,10 +73,9 @@ class CudaRuntime:
 
     def enter(self) -> None:
         """See `DeviceRuntime.enter`."""
-        thread = threading.get_ident()
-        if thread != self._thread:
+        if not getattr(self._thread, "entered", False):  # not by its number, which the next thread may have
             torch.cuda.set_device(self._device)
-            self._thread = thread
+            self._thread.entered = True
 
     def pinned(self, num_bytes: int) -> torch.Tensor:
         """See `DeviceRuntime.pinned`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,7 +20,7 @@ _NO_SLOT = -1
 
 
 class StepLayout:
-    """Where each array of a step of one size lies in the span: offset in bytes, shape, dtype."""
+    """Where each array of a step of one size lies in the span: bytes, shape, dtype."""
 
     def __init__(self, key: GraphKey, block_tokens: int) -> None:
         rows, sequences, blocks = key.rows, key.sequences, -(-key.context // block_tokens)
@@ -33,27 +35,24 @@ class StepLayout:
             ("block_tables", (sequences, blocks), np.int32),
         )
         self.key = key
-        self.fields: dict[str, tuple[int, tuple[int, ...], np.dtype[np.signedinteger]]] = {}
+        self.fields: dict[str, tuple[slice, tuple[int, ...], np.dtype[np.signedinteger]]] = {}
         offset = 0
         for name, shape, kind in shapes:
             dtype = np.dtype(kind)
-            self.fields[name] = (offset, shape, dtype)
-            offset += -(-int(np.prod(shape)) * dtype.itemsize // _ALIGN) * _ALIGN
+            end = offset + math.prod(shape) * dtype.itemsize
+            self.fields[name] = (slice(offset, end), shape, dtype)
+            offset = -(-end // _ALIGN) * _ALIGN
         self.num_bytes = offset
 
     def host(self, span: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.signedinteger]]:
         """The arrays in a span of host memory."""
-        return {
-            name: span[offset : offset + int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
-            for name, (offset, shape, dtype) in self.fields.items()
-        }
+        return {name: span[place].view(dtype).reshape(shape) for name, (place, shape, dtype) in self.fields.items()}
 
     def plan(self, span: torch.Tensor) -> StepPlan:
         """The arrays in a span of device memory."""
         tensors = {}
-        for name, (offset, shape, dtype) in self.fields.items():
-            part = span[offset : offset + int(np.prod(shape)) * dtype.itemsize]
-            tensors[name] = part.view(getattr(torch, dtype.name)).view(shape)
+        for name, (place, shape, dtype) in self.fields.items():
+            tensors[name] = span[place].view(getattr(torch, dtype.name)).view(shape)
         singles = self.key.sequences if self.key.queries == 1 else 0
         return StepPlan(**tensors, bounds=StepBounds(self.key.queries, self.key.context, singles), peers=None)
 

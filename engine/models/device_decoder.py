@@ -192,7 +192,7 @@ class DeviceDecoder:
 
 def _wanted(logits: torch.Tensor, slices: tuple[SequenceSlice, ...], queries: int) -> torch.Tensor:
     """Of a graph's logits, which are those of all rows."""
-    if all(part.num_logits == queries for part in slices):
+    if all(part.wants_all_logits or (queries == 1 and part.wants_logits) for part in slices):
         return logits
     ends = [(index + 1) * queries for index in range(len(slices))]
     return logits[[row for end, part in zip(ends, slices, strict=True) for row in range(end - part.num_logits, end)]]

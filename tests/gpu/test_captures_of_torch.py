@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -22,12 +23,13 @@ class Script:
         self.events: list[Event] = []
         self.captures: list[tuple[object, str]] = []
         self.trimmed = 0
+        self.entered: list[str] = []
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> CudaRuntime:
         parts = {
             "is_available": lambda: True,
             "device_count": lambda: 1,
-            "set_device": lambda device: None,
+            "set_device": lambda device: self.entered.append(threading.current_thread().name),
             "mem_get_info": lambda device: (60, 100),
             "synchronize": lambda device=None: None,
             "empty_cache": self._empty_cache,
@@ -121,3 +123,14 @@ def test_who_waits_for_the_device_sleeps_and_is_told_that_it_is_lost(monkeypatch
     for wait in (fence.wait, runtime.settle):
         with pytest.raises(DeviceLost, match="illegal memory access"):
             wait()
+
+
+def test_every_thread_enters_the_device_once_though_it_has_the_number_of_one_that_ended(monkeypatch):
+    """A model is built by one thread, which ends, and steps by the next; numbers of threads are given out again."""
+    script = Script()
+    runtime = script.install(monkeypatch)
+    for name in ("build", "engine"):
+        thread = threading.Thread(target=lambda: [runtime.enter() for _ in range(2)], name=name)
+        thread.start()
+        thread.join()
+    assert script.entered == [threading.current_thread().name, "build", "engine"]
