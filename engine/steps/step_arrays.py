@@ -95,8 +95,10 @@ def _block_tables(batch: StepBatch, lengths: list[int], block_tokens: int) -> In
                 f"slice at {part.start} with {length} tokens and {count} blocks: expected at least one token and "
                 f"blocks for {part.start + length} positions"
             )
-    # In one piece, as the block pool has them: number by number takes longer than all else that a step asks of a host.
-    whole = b"".join([table if isinstance(table, array) else array("i", table) for table in tables])
-    padded = np.zeros((len(tables), max(counts, default=0)), dtype=np.int32)
-    padded[np.arange(padded.shape[1]) < np.array(counts)[:, None]] = np.frombuffer(whole, dtype=np.int32)
-    return padded
+    # Piece by piece, as the block pool has them: number by number takes longer than all else a step asks of the host.
+    width = max(counts, default=0)
+    pieces: list[array[int] | bytes] = []
+    for table, count in zip(tables, counts, strict=True):
+        pieces.append(table if isinstance(table, array) else array("i", table))
+        pieces.append(bytes(4 * (width - count)))
+    return np.frombuffer(bytearray().join(pieces), dtype=np.int32).reshape(len(tables), width)
