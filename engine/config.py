@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from wire.errors import ErrorCode, SpliceError
 
+MAX_SCORED_TOKENS = 128
+"""See `EngineConfig.max_scored_tokens`; no worker is given more."""
 _SIZES = ("num_blocks", "max_model_len", "block_tokens", "max_num_seqs", "max_num_batched_tokens")
 
 
@@ -25,7 +27,7 @@ class EngineConfig:
     """Most milliseconds one step is predicted to take, one block of a prompt excepted."""
     max_mixed_step_ms: float = 180.0
     """The same for steps that compute prompts and give somebody a token: about the longest ITL beside prompts."""
-    max_scored_tokens: int = 128
+    max_scored_tokens: int = MAX_SCORED_TOKENS
     """Most prompt tokens of one step that all want their logits, for `prompt_logprobs`; at least one block."""
     enable_prefix_caching: bool = True
     async_scheduling: bool = True

@@ -32,6 +32,8 @@ from wire.errors import ErrorCode, SpliceError
 from wire.sampling import FinishReason, TokenLogprobs
 
 _log = logging.getLogger(__name__)
+_UNFINISHED, _PREFILL, _DRAINING = FinishReason.NONE, RequestKind.PREFILL, RequestStatus.DRAINING
+"""Looking these up takes an enum longer than all else that is asked of one request in a step."""
 
 
 class Engine:
@@ -215,15 +217,16 @@ class Engine:
         stats.max_batch_rows = max(stats.max_batch_rows, len(plan.scheduled))
         for part in plan.scheduled:
             prompt_left = part.request.num_prompt_tokens - part.request.num_computed_tokens
-            stats.prompt_tokens += max(0, min(part.num_new_tokens, prompt_left))
+            if prompt_left > 0:
+                stats.prompt_tokens += min(part.num_new_tokens, prompt_left)
 
     def _promise_tokens(self) -> None:
         """Whoever gets a token from the step in flight, and will go on whichever it is, can be scheduled with it."""
         drawing = self._in_flight.drawing if self._in_flight is not None else ()
         for index, part in enumerate(drawing):
             request = part.request
-            is_last = request.kind is RequestKind.PREFILL or ends_with_next(request, self.config)
-            if self._is_here(request) and not is_last:
+            is_last = request.kind is _PREFILL or ends_with_next(request, self.config)
+            if not is_last and self._is_here(request):
                 request.tokens.append(not_drawn_yet(index))
 
     def _launch(self, plan: SchedulePlan, began_s: float) -> LaunchedStep | None:
@@ -232,7 +235,7 @@ class Engine:
             return None
         try:
             drawing = [part for part in plan.scheduled if part.completes]
-            rows = [self._sampling_row(part.request) for part in drawing]
+            rows = [part.request.sampling_row or self._sampling_row(part.request) for part in drawing]
             return LaunchedStep(plan, drawing, self._run(plan).start_draw(range(len(rows)), rows), began_s)
         except DeviceLost:
             raise
@@ -244,9 +247,10 @@ class Engine:
 
     def _is_plain(self, part: ScheduledRequest) -> bool:
         """Whether nothing but the next token, plainly drawn, is wanted of its logits."""
-        if part.scored or part.request.sampling.beam is not None:
+        request = part.request
+        if part.scored or request.sampling.beam is not None:
             return False
-        return not part.completes or self._sampling_row(part.request).is_plain
+        return not part.completes or (request.sampling_row or self._sampling_row(request)).is_plain
 
     def _go_on_from(self, launched: LaunchedStep) -> None:
         """What it computes counts as computed for whatever is queued behind it."""
@@ -344,18 +348,16 @@ class Engine:
         self._emit(request, readout.drawn, output)
 
     def _emit(self, request: Request, drawn: DrawnToken | None, output: StepOutput) -> None:
-        self._emit_computed(request, drawn is not None, output)
+        if request.kind is _PREFILL:
+            self._emit_computed(request, drawn is not None, output)
         if drawn is not None:
             self._emit_token(request, drawn, output)
 
     def _is_here(self, request: Request) -> bool:
         """False for one that ended while it was computed: its client left, or a beam of the same search failed."""
-        known = self._scheduler.requests.get(request.key)
-        return known is request and request.status is not RequestStatus.DRAINING
+        return self._scheduler.requests.get(request.key) is request and request.status is not _DRAINING
 
     def _emit_computed(self, request: Request, is_last: bool, output: StepOutput) -> None:
-        if request.kind is not RequestKind.PREFILL:
-            return
         first = max(request.num_announced_blocks, request.skip_tokens // self.config.block_tokens)
         computed = request.num_computed_tokens
         end = self.config.blocks_for(computed) if is_last else computed // self.config.block_tokens
@@ -367,20 +369,21 @@ class Engine:
             request.num_announced_blocks = end
 
     def _emit_token(self, request: Request, drawn: DrawnToken, output: StepOutput) -> None:
-        if request.tokens[-1] < 0:  # what stood for it
-            request.tokens.pop()
-        seq = request.num_generated_tokens
-        request.tokens.append(drawn.token)
+        tokens = request.tokens
+        if tokens[-1] < 0:  # what stood for it
+            tokens.pop()
+        seq = len(tokens) - request.num_prompt_tokens
+        tokens.append(drawn.token)
         self.stats.generated_tokens += 1
         finish = finish_reason(request, self.config)
         logprobs: tuple[TokenLogprobs, ...] | None = (drawn.logprobs,) if drawn.logprobs else None
-        is_prefill = request.kind is RequestKind.PREFILL
-        handed_off = is_prefill and finish is FinishReason.NONE
+        is_prefill = request.kind is _PREFILL
+        handed_off = is_prefill and finish is _UNFINISHED
         cached = request.num_cached_tokens
         output.rows.append(TokenRow(request.key, seq, (drawn.token,), finish, cached, logprobs, handed_off))
         if is_prefill and not request.lease_ended:
             self._scheduler.hold(request)
-        elif is_prefill or finish is not FinishReason.NONE:
+        elif is_prefill or finish is not _UNFINISHED:
             self._scheduler.end(request)
 
     def _fail(self, request: Request, error: Exception, output: StepOutput) -> None:

@@ -17,7 +17,10 @@ from kvtransfer.kv_checksum import BlockRows
 _log = structlog.get_logger(__name__)
 _ID_BYTES = 8
 _SPIN_S = 50e-6
-_SLEEP_S = 50e-6
+_SLEEP_S, _LONGEST_SLEEP_S = 50e-6, 0.01
+_NAP_SHARE = 1 / 64
+"""Of what has been waited for so far. A device that hangs is waited for with next to no work of the processor, by which
+a worker that gets nowhere is told from one that computes."""
 _SLOW_S = 10.0
 
 
@@ -105,7 +108,7 @@ class DeviceLane:
         while not self._runtime.is_done(self._event):
             waited_s = time.monotonic() - began_s
             if waited_s > _SPIN_S:
-                time.sleep(_SLEEP_S)
+                time.sleep(min(max(_SLEEP_S, waited_s * _NAP_SHARE), _LONGEST_SLEEP_S))
             if waited_s > _SLOW_S and not warned:
                 warned = True
                 _log.warning("kv copy on the device takes long", seconds=waited_s)
@@ -186,10 +189,14 @@ class DeviceLanes:
                 self.give_back(lane)
 
     def close(self) -> None:
-        """Returns when no lane is in use; none can be taken any more."""
+        """Returns when no lane is in use; none can be taken any more. A device that failed takes nothing back: what it
+        says then is not what went wrong, and is for the log."""
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: self._taken == 0)
             idle, self._idle = self._idle, []
-        for lane in idle:
-            lane.close()
+        try:
+            for lane in idle:
+                lane.close()
+        except DeviceError as error:
+            _log.error("kv lanes on the device are left to the end of the process", reason=str(error))

@@ -195,9 +195,12 @@ class DevicePoolMemory:
         self.mappings.close()
         self._lanes.close()
         self._table.close()
-        if self._kept is None:
-            self.runtime.free(self.address)
-        else:
+        try:
+            if self._kept is None:
+                self.runtime.free(self.address)
+        except DeviceError as error:
+            self._kept = str(error)
+        if self._kept is not None:
             _log.error("kv pool on the device is kept until the process ends", reason=self._kept)
 
     def _parts(self, blocks: Sequence[int], tokens: Sequence[int] | None) -> Iterator[_Summed]:

@@ -64,6 +64,7 @@ class PeerMappings:
         self._runtime = runtime
         self._changed = threading.Condition()
         self._mappings: dict[bytes, PeerMapping] = {}
+        self._opening: set[bytes] = set()
         self._closed = False
         self._thread: threading.Thread | None = None
         self._wake_read, self._wake_write = -1, -1
@@ -79,21 +80,37 @@ class PeerMappings:
         """
         try:
             with self._changed:
-                free = self._changed.wait_for(lambda: self._closed or handle not in self._mappings, OPEN_TIMEOUT_S)
+                free = self._changed.wait_for(lambda: self._closed or self._is_free(handle), OPEN_TIMEOUT_S)
                 if self._closed:
                     raise TransportError("the pool is closed")
                 if not free:
                     raise TransportError("the peer's memory is still mapped by a link that is being closed")
-                try:
-                    address = self._runtime.open_export(handle)
-                except DeviceError as error:
-                    raise TransportError(f"cannot map the peer's memory: {error}") from error
-                mapping = self._mappings[handle] = PeerMapping(handle, address, connection, self)
-                self._start()
+                self._opening.add(handle)
+            mapping = self._opened(handle, connection)
         except BaseException:
             part_unmapped(connection)
             raise
         self._wake()
+        return mapping
+
+    def _is_free(self, handle: bytes) -> bool:
+        return handle not in self._mappings and handle not in self._opening
+
+    def _opened(self, handle: bytes, connection: socket.socket) -> PeerMapping:
+        """Without the lock: a driver takes its time, and the engine's thread asks for other mappings meanwhile."""
+        mapping = None
+        try:
+            mapping = PeerMapping(handle, self._runtime.open_export(handle), connection, self)
+        except DeviceError as error:
+            raise TransportError(f"cannot map the peer's memory: {error}") from error
+        finally:
+            with self._changed:
+                self._opening.discard(handle)
+                if mapping is not None:
+                    mapping.ended = "closed" if self._closed else ""
+                    self._mappings[handle] = mapping
+                    self._start()
+                self._changed.notify_all()
         return mapping
 
     def begin(self, mapping: PeerMapping) -> None:
@@ -119,6 +136,7 @@ class PeerMappings:
             for mapping in self._mappings.values():
                 mapping.ended = mapping.ended or "closed"
             self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._opening)
         if self._thread is None:
             return
         self._wake()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, deque
 from collections.abc import Hashable, Sequence
 from enum import Enum
@@ -67,7 +68,8 @@ class BlockPool:
         """To look things up, and to say what is worth keeping longer; the pool alone changes what is in it."""
         self._generations = generations
         self._free: deque[int] = deque(range(num_blocks))
-        self._tables: dict[Hashable, list[int]] = {}
+        self._tables: dict[Hashable, array[int]] = {}
+        """Of 32 bits each: every step takes them as they are (`StepArrays`)."""
         self._table_states: dict[Hashable, BlockState] = {}
         self._refs: list[int] = [0] * num_blocks
         self._copies: list[BlockCopy] = []
@@ -121,9 +123,9 @@ class BlockPool:
         for entry in entries:
             self._claim(entry)
         first = [self._copy_of(lead)] if lead is not None else []
-        table = [entry.block if entry.tier is Tier.POOL else self._restore(entry) for entry in entries]
-        table += first
-        table += [self._take() for _ in range(num_new - len(first))]
+        table = array("i", [entry.block if entry.tier is Tier.POOL else self._restore(entry) for entry in entries])
+        table.extend(first)
+        table.extend([self._take() for _ in range(num_new - len(first))])
         self._tables[owner] = table
         self._table_states[owner] = BlockState.IN_USE
         return table
@@ -200,7 +202,7 @@ class BlockPool:
         """Keeps the blocks a copy may still write to until `release`; sealed ones are read only and go at once."""
         table = self._tables[owner]
         sealed = [block for block in table if block in self.cache]
-        table[:] = [block for block in table if block not in self.cache]
+        table[:] = array("i", [block for block in table if block not in self.cache])
         self._table_states[owner] = BlockState.DRAINING
         self._drop(sealed)
 

@@ -51,11 +51,21 @@ class Buckets:
             return None
         return GraphKey(_at_least(self.sequences, sequences), queries, _at_least(self.contexts, context))
 
+    def all(self) -> list[GraphKey]:
+        """Those of most rows first, of these those of the longest contexts: the first needs most memory."""
+        return self._keys(self.contexts)
+
     def common(self) -> list[GraphKey]:
-        """Those worth capturing before the first request, those of most rows first: any number of sequences of the
-        shortest contexts. Longer ones are captured when they first come up."""
-        keys = [GraphKey(size, queries, self.contexts[0]) for size in self.sequences for queries in self.queries]
-        return sorted(keys, key=lambda key: (key.rows, key.sequences), reverse=True)
+        """Those worth capturing before the first request, in that order: any number of sequences of the shortest
+        contexts, and `largest`, in whose memory all others find room. The rest is captured when it first comes up."""
+        keys = self._keys(self.contexts[:1])
+        return keys if self.largest in keys else [self.largest, *keys]
+
+    def _keys(self, contexts: tuple[int, ...]) -> list[GraphKey]:
+        keys = [
+            GraphKey(size, rows, context) for size in self.sequences for rows in self.queries for context in contexts
+        ]
+        return sorted(keys, key=lambda key: (key.rows, key.sequences, key.context), reverse=True)
 
 
 def _sizes(largest: int) -> tuple[int, ...]:

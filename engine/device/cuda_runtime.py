@@ -27,6 +27,21 @@ class EventFence:
             raise _lost(error) from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Memory by its address, for torch to view without owning it."""
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    """In bytes."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        data = (self.address, False)
+        return {"shape": self.shape, "strides": self.strides, "typestr": "<f4", "data": data, "version": 3}
+
+
 class CudaRuntime:
     """See `DeviceRuntime`. All work is on the current stream of the thread that computes steps."""
 
@@ -42,7 +57,7 @@ class CudaRuntime:
         self._device = torch.device("cuda", index)
         self._pool: Any = None
         self._mark: torch.cuda.Event | None = None
-        self._thread = 0
+        self._thread = threading.local()
         self.enter()
         self._taken_before = self._taken()
 
@@ -58,10 +73,9 @@ class CudaRuntime:
 
     def enter(self) -> None:
         """See `DeviceRuntime.enter`."""
-        thread = threading.get_ident()
-        if thread != self._thread:
+        if not getattr(self._thread, "entered", False):  # not by its number, which the next thread may have
             torch.cuda.set_device(self._device)
-            self._thread = thread
+            self._thread.entered = True
 
     def pinned(self, num_bytes: int) -> torch.Tensor:
         """See `DeviceRuntime.pinned`."""
@@ -88,6 +102,7 @@ class CudaRuntime:
     def capture(self, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
         """See `DeviceRuntime.capture`."""
         graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.current_stream(self._device)
         try:
             work()
             torch.cuda.synchronize(self._device)
@@ -97,22 +112,35 @@ class CudaRuntime:
                 result = work()
         except RuntimeError as error:
             raise SpliceError(ErrorCode.INTERNAL_ERROR, f"capturing a step failed on the GPU: {error}") from error
+        finally:
+            # torch leaves the thread on the stream of a capture that failed, apart from all that was queued before.
+            torch.cuda.set_stream(stream)
         if self._pool is None:
             self._pool = graph.pool()
-        return result, graph.replay
+        # The graph's result is where it is as long as the graph is. Nobody owns that place, or no later graph could
+        # compute there, and each would keep rows times the vocabulary for itself.
+        strides = tuple(step * result.element_size() for step in result.stride())
+        place = _Place(result.data_ptr(), tuple(result.shape), strides)
+        return torch.as_tensor(place, device=self._device), graph.replay
 
     def settle(self) -> None:
         """See `DeviceRuntime.settle`."""
         try:
-            torch.cuda.synchronize(self._device)
+            event = _new_event()
+            event.record()
+            event.synchronize()
         except RuntimeError as error:
             raise _lost(error) from error
+
+    def trim(self) -> None:
+        """See `DeviceRuntime.trim`."""
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
 
     def forget_captures(self) -> None:
         """See `DeviceRuntime.forget_captures`."""
         self._pool = None
-        torch.cuda.synchronize(self._device)
-        torch.cuda.empty_cache()
+        self.trim()
 
     def reserved_bytes(self) -> int:
         """See `DeviceRuntime.reserved_bytes`; graphs' own memory, which torch does not count, included. So is what
@@ -129,9 +157,15 @@ class CudaRuntime:
 
     def _copy(self, dest: torch.Tensor, source: torch.Tensor) -> EventFence:
         dest.copy_(source, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event = _new_event()
         event.record()
         return EventFence(event)
+
+
+def _new_event() -> torch.cuda.Event:
+    """One whose waiter sleeps. One that spins takes a processor from the other threads, and a device that hangs would
+    look like a thread at work (`worker.engine_watch`)."""
+    return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
 
 def _lost(error: RuntimeError) -> DeviceLost:

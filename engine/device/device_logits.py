@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.device.draw_memory import DrawMemory, TokensOnTheWay
-from engine.ops.cuda.draw import DrawChoice
+from engine.ops.cuda.draw import DrawChoice, packed
 from engine.sampling.sampler import DrawnToken, SamplingRow, not_finite, sample
 
 _NOT_FINITE = -1
@@ -32,15 +32,13 @@ class DeviceLogits:
     def wait(self) -> None:
         """See `StepLogits.wait`."""
         with self._memory.guard("computing a step"):
-            if len(self._logits):
-                self._logits[:1, :1].cpu()
-            else:  # there is nothing to copy, and no copy waits for nothing
-                self._memory.settle()
+            self._memory.settle()
 
     def host(self, rows: slice | Sequence[int]) -> NDArray[np.float32]:
         """See `StepLogits.host`."""
         chosen = rows if isinstance(rows, slice) else list(rows)
         with self._memory.guard("computing a step"):
+            self._memory.settle()  # asleep; a copy would spin
             found: NDArray[np.float32] = self._logits[chosen].cpu().numpy()
         return found
 
@@ -65,7 +63,8 @@ class DeviceLogits:
         positions = [len(row.tokens) for row in rows]
         with self._memory.guard("drawing tokens"):
             own = self._logits if len(places) == len(self._logits) else self._logits[list(places)]
-            return DeviceDraw(self._memory.draw(own, [choice_of(row) for row in rows]), positions)
+            wanted = [row.packed or _pack(row) for row in rows]
+            return DeviceDraw(self._memory.draw(own, wanted, positions), positions)
 
 
 class DeviceDraw:
@@ -78,15 +77,15 @@ class DeviceDraw:
     def wait(self) -> list[DrawnToken | Exception]:
         """See `PendingDraw.wait`."""
         return [
-            not_finite(position) if token == _NOT_FINITE else DrawnToken(token, None)
+            DrawnToken(token, None) if token != _NOT_FINITE else not_finite(position)
             for token, position in zip(self._tokens.wait(), self._positions, strict=True)
         ]
 
 
-def choice_of(row: SamplingRow) -> DrawChoice:
-    """Of a plain row."""
+def _pack(row: SamplingRow) -> bytes:
+    """Of a plain row; kept by it."""
     params = row.params
-    return DrawChoice(
+    choice = DrawChoice(
         temperature=params.temperature,
         seed=params.seed,
         position=len(row.tokens),
@@ -95,3 +94,5 @@ def choice_of(row: SamplingRow) -> DrawChoice:
         top_p=params.top_p,
         min_p=params.min_p,
     )
+    row.packed = packed(choice)
+    return row.packed

@@ -40,19 +40,23 @@ class DeviceRuntime(Protocol):
     def capture(self, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
         """Runs `work` once, so that whatever happens only the first time has happened, then records it.
 
-        Returns the tensor that recorded work writes to, and what queues it again. Recorded work must neither wait nor
-        read or allocate host memory; all captures share the memory they allocate, so that the result of one holds
-        until the next is queued. Raises SpliceError for work that cannot be recorded.
+        Returns the tensor that recorded work writes to, float32, and what queues it again. Recorded work must neither
+        wait nor read or allocate host memory; all captures share the memory they allocate, so that the result of one
+        holds until the next is queued. What `trim` gives back is given back. Raises SpliceError for work that cannot be
+        recorded, or for which memory does not suffice; what was captured before can be replayed nevertheless.
         """
 
     def settle(self) -> None:
         """Returns when everything that was queued is done. Raises DeviceLost where the device will do nothing more."""
 
+    def trim(self) -> None:
+        """Waits for the device, and gives back what is kept for later though nobody has it."""
+
     def forget_captures(self) -> None:
         """What was captured is used no more, and later captures share other memory."""
 
     def reserved_bytes(self) -> int:
-        """Device memory that has been taken since this was made."""
+        """Device memory that has been taken since this was made, with what is kept for later."""
 
     def total_bytes(self) -> int:
         """Device memory there is."""

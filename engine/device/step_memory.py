@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from engine.device.buckets import GraphKey
-from engine.device.runtime import DeviceRuntime, Fence
+from engine.device.runtime import DeviceRuntime
+from engine.device.staging import Staging
 from engine.steps.step_arrays import StepArrays
 from engine.steps.step_plan import StepBounds, StepPlan
 
 _ALIGN = 16
 _NO_SLOT = -1
 """Where the rows that fill up a bucket store their keys and values: nowhere."""
-_STAGES = 2
-"""So many steps may be on their way to the device at once."""
 
 
 class StepLayout:
-    """Where each array of a step of one size lies in the span: offset in bytes, shape, dtype."""
+    """Where each array of a step of one size lies in the span: bytes, shape, dtype."""
 
     def __init__(self, key: GraphKey, block_tokens: int) -> None:
         rows, sequences, blocks = key.rows, key.sequences, -(-key.context // block_tokens)
@@ -36,49 +35,37 @@ class StepLayout:
             ("block_tables", (sequences, blocks), np.int32),
         )
         self.key = key
-        self.fields: dict[str, tuple[int, tuple[int, ...], np.dtype[np.signedinteger]]] = {}
+        self.fields: dict[str, tuple[slice, tuple[int, ...], np.dtype[np.signedinteger]]] = {}
         offset = 0
         for name, shape, kind in shapes:
             dtype = np.dtype(kind)
-            self.fields[name] = (offset, shape, dtype)
-            offset += -(-int(np.prod(shape)) * dtype.itemsize // _ALIGN) * _ALIGN
+            end = offset + math.prod(shape) * dtype.itemsize
+            self.fields[name] = (slice(offset, end), shape, dtype)
+            offset = -(-end // _ALIGN) * _ALIGN
         self.num_bytes = offset
 
     def host(self, span: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.signedinteger]]:
         """The arrays in a span of host memory."""
-        return {
-            name: span[offset : offset + int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
-            for name, (offset, shape, dtype) in self.fields.items()
-        }
+        return {name: span[place].view(dtype).reshape(shape) for name, (place, shape, dtype) in self.fields.items()}
 
     def plan(self, span: torch.Tensor) -> StepPlan:
         """The arrays in a span of device memory."""
         tensors = {}
-        for name, (offset, shape, dtype) in self.fields.items():
-            part = span[offset : offset + int(np.prod(shape)) * dtype.itemsize]
-            tensors[name] = part.view(getattr(torch, dtype.name)).view(shape)
+        for name, (place, shape, dtype) in self.fields.items():
+            tensors[name] = span[place].view(getattr(torch, dtype.name)).view(shape)
         singles = self.key.sequences if self.key.queries == 1 else 0
         return StepPlan(**tensors, bounds=StepBounds(self.key.queries, self.key.context, singles), peers=None)
 
 
-@dataclass(slots=True)
-class _Stage:
-    pinned: torch.Tensor
-    array: npt.NDArray[np.uint8]
-    sent: Fence | None = None
-
-
 class StepMemory:
-    """The span, large enough for the largest step, and pinned memory that takes turns being copied to it."""
+    """The span, large enough for the largest step, and what is copied to it."""
 
     def __init__(self, runtime: DeviceRuntime, largest: GraphKey, block_tokens: int) -> None:
-        self._runtime = runtime
         self._block_tokens = block_tokens
         self._layouts: dict[GraphKey, StepLayout] = {}
         num_bytes = self.layout(largest).num_bytes
         self._span = torch.zeros(num_bytes, dtype=torch.uint8, device=runtime.device)
-        pinned = [runtime.pinned(num_bytes) for _ in range(_STAGES)]
-        self._stages = [_Stage(each, each.numpy()) for each in pinned]
+        self._staging = Staging(runtime, num_bytes)
 
     def layout(self, key: GraphKey) -> StepLayout:
         """Of steps of this size."""
@@ -95,13 +82,10 @@ class StepMemory:
 
         Every sequence has `key.queries` rows, and of all rows logits are computed.
         """
-        stage = self._stages[0]
-        self._stages.append(self._stages.pop(0))
-        if stage.sent is not None:
-            stage.sent.wait()
         layout = self.layout(key)
+        stage = self._staging.next(layout.num_bytes)
         fill(layout.host(stage.array[: layout.num_bytes]), key, arrays)
-        stage.sent = self._runtime.upload(self._span[: layout.num_bytes], stage.pinned[: layout.num_bytes])
+        self._staging.send(stage, self._span[: layout.num_bytes])
 
 
 def fill(to: dict[str, npt.NDArray[np.signedinteger]], key: GraphKey, arrays: StepArrays | None) -> None:

@@ -27,6 +27,8 @@ class SamplingRow:
     num_prompt_tokens: int
     stopping_ids: Sequence[int] = ()
     """Tokens that would end the answer, not drawn before `min_tokens`."""
+    packed: bytes = field(default=b"", init=False, repr=False)
+    """The parameters of a plain row as a device takes them, kept here by whoever draws there."""
     _plan: Plan | None = field(default=None, init=False, repr=False)
     _is_greedy: bool = field(init=False, repr=False)
     _is_plain: bool = field(init=False, repr=False)
@@ -61,7 +63,7 @@ class SamplingRow:
     @property
     def is_plain(self) -> bool:
         """Temperature, min_p, top_k and top_p say all there is to say, and no more is wanted than the token."""
-        return self._is_plain and self._may_stop()
+        return self._is_plain and (not self.params.min_tokens or self._may_stop())
 
     def _may_stop(self) -> bool:
         return len(self.tokens) - self.num_prompt_tokens >= self.params.min_tokens

@@ -176,14 +176,15 @@ class Scheduler:
         plan = SchedulePlan(ended=self._ended)
         self._ended = []
         grow, was_tight = self._memory.grow, False
+        running = RequestStatus.RUNNING
         for request in list(self.running):
-            if request.status is RequestStatus.RUNNING and not grow(request):
+            if request.status is running and not grow(request):
                 plan.num_preempted += self._make_room(request)
                 was_tight = True
         decoding, prompts = [], []
         for request in self.running:
             gap = len(request.tokens) - request.num_computed_tokens
-            if gap == 1 and not request.scores_prompt:
+            if gap == 1 and (request.sampling.prompt_logprobs is None or not request.scores_prompt):
                 decoding.append(request)
             elif gap:
                 prompts.append(request)

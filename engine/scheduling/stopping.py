@@ -14,8 +14,8 @@ def stopping_ids(sampling: SamplingParams, eos_token_ids: tuple[int, ...]) -> tu
 
 def ends_with_next(request: Request, config: EngineConfig) -> bool:
     """Whether the next token is the last one, whichever it is."""
-    is_longest = request.num_tokens + 1 >= config.max_model_len
-    return is_longest or request.num_generated_tokens + 1 >= request.sampling.max_tokens
+    count = len(request.tokens) + 1
+    return count >= config.max_model_len or count - request.num_prompt_tokens >= request.sampling.max_tokens
 
 
 def finish_reason(request: Request, config: EngineConfig) -> FinishReason:
@@ -24,11 +24,12 @@ def finish_reason(request: Request, config: EngineConfig) -> FinishReason:
     Also true of an attempt that starts with every token already emitted: its predecessor died between the last
     token and the word that it was the last.
     """
-    generated = request.num_generated_tokens
-    sampling = request.sampling
-    may_stop = generated > 0 and generated >= sampling.min_tokens
-    if may_stop and request.tokens[-1] in stopping_ids(sampling, config.eos_token_ids):
-        return FinishReason.STOP
-    if generated >= sampling.max_tokens or request.num_tokens >= config.max_model_len:
+    tokens, sampling = request.tokens, request.sampling
+    generated = len(tokens) - request.num_prompt_tokens
+    if generated > 0 and generated >= sampling.min_tokens:
+        last = tokens[-1]
+        if last in sampling.stop_token_ids or (last in config.eos_token_ids and not sampling.ignore_eos):
+            return FinishReason.STOP
+    if generated >= sampling.max_tokens or len(tokens) >= config.max_model_len:
         return FinishReason.LENGTH
     return FinishReason.NONE

@@ -33,7 +33,3 @@ class PeerRows:
                 caches[first:end] = part.peer.address
                 slots[first:end] = part.peer.slots(part.start, end - first, block_tokens)
         return cls(torch.from_numpy(caches), torch.from_numpy(slots))
-
-    def on(self, device: torch.device) -> PeerRows:
-        """The same on another device."""
-        return PeerRows(self.caches.to(device), self.slots.to(device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from itertools import chain
 
@@ -69,31 +70,35 @@ class StepArrays:
         the work."""
         slices = batch.slices
         block_tables = _block_tables(batch, lengths, block_tokens)
-        starts = [part.start for part in slices]
-        slots = [
-            part.block_table[part.start // block_tokens] * block_tokens + part.start % block_tokens for part in slices
-        ]
-        wanted = [row for row, part in enumerate(slices) if part.num_logits]
+        positions = np.array([part.start for part in slices], dtype=np.int64)
+        rows = np.arange(len(slices) + 1, dtype=np.int32)
+        block, offset = np.divmod(positions, block_tokens)
+        wanted = [row for row, part in enumerate(slices) if part.wants_logits or part.wants_all_logits]
         return cls(
             token_ids=np.array([part.token_ids[0] for part in slices], dtype=np.int64),
-            positions=np.array(starts, dtype=np.int64),
-            slots=np.array(slots, dtype=np.int64),
+            positions=positions,
+            slots=block_tables[rows[:-1], block].astype(np.int64) * block_tokens + offset,
             block_tables=block_tables,
-            query_starts=np.arange(len(slices) + 1, dtype=np.int32),
-            starts=np.array(starts, dtype=np.int32),
+            query_starts=rows,
+            starts=positions.astype(np.int32),
             prompt_ends=np.array([part.num_prompt_tokens for part in slices], dtype=np.int64),
             logit_rows=np.array(wanted, dtype=np.int64),
         )
 
 
 def _block_tables(batch: StepBatch, lengths: list[int], block_tokens: int) -> Int32s:
-    tables = np.zeros((len(lengths), max((len(part.block_table) for part in batch.slices), default=0)), dtype=np.int32)
-    for table, part, length in zip(tables, batch.slices, lengths, strict=True):
-        end, num_blocks = part.start + length, len(part.block_table)
-        if not length or num_blocks * block_tokens < end:
+    tables = [part.block_table for part in batch.slices]
+    counts = list(map(len, tables))
+    for part, length, count in zip(batch.slices, lengths, counts, strict=True):
+        if not length or count * block_tokens < part.start + length:
             raise ValueError(
-                f"slice at {part.start} with {length} tokens and {num_blocks} blocks: expected at least one token and "
-                f"blocks for {end} positions"
+                f"slice at {part.start} with {length} tokens and {count} blocks: expected at least one token and "
+                f"blocks for {part.start + length} positions"
             )
-        table[:num_blocks] = part.block_table
-    return tables
+    # Piece by piece, as the block pool has them: number by number takes longer than all else a step asks of the host.
+    width = max(counts, default=0)
+    pieces: list[array[int] | bytes] = []
+    for table, count in zip(tables, counts, strict=True):
+        pieces.append(table if isinstance(table, array) else array("i", table))
+        pieces.append(bytes(4 * (width - count)))
+    return np.frombuffer(bytearray().join(pieces), dtype=np.int32).reshape(len(tables), width)

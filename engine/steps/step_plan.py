@@ -60,9 +60,3 @@ class StepPlan:
         arrays = StepArrays.of(batch, block_tokens)
         tensors = {field.name: torch.from_numpy(getattr(arrays, field.name)) for field in fields(arrays)}
         return cls(**tensors, bounds=StepBounds.of(batch), peers=PeerRows.of(batch, block_tokens))
-
-    def on(self, device: torch.device) -> StepPlan:
-        """The same on another device."""
-        tensors = {field.name: getattr(self, field.name).to(device) for field in fields(StepArrays)}
-        peers = self.peers.on(device) if self.peers is not None else None
-        return StepPlan(**tensors, bounds=self.bounds, peers=peers)

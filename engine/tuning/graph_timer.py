@@ -46,9 +46,13 @@ class GraphTimer:
             raise TooSlow(f"{once / len(calls):.3g} s, allowed are {limit_s:.3g}")
         rounds = max(1, min(_MOST_ROUNDS, round(self._least_s / max(once, 1e-6))))
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for _ in range(rounds):
-                one_round()
+        before = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, stream=stream):
+                for _ in range(rounds):
+                    one_round()
+        finally:  # torch leaves the thread on the stream of a capture that failed
+            torch.cuda.set_stream(before)
         with torch.cuda.stream(stream):
             times = [timed(graph.replay) for _ in range(_WARM_REPLAYS + self._repeats)]
         return statistics.median(times[_WARM_REPLAYS:]) / (rounds * len(calls))

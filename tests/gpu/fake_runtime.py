@@ -21,12 +21,19 @@ class FakeFence:
         self.runtime.settle()
 
 
+MODEL_BYTES, STEP_BYTES, SHARED_BYTES, GRAPH_BYTES = 8 << 20, 3 << 20, 5 << 20, 1 << 18
+
+
 class FakeRuntime:
     """See `DeviceRuntime`. What was copied to the host arrives no sooner than somebody waits for it, and memory that is
     written to while it is copied from is found out.
 
-    Recorded work is run again at every replay, and its result is NaN until then. One that `is_lost` says so to whoever
-    waits for it, from then on. A thread is to enter before it has it do something; who made it has.
+    Recorded work is run again at every replay. Its result is NaN until then, and from when other work is replayed: all
+    of it computes in the same memory. One that `is_lost` says so to whoever waits for it, from then on. A thread is to
+    enter before it has it do something; who made it has.
+
+    As if steps that are launched took STEP_BYTES, kept until they are given back, as a capture does before it begins;
+    the first capture SHARED_BYTES that all of them share, and each GRAPH_BYTES for itself.
     """
 
     def __init__(self) -> None:
@@ -37,6 +44,8 @@ class FakeRuntime:
         self._queue: list[_Copy] = []
         self._pinned: set[int] = set()
         self._is_capturing = False
+        self._kept_bytes = 0
+        self._results: list[torch.Tensor] = []
 
     @property
     def device(self) -> torch.device:
@@ -54,6 +63,7 @@ class FakeRuntime:
     def upload(self, dest: torch.Tensor, source: torch.Tensor) -> FakeFence:
         assert source.untyped_storage().data_ptr() in self._pinned, "a copy by the device from memory it cannot reach"
         fence = self._queued("upload", _Copy(source, zlib.crc32(source.numpy()), None, None))
+        self._kept_bytes = STEP_BYTES
         dest.copy_(source)
         return fence
 
@@ -73,14 +83,19 @@ class FakeRuntime:
         self.captures += 1
         self.drain()
         work()
+        self.trim()
         self._is_capturing = True
         result = work().fill_(float("nan"))
         self._is_capturing = False
+        self._results.append(result)
 
         def replay() -> None:
             assert not self._is_capturing, "a replay within a capture"
             self.calls.append("replay")
-            result.copy_(work())
+            found = work()
+            for each in self._results:
+                each.fill_(float("nan"))
+            result.copy_(found)
 
         return result, replay
 
@@ -89,15 +104,19 @@ class FakeRuntime:
             raise DeviceLost("the device is lost")
         self.drain()
 
+    def trim(self) -> None:
+        self._kept_bytes = 0
+
     def forget_captures(self) -> None:
         self.calls.append("forget")
+        self.trim()
 
     def reserved_bytes(self) -> int:
-        """As if the first capture took the memory that all share, and each a little for itself."""
-        return 1000 + (500 if self.captures else 0) + 10 * self.captures
+        graphs = SHARED_BYTES + self.captures * GRAPH_BYTES if self.captures else 0
+        return MODEL_BYTES + graphs + self._kept_bytes
 
     def total_bytes(self) -> int:
-        return 10_000
+        return 64 << 20
 
     def drain(self) -> None:
         """The device catches up."""

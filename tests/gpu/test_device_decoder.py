@@ -8,12 +8,13 @@ import pytest
 import torch
 from device_models import bound, device_decoder, reference_decoder, runtime_of
 from device_run import BUCKETS, PROMPTS, Run, answers
-from fake_runtime import FakeRuntime
+from fake_runtime import GRAPH_BYTES, MODEL_BYTES, SHARED_BYTES, STEP_BYTES, FakeRuntime
 
 from engine.blocks.kv_cache import KVCache
 from engine.device.buckets import Buckets
+from engine.device.device_lost import DeviceLost
 from engine.device.memory_budget import kv_bytes
-from wire.errors import SpliceError
+from wire.errors import ErrorCode, SpliceError
 
 
 @pytest.fixture
@@ -81,14 +82,15 @@ def test_rows_that_fill_up_a_bucket_store_nothing(make, platform):
 
 def test_common_graphs_are_there_before_the_first_step_and_rare_ones_come_when_asked_for(make):
     model = make(BUCKETS)
-    assert [(key.sequences, key.context) for key in model.captured.keys] == [(4, 64), (2, 64), (1, 64)]
+    keys = [(key.sequences, key.context) for key in model.captured.keys]
+    assert keys == [(4, 256), (4, 64), (2, 64), (1, 64)], "that which needs most memory first"
     run = Run(model)
     run.step([(0, PROMPTS[0])])
     run.step([(0, [1])])
-    assert len(model.captured.keys) == 3
+    assert len(model.captured.keys) == 4
     run.step([(1, PROMPTS[0] + PROMPTS[2]), (2, PROMPTS[1])])
     run.step([(1, [1]), (2, [2])])
-    assert [(key.sequences, key.context) for key in model.captured.keys][3:] == [(2, 256)]
+    assert [(key.sequences, key.context) for key in model.captured.keys][4:] == [(2, 256)]
 
 
 def test_more_sequences_than_any_graph_has_are_launched(make):
@@ -102,11 +104,13 @@ def test_a_step_is_one_copy_to_the_device_and_one_replay():
     runtime = FakeRuntime()
     platform = kernel_platform.emulated()
     run = Run(bound(device_decoder(platform, runtime, BUCKETS), platform, 16))
-    run.step([(0, PROMPTS[0])])
     runtime.calls.clear()
+    run.step([(0, PROMPTS[0]), (1, PROMPTS[1])])
+    assert runtime.calls == ["upload"]
+    run.step([(1, PROMPTS[2]), (0, [3])])
     for token in range(4):
         run.step([(0, [token])])
-    assert [call for call in runtime.calls if call != "wait"] == ["upload", "replay"] * 4
+    assert [call for call in runtime.calls if call != "wait"] == ["upload"] * 2 + ["upload", "replay"] * 4
 
 
 def test_memory_of_the_cpu_is_refused(platform):
@@ -115,14 +119,16 @@ def test_memory_of_the_cpu_is_refused(platform):
         model.bind_kv_cache(KVCache.zeros(model.kv_layout(32, "auto"), 2))
 
 
-def test_what_graphs_take_is_known_before_the_cache_is_sized():
+def test_what_a_step_and_all_graphs_there_may_be_take_is_known_before_the_cache_is_sized():
     runtime, platform = FakeRuntime(), kernel_platform.emulated()
     model = device_decoder(platform, runtime, Buckets((1, 2, 4, 8), (64, 256)))
     needs = model.memory_needs(32, 40)
-    assert (needs.taken, needs.later) == (1520, 20)
+    assert needs.taken == MODEL_BYTES + SHARED_BYTES + 2 * GRAPH_BYTES
+    assert needs.passing == STEP_BYTES, "though captures give it back"
+    assert needs.later == 6 * (2 << 20), "no graph counts for less than a driver takes at a time"
     assert runtime.captures == 2
     assert runtime.calls[-1] == "forget"
-    assert kv_bytes(runtime.total_bytes(), needs, 0.9) == 9000 - 1540
+    assert kv_bytes(runtime.total_bytes(), needs, 0.9) == int(0.9 * runtime.total_bytes()) - needs.total
     with pytest.raises(SpliceError, match="nothing is left for the KV cache") as refused:
         kv_bytes(runtime.total_bytes(), needs, 0.1)
     assert refused.value.param == "gpu_memory_utilization"
@@ -131,4 +137,53 @@ def test_what_graphs_take_is_known_before_the_cache_is_sized():
 def test_without_graphs_nothing_is_captured_for_trial():
     runtime, platform = FakeRuntime(), kernel_platform.emulated()
     needs = device_decoder(platform, runtime, None).memory_needs(32, 40)
-    assert (runtime.captures, needs.later) == (0, 0)
+    assert (runtime.captures, needs.taken, needs.passing, needs.later) == (0, MODEL_BYTES, STEP_BYTES, 0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "logits"), [(40, [1] * 7 + [33], 40), (300, [1] * 7 + [128, 165], 136), (4, [1] * 4, 4)]
+)
+def test_the_step_that_is_tried_has_the_longest_contexts_and_all_logits_ever_wanted(tokens, rows, logits, monkeypatch):
+    platform = kernel_platform.emulated()
+    model, tried = device_decoder(platform, FakeRuntime(), None), []
+    monkeypatch.setattr(model._decoder, "run", lambda plan, cache: tried.append(plan) or torch.empty(0, 320))
+    model.memory_needs(32, tokens)
+    [plan] = tried
+    assert plan.query_starts.diff().tolist() == rows
+    assert set((plan.starts + plan.query_starts.diff()).tolist()) == {512}
+    assert (len(plan.logit_rows), plan.bounds.leading_singles) == (logits, rows.count(1))
+
+
+@pytest.fixture
+def refusals(monkeypatch):
+    """Of captures, once the model is bound: as where memory does not suffice for one more."""
+    seen = []
+
+    def refuse(runtime, work):
+        seen.append(work)
+        raise SpliceError(ErrorCode.INTERNAL_ERROR, "capturing a step failed") from torch.OutOfMemoryError("2 GiB")
+
+    return lambda: monkeypatch.setattr(FakeRuntime, "capture", refuse) or seen
+
+
+def test_a_graph_that_is_not_to_be_had_is_asked_for_once_and_its_steps_are_launched(refusals):
+    platform = kernel_platform.emulated()
+    steps = [[(0, PROMPTS[0] + PROMPTS[2]), (1, PROMPTS[1])], [(0, [1]), (1, [2])], [(0, [3]), (1, [4])]]
+    run, launched = (
+        Run(bound(device_decoder(platform, FakeRuntime(), buckets), platform, 16)) for buckets in (BUCKETS, None)
+    )
+    seen = refusals()
+    for parts in steps:
+        np.testing.assert_array_equal(run.step(parts), launched.step(parts))
+    assert len(seen) == 1
+    assert len(run.model.captured.keys) == 4
+
+
+def test_a_capture_that_fails_on_a_device_that_is_lost_says_so(refusals):
+    runtime, platform = FakeRuntime(), kernel_platform.emulated()
+    run = Run(bound(device_decoder(platform, runtime, BUCKETS), platform, 16))
+    run.step([(0, PROMPTS[0] + PROMPTS[2])])
+    refusals()
+    runtime.is_lost = True
+    with pytest.raises(DeviceLost):
+        run.step([(0, [1])])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from engine.ops.cuda.library import Library
@@ -13,7 +16,8 @@ from engine.ops.cuda.tensors import require, require_rows
 
 MAX_TOKENS = 1 << 19
 COLUMNS = 7
-"""Numbers a draw depends on, eight bytes each."""
+"""Numbers a draw depends on, eight bytes each, its position the last."""
+_PACKED = struct.Struct("=3d3q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +43,23 @@ def draw_tokens(library: Library, logits: torch.Tensor, choices: Sequence[DrawCh
 
 
 def draw_columns(choices: Sequence[DrawChoice]) -> torch.Tensor:
-    """`[COLUMNS, len(choices)]` int64 on the CPU, the columns of the C structure: for one copy to the device."""
-    reals = [[float(getattr(one, name)) for one in choices] for name in ("temperature", "min_p", "top_p")]
-    wholes = [[_signed(getattr(one, name)) for one in choices] for name in ("top_k", "seed", "choice", "position")]
-    bits = torch.tensor(reals, dtype=torch.float64).view(torch.int64)
-    return torch.cat((bits, torch.tensor(wholes, dtype=torch.int64)))
+    """`[COLUMNS, len(choices)]` int64 on the CPU: see `fill_columns`."""
+    columns = np.empty((COLUMNS, len(choices)), dtype=np.int64)
+    fill_columns(columns, list(map(packed, choices)), [one.position for one in choices])
+    return torch.from_numpy(columns)
+
+
+def packed(choice: DrawChoice) -> bytes:
+    """All of it but the position: what is the same in every draw of a request."""
+    reals = float(choice.temperature), float(choice.min_p), float(choice.top_p)
+    return _PACKED.pack(*reals, *map(_signed, (choice.top_k, choice.seed, choice.choice)))
+
+
+def fill_columns(columns: npt.NDArray[np.int64], rows: Sequence[bytes], positions: Sequence[int]) -> None:
+    """Writes the columns of the C structure, `[COLUMNS, len(rows)]`, of rows that are `packed`: for one copy to the
+    device."""
+    columns[:-1] = np.frombuffer(b"".join(rows), dtype=np.int64).reshape(len(rows), COLUMNS - 1).T
+    columns[-1] = positions
 
 
 def draw_on_device(

@@ -48,6 +48,7 @@ class Library:
             )
         self._library.splice_cuda_error.restype = ctypes.c_char_p
         self.path = path
+        self._functions: dict[str, ctypes._NamedFuncPointer] = {}
         self.device_type = "cpu" if self._library.splice_cuda_emulated() else "cuda"
 
     def build(self) -> Build:
@@ -64,9 +65,13 @@ class Library:
 
     def function(self, name: str) -> ctypes._NamedFuncPointer:
         """The C function itself. Raises SpliceError where its unit is missing."""
+        found = self._functions.get(name)
+        if found is not None:
+            return found
         if not self.has(name):
             raise SpliceError(ErrorCode.MISSING_PART, f"{self.path} was built without {name}: see what make cuda said")
         pointer: ctypes._NamedFuncPointer = getattr(self._library, f"splice_cuda_{name}")
+        self._functions[name] = pointer
         return pointer
 
     def call(self, name: str, arguments: ctypes.Structure) -> None:

@@ -63,12 +63,15 @@ def _checked(
         raise refuse(name, f"on {tensor.device}", f"a tensor on {device_type}")
     if tensor.dtype != dtype:
         raise refuse(name, f"of {tensor.dtype}", str(dtype))
-    agrees = len(tensor.shape) == len(shape) and all(
-        want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
-    )
+    found = tensor.shape
+    agrees = len(found) == len(shape)
+    if agrees:
+        for have, want in zip(found, shape, strict=True):
+            if want is not None and have != want:
+                agrees = False
     if not agrees:
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise refuse(name, f"of shape {tuple(tensor.shape)}", f"[{wanted}]")
+        raise refuse(name, f"of shape {tuple(found)}", f"[{wanted}]")
     address = tensor.data_ptr()
     if address % align:
         raise refuse(name, f"at address {address:#x}", f"aligned to {align} bytes")
