@@ -430,6 +430,7 @@ int splice_cuda_push_latents(const splice_cuda_latent_push* args, void* stream);
 // splice_cuda_prefill_attention on Hopper, by products of warpgroups: head_dim 64, 80, 96 or 128. The same order of operations; the same
 // bits where the matrix units round alike.
 int splice_cuda_prefill_attention_sm90(const splice_cuda_attention* args, void* stream);
+
 // ---- Experts in FP8 whose rows are codes too ----
 //
 // splice_cuda_quantise_fp8 of x [tokens, size] with scales of ROWS or BLOCKS, each token's codes and scales written to all rows that its
