@@ -5,6 +5,7 @@ Files run beside each other: most of a file's time is that of its imports.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -27,6 +28,9 @@ _NOT_UNDER_A_CHECKER = ("gemm", "tuning", "build", "torch_ops", "handoff")
 _ON_A_GPU = re.compile(r"\bplatform\b|mark\.gpu\b")
 _OUR_KERNELS = "kns=splice"
 """Names of theirs, mangled, have this in them: all are of one namespace."""
+_BESIDE_OTHERS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "2"}
+"""Plugins that happen to be installed take longer than the tests and need none; references are computed on the host,
+and eight processes with a thread for each core stand in each other's way."""
 _UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 """Each tensor its own allocation: what is written behind one does not fall into another."""
 
@@ -83,7 +87,10 @@ def check_memory(names: Sequence[str], scratch: Path, limit: Limit, jobs: int) -
 def listed() -> str:
     """Names of all tests, without running any."""
     command = [*_pytest(), "--collect-only", str(TESTS)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+    environment = os.environ | _BESIDE_OTHERS
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     return done.stdout
 
 
@@ -111,7 +118,7 @@ def _run(
     report = scratch / f"{name.replace(' ', '-')}.xml"
     command = [*wrapper, *_pytest(), "-m", "gpu", f"--junitxml={report}", str(TESTS / f"{file}.py")]
     begun = time.monotonic()
-    code, said = run_limited(command, limit_s, ROOT, environment)
+    code, said = run_limited(command, limit_s, ROOT, _BESIDE_OTHERS | (environment or {}))
     words = said[-1500:]
     seconds = time.monotonic() - begun
     if not report.exists():

@@ -6,6 +6,7 @@ graph. Steps follow one another without waiting, as the engine's do, and the hos
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from engine.tuning.decision import Mode
 from wire.kv_layout import KVLayout
 
 _ROUNDS, _STEPS = 5, 20
+_AHEAD = 2
+"""So many steps are queued before the host waits for the device, which has the arrays of no more (`StepMemory`)."""
 SIZES = ((1, 1024), (8, 1024), (64, 1024), (256, 1024), (1, 32768))
 """(sequences, positions of each)"""
 
@@ -69,16 +72,18 @@ def decode_batch(sequences: int, context: int) -> StepBatch:
 def decode_time(
     model: DeviceDecoder, batch: StepBatch, synchronise: Callable[[], None], rounds: int = _ROUNDS, steps: int = _STEPS
 ) -> tuple[float, float]:
-    """Seconds of a step among many, and those the host took to queue it; medians."""
+    """Seconds of a step among many, and those the host took to queue one while the device was not waited for;
+    medians."""
     model.forward(batch)
     synchronise()
     whole: list[float] = []
     queued: list[float] = []
     for _ in range(rounds):
         began = time.perf_counter()
-        for _ in range(steps):
+        for step in range(steps):
             model.forward(batch)
-        queued.append((time.perf_counter() - began) / steps)
+            if step + 1 == _AHEAD:
+                queued.append((time.perf_counter() - began) / _AHEAD)
         synchronise()
         whole.append((time.perf_counter() - began) / steps)
     return statistics.median(whole), statistics.median(queued)
@@ -100,5 +105,6 @@ def measure(mode: Mode, weights: WeightFormat, tactics: Path) -> list[dict[str, 
         times.append(StepTime(name, seconds, host, floor, sequences, context, mode, weights))
         model.runtime.forget_captures()
         del decoder
+        gc.collect()  # graphs and their decoder hold each other, and with them the cache
         torch.cuda.empty_cache()
     return [asdict(each) for each in times]

@@ -9,6 +9,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
@@ -86,13 +87,17 @@ def _built() -> Path:
     library = place / "libsplice_cuda_emulated.so"
     if library.exists():
         return library
-    shutil.rmtree(place.parent, ignore_errors=True)
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
+    for older in place.parent.iterdir():
+        if older != place:
+            shutil.rmtree(older, ignore_errors=True)
     units = [SOURCES / f"{name}.cu" for name in EMULATED_UNITS] + [SOURCES / "emulator" / "emulator.cpp"]
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        objects = list(pool.map(lambda unit: _compiled(unit, place), units))
-    _run("g++", "-shared", "-o", f"{library}.new", *objects)
-    os.replace(f"{library}.new", library)
+    # Another process may be compiling the same.
+    with TemporaryDirectory(prefix="emulated-", dir=ROOT / "build") as own, ThreadPoolExecutor(max_workers=2) as pool:
+        objects = list(pool.map(lambda unit: _compiled(unit, Path(own)), units))
+        made = Path(own) / library.name
+        _run("g++", "-shared", "-o", str(made), *objects)
+        os.replace(made, library)
     return library
 
 

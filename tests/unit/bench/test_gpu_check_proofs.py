@@ -23,7 +23,6 @@ def tests(tmp_path, monkeypatch):
     for name, text in FILES.items():
         (folder / f"{name}.py").write_text(f"import pytest\npytestmark = pytest.mark.gpu\n{text}\n")
     monkeypatch.setattr(proofs, "TESTS", folder)
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # what is installed here takes longer than the tests
     return tmp_path
 
 
