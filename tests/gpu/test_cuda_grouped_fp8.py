@@ -10,7 +10,7 @@ import kernel_platform
 import pytest
 import torch
 from closeness import distance, same_bits
-from fp8_cases import ROUNDING, exact_groups, exact_product
+from fp8_cases import ROUNDING, exact_groups, exact_product, stored_matrix
 
 from engine.ops.cuda.candidates import Fp8Choice, candidates
 from engine.ops.cuda.fp8 import E4M3, quantise_rows
@@ -21,6 +21,7 @@ from engine.ops.cuda.grouped_fp8_weights import Fp8Stack
 from engine.ops.cuda.grouped_sm90 import TILES, GroupedSm90
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.permutation import permute
+from engine.ops.weight_matrix import ExpertMatrices
 from wire.errors import SpliceError
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -137,6 +138,10 @@ def test_experts_meet_codes_where_all_of_their_kernels_were_built_and_are_asked_
     recorder = _Recorder(platform.library, without)
     fp8 = Fp8Choice(platform.device, rows, multiply=exact_product)
     [experts] = (one for one in candidates(recorder, None, fp8=fp8) if one.op == "experts")
+    for scaling in ("rows", "blocks"):
+        matrix = stored_matrix(torch.randn(128, 128), scaling)
+        packed = experts.pack_experts(iter([ExpertMatrices(matrix, matrix, matrix)]), 1)
+        assert packed.rows == ("bfloat16" if without else rows)
     if rows == "bfloat16" or without:
         assert experts.name == "grouped_fp8_weights+grouped_gemm"
         assert not recorder.calls
