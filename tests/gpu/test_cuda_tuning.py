@@ -9,8 +9,8 @@ import torch
 from kernel_platform import why_no_gpu
 
 from engine.ops.cuda.library import Library
-from engine.tuning.graph_timer import GraphTimer
 from engine.tuning.cache import TacticCache
+from engine.tuning.graph_timer import GraphTimer
 from engine.tuning.machine import machine_key
 from engine.tuning.products import linear
 from engine.tuning.row_operations import GATE, NORM, add_norm, silu_mul
