@@ -10,8 +10,9 @@ import kernel_platform
 import pytest
 import torch
 from closeness import distance, same_bits
-from fp8_cases import ROUNDING, exact_groups
+from fp8_cases import ROUNDING, exact_groups, exact_product, stored_matrix
 
+from engine.ops.cuda.candidates import Fp8Choice, candidates
 from engine.ops.cuda.fp8 import E4M3, quantise_rows
 from engine.ops.cuda.fp8_expert_steps import FEW, MANY, Fp8ExpertStacks, experts_of_codes
 from engine.ops.cuda.fp8_reference import Fp8Matrix, quantise_weight
@@ -20,6 +21,7 @@ from engine.ops.cuda.grouped_fp8_weights import Fp8Stack
 from engine.ops.cuda.grouped_sm90 import TILES, GroupedSm90
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.permutation import permute
+from engine.ops.weight_matrix import ExpertMatrices
 from wire.errors import SpliceError
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -69,9 +71,12 @@ def test_codes_that_cannot_be_gathered_are_refused_by_name(platform, drawn):
 class _Recorder:
     """The platform's kernels, with products of CUTLASS that say what they were launched with."""
 
-    def __init__(self, library: Library) -> None:
-        self._library, self.calls = library, []
+    def __init__(self, library: Library, without: str = "") -> None:
+        self._library, self.calls, self._without = library, [], without
         self.device_type = library.device_type
+
+    def has(self, name: str) -> bool:
+        return name != self._without and (name in GROUPED_FP8 or self._library.has(name))
 
     def function(self, name: str):
         if "workspace" not in name:
@@ -125,6 +130,25 @@ def test_a_product_is_launched_with_all_that_its_groups_are_made_of(platform, dr
     assert arguments.workspace
     assert [getattr(arguments, part) for part in ("num_experts", "n", "k", "tile")] == [EXPERTS, 136, 256, 1]
     assert (y.shape, y.dtype) == ((12, 136), torch.bfloat16)
+
+
+@pytest.mark.parametrize("without", ["", *GROUPED_FP8])
+@pytest.mark.parametrize("rows", ["codes", "bfloat16"])
+def test_experts_meet_codes_where_all_of_their_kernels_were_built_and_are_asked_for_them(platform, rows, without):
+    recorder = _Recorder(platform.library, without)
+    fp8 = Fp8Choice(platform.device, rows, multiply=exact_product)
+    [experts] = (one for one in candidates(recorder, None, fp8=fp8) if one.op == "experts")
+    for scaling in ("rows", "blocks"):
+        matrix = stored_matrix(torch.randn(128, 128), scaling)
+        packed = experts.pack_experts(iter([ExpertMatrices(matrix, matrix, matrix)]), 1)
+        assert packed.rows == ("bfloat16" if without else rows)
+    if rows == "bfloat16" or without:
+        assert experts.name == "grouped_fp8_weights+grouped_gemm"
+        assert not recorder.calls
+        return
+    assert experts.name == "grouped_fp8+grouped_gemm"
+    asked = [(name, getattr(made, "product", made).tile) for name, made in recorder.calls if name.endswith("gemm")]
+    assert set(asked) == {(name, tile) for name in GROUPED_FP8[1:] for tile in range(TILES)}
 
 
 def test_without_rows_nothing_is_launched(platform, drawn):

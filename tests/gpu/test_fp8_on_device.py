@@ -26,7 +26,7 @@ from engine.ops.cuda.fp8 import gemm_fp8, quantise_rows
 from engine.ops.cuda.fp8_products import Fp8Products
 from engine.ops.cuda.fp8_reference import quantise_weight
 from engine.rope_spec import RopeSpec
-from engine.spec import LatentAttentionSpec, LayerSpec, MlpSpec, MoeSpec, RoutingSpec
+from engine.spec import LatentAttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, RoutingSpec
 
 WIDE = replace(SPEC, hidden_size=128, layers=(LayerSpec(SPEC.layers[0].attention, MlpSpec(256)),))
 """A whole number of blocks along k, so that codes meet codes."""
@@ -48,9 +48,9 @@ def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + body)
 
 
-def _write(directory: Path, scaling: str) -> SafetensorsWeights:
+def _write(directory: Path, scaling: str, spec: ModelSpec = WIDE) -> SafetensorsWeights:
     drawn, tensors = DrawnByName(_CPU), {}
-    for needed in needed_tensors(WIDE):
+    for needed in needed_tensors(spec):
         name, tensor = needed.name, drawn.take(needed.name, needed.shape)
         if "proj" not in name or "k_proj" in name:  # stacked matrices are of both makes
             tensors[name] = tensor
@@ -137,3 +137,39 @@ def test_latents_and_experts_made_fp8_here_are_nearly_the_model_they_were(platfo
         assert 1e-3 < np.linalg.norm(one - exact) / np.linalg.norm(exact) < 0.2
     monkeypatch.setattr(Fp8Products, "form", lambda *_: None)
     np.testing.assert_array_equal(step(None), launched)
+
+
+OF_BLOCKS = replace(
+    WIDE,
+    architecture="qwen3_moe",
+    layers=(LayerSpec(SPEC.layers[0].attention, MoeSpec(RoutingSpec(4, 2, "softmax", normalise=True), MlpSpec(128))),),
+)
+
+
+def test_experts_of_a_file_with_scales_of_blocks_meet_codes_and_a_sequence_has_one_set_of_bits(platform, tmp_path):
+    source = _write(tmp_path, "blocks", OF_BLOCKS)
+    is_hopper = platform.name == "gpu" and torch.cuda.get_device_capability()[0] == 9
+    scalings: list[str] = []
+
+    def groups(library, x, weight, permutation, *, tile):
+        scalings.append(weight.scaling)
+        return exact_groups(library, x, weight, permutation, tile=tile)
+
+    multiply = gemm_fp8 if is_hopper else exact_product
+    fp8 = Fp8Choice(platform.device, "codes", multiply=multiply, multiply_groups=None if is_hopper else groups)
+
+    def model(buckets):
+        weights = TorchWeights(source, torch.bfloat16, platform.device, keeps_quantised=True)
+        return bound(device_decoder(platform, runtime_of(platform), buckets, OF_BLOCKS, weights, fp8), platform, 16)
+
+    plain = reference_decoder(OF_BLOCKS, TorchWeights(source, torch.bfloat16))
+    plain.bind_kv_cache(KVCache.zeros(plain.kv_layout(32, "auto"), 16))
+    made = model(Buckets((4,), (64,)))
+    scalings.clear()
+    for wanted, found in zip(answers(plain, steps=1), answers(made, steps=1), strict=True):
+        assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 0.2
+    assert is_hopper or set(scalings) == {"blocks"}
+    together, run = answers(model(None), steps=1), Run(model(Buckets((1,), (64,))))
+    alone = [run.step([(0, PROMPTS[0])]), run.step([(0, [40])])]
+    for one, rows in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one[0], rows[0])

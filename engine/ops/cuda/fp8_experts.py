@@ -21,8 +21,8 @@ from engine.ops.cuda.experts import ExpertStacks, pack_experts
 from engine.ops.cuda.fp8_expert_steps import FEW, MANY, Fp8ExpertStacks, experts_of_codes, fp8_experts, tiles_agree
 from engine.ops.cuda.fp8_products import MOST_K, in_bfloat16, on_device
 from engine.ops.cuda.fp8_reference import BLOCK, Fp8Matrix
-from engine.ops.cuda.grouped_fp8 import ProductOfGroups, grouped_fp8
-from engine.ops.cuda.grouped_fp8_weights import STACKED, Fp8Stack
+from engine.ops.cuda.grouped_fp8 import ProductOfGroups
+from engine.ops.cuda.grouped_fp8_weights import Fp8Stack, StackScaling
 from engine.ops.cuda.grouped_sm90 import FEW_ROWS
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.tensors import refuse
@@ -48,8 +48,8 @@ class Fp8Experts:
         codes with codes; None: rows stay bfloat16."""
         self._library, self._device, self._plain, self._quantises = library, device, plain, quantises
         self._multiply = multiply
-        asked = () if multiply is None else STACKED
-        self._tiles_agree = {each: tiles_agree(library, each, multiply or grouped_fp8) for each in asked}
+        self._tiles_agree: dict[StackScaling, bool] = {}
+        """Of scalings that a layer has; asked when the first one is loaded."""
 
     @property
     def name(self) -> str:
@@ -74,7 +74,12 @@ class Fp8Experts:
         if stacks is None or index + 1 != count:
             raise refuse("experts", "too few", f"{count}, one at least")
         done = stacks.done()
-        return replace(done, rows="codes") if self._multiply is not None and _meets_codes(done) else done
+        if self._multiply is None or not _meets_codes(done):
+            return done
+        scaling = done.down.scaling
+        if scaling not in self._tiles_agree:
+            self._tiles_agree[scaling] = tiles_agree(self._library, scaling, self._multiply)
+        return replace(done, rows="codes")
 
     def __call__(
         self,
