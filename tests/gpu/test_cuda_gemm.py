@@ -15,6 +15,9 @@ from wire.errors import SpliceError
 
 KERNELS = [(kernel, tile) for kernel, tiles in TILES.items() for tile in range(tiles)]
 SHAPES = [(1, 64, 64), (3, 576, 576), (64, 1536, 576), (65, 128, 4096), (257, 1000, 200), (512, 6144, 4096)]
+CUT_SUMS = 1e-4
+"""Matrix units cut what they add to a sum where float32 would round it: 256 times by up to 2^-23 of it with k = 4096,
+always towards zero, which is 1e-5 and more."""
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def test_gpu_products_are_the_exact_ones(library, kernel, tile, m, n, k):
     found = gemm(library, x, w, kernel=kernel, tile=tile)
     assert distance(found, exact) < 4e-3
     if kernel != "gemm_sm90" or tile == 0:
-        assert distance(gemm(library, x, w, kernel=kernel, tile=tile, out_dtype=torch.float32), exact) < 1e-5
+        assert distance(gemm(library, x, w, kernel=kernel, tile=tile, out_dtype=torch.float32), exact) < CUT_SUMS
     assert distance(gemm(library, x, w, bias, kernel=kernel, tile=tile), exact + bias.double().cpu()) < 4e-3
 
 
