@@ -10,6 +10,10 @@ import torch
 from engine.blocks.block_copy import BlockCopy, CopyKind
 from wire.kv_layout import KVLayout
 
+_PIECE_BYTES = 1 << 30
+"""Of pinned memory: torch takes the next power of two of what it is asked for, which of all blocks at once could be
+nearly twice as much."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceKVCache:
@@ -48,13 +52,19 @@ class DeviceBlockMover:
 
     def __init__(self, kv_cache: DeviceKVCache, num_host_blocks: int) -> None:
         self._blocks = kv_cache.blocks
-        pinned = kv_cache.blocks.device.type == "cuda" and num_host_blocks > 0
-        shape = (num_host_blocks, kv_cache.layout.block_bytes)
-        self._host = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+        pinned, block_bytes = kv_cache.blocks.device.type == "cuda", kv_cache.layout.block_bytes
+        self._each = max(1, _PIECE_BYTES // block_bytes)
+        self._host = [
+            torch.empty((min(self._each, num_host_blocks - first), block_bytes), dtype=torch.uint8, pin_memory=pinned)
+            for first in range(0, num_host_blocks, self._each)
+        ]
 
     def run(self, copies: Iterable[BlockCopy]) -> None:
         """Queues the copies one after another."""
         for copy in copies:
-            source = self._host if copy.kind is CopyKind.IN else self._blocks
-            dest = self._host if copy.kind is CopyKind.OUT else self._blocks
-            dest[copy.dest].copy_(source[copy.source], non_blocking=True)
+            source = self._on_host(copy.source) if copy.kind is CopyKind.IN else self._blocks[copy.source]
+            dest = self._on_host(copy.dest) if copy.kind is CopyKind.OUT else self._blocks[copy.dest]
+            dest.copy_(source, non_blocking=True)
+
+    def _on_host(self, block: int) -> torch.Tensor:
+        return self._host[block // self._each][block % self._each]

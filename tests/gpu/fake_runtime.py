@@ -21,7 +21,7 @@ class FakeFence:
         self.runtime.settle()
 
 
-MODEL_BYTES, STEP_BYTES, SHARED_BYTES, GRAPH_BYTES = 8 << 20, 3 << 20, 5 << 20, 1 << 18
+MODEL_BYTES, STEP_BYTES, SHARED_BYTES, GRAPH_BYTES = 1 << 20, 1 << 19, 1 << 20, 1 << 17
 
 
 class FakeRuntime:

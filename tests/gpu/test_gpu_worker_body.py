@@ -49,14 +49,14 @@ def build(model: Path, device: FakeDevice) -> Callable[..., Body]:
 
 
 def test_the_pool_is_what_the_model_leaves_and_the_engine_computes_in_it(build, device):
-    body = build(gpu_memory_utilization=0.5, max_num_seqs=2, max_num_batched_tokens=64, enforce_eager=False)
+    body = build(gpu_memory_utilization=0.1, max_num_seqs=2, max_num_batched_tokens=64, enforce_eager=False)
     pool, cache = body.place.pool, body.place.cache
     assert isinstance(pool, DevicePoolMemory)
     assert isinstance(cache, DeviceKVCache)
     assert isinstance(body.loaded.model, DeviceDecoder)
     assert body.loaded.model.captured is not None
     taken = MODEL_BYTES + STEP_BYTES + SHARED_BYTES + 2 * GRAPH_BYTES
-    assert pool.num_blocks == (int(0.5 * emulated_splice.GPU_BYTES) - taken) // body.layout.block_bytes
+    assert pool.num_blocks == (int(0.1 * emulated_splice.GPU_BYTES) - taken) // body.layout.block_bytes
     request = Request(
         (1, 1), list(range(30, 66)), 36, SamplingParams(max_tokens=3, ignore_eos=True), kind=RequestKind.PREFILL
     )
