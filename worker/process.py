@@ -88,7 +88,7 @@ async def serve_worker(
         await role.start()
         cleanup.push_async_callback(role.close)
         loop.start(role)
-        cleanup.callback(loop.stop, ENGINE_STOP_S)
+        cleanup.callback(_end_engine, loop)
         listener.start()
         await server.start()
         cleanup.push_async_callback(server.stop, SERVER_GRACE_S)
@@ -98,6 +98,14 @@ async def serve_worker(
         await _until(stop, service, registration)
         await health_service.enter_graceful_shutdown()
         await service.drain(settings.drain_timeout_s)
+
+
+def _end_engine(loop: EngineLoop) -> None:
+    """Memory is taken from nobody who may still compute in it, and what waits for a device that hangs waits for ever:
+    a thread that does not end takes the process along."""
+    if not loop.stop(ENGINE_STOP_S):
+        log.error("engine_stuck", waited_s=ENGINE_STOP_S, next="this process ends")
+        os._exit(70)
 
 
 def run_worker(settings: WorkerSettings, build_role: BuildRole, on_ready: Callable[[WorkerRecord], None]) -> None:
