@@ -9,7 +9,7 @@
 // tile each warp multiplies 16 keys with all rows, all share their scores and soften them alike, and each adds up a quarter of the
 // dimensions. A grid narrower than the spans walks them with a stride.
 //
-// Counted in the machine code for sm_90, not measured: at head_dim 128 a tile of 32 KiB is 480 instructions a warp, 480 issue slots of a
+// Counted in the machine code for sm_90, not measured: at head_dim 128 a tile of 32 KiB is 430 instructions a warp, 430 issue slots of a
 // multiprocessor's some 1750 in which an H200's memory brings it one. Three blocks live there, each with one to two tiles on their way:
 // 96 to 192 KiB, where 4.3 TB/s with a way of 1 µs want 33 KiB.
 #include "attention_tile.h"
@@ -18,9 +18,9 @@
 namespace splice::cuda {
 namespace {
 
-constexpr int WARPS = 4, THREADS = WARPS * WARP, MAX_BLOCKS_OF_SPANS = 256;
+constexpr int WARPS = 4, THREADS = WARPS * WARP, SHARES_KEPT = 256;
 // Blocks a multiprocessor is given at least, where there are as many spans. It has three at a time; of more than that the last ones even
-// out. Beyond, a block walks spans: one that finds its span beyond a sequence's end costs a tenth of one that does not, and a captured
+// out. Beyond, a block walks spans: one that finds its own beyond a sequence's end has still waited for where that lies, and a captured
 // graph is launched for the longest context it may meet.
 constexpr int BLOCKS_EACH = 32;
 
@@ -127,8 +127,8 @@ SPLICE_KERNEL __launch_bounds__(THREADS) attend_spans(splice_cuda_attention args
 }
 
 struct SharedShares {
-  Shares shares[MAX_BLOCKS_OF_SPANS];
-  float maxima[MAX_BLOCKS_OF_SPANS], totals[MAX_BLOCKS_OF_SPANS];
+  Shares shares[SHARES_KEPT];
+  float maxima[SHARES_KEPT], totals[SHARES_KEPT];
 };
 
 // Joins one element of up to `batch` parts to what was joined before them. They are asked for before the first is used: one after the
@@ -161,8 +161,8 @@ SPLICE_KERNEL __launch_bounds__(JOINING<head_dim>) join_spans(splice_cuda_attent
   const Parts parts(args);
   const int own = thread_index() < head_dim ? thread_index() : head_dim - 1;  // whole warps: the last lanes repeat
   float maximum = NEGATIVE_INFINITY, total = 0.0f, acc = 0.0f;
-  for (int done = 0; done < count; done += MAX_BLOCKS_OF_SPANS) {
-    const int here = count - done < MAX_BLOCKS_OF_SPANS ? count - done : MAX_BLOCKS_OF_SPANS;
+  for (int done = 0; done < count; done += SHARES_KEPT) {
+    const int here = count - done < SHARES_KEPT ? count - done : SHARES_KEPT;
     for (int i = thread_index(); i < here; i += block_threads()) {
       shared.maxima[i] = parts.sum_of(row, first + done + i)[0];
       shared.totals[i] = parts.sum_of(row, first + done + i)[1];

@@ -10,6 +10,9 @@
 // block takes 64 rows, and two warps share 16 of them: each multiplies half the keys of a tile and adds up half the dimensions, since all
 // of them are more accumulators than a thread has registers, and they exchange scores through the memory of the keys, which by then are
 // done with. A row is computed as in decode_attention.cu, to the bit: the parts of spans are joined in registers instead of memory.
+//
+// Counted in the machine code for sm_90, not measured: at head_dim 128 a tile is 510 instructions a warp, 1020 issue slots of a
+// multiprocessor, where its 1024 matrix instructions take some 1700 cycles.
 #include "gathered_rows.h"
 #include "launch.h"
 

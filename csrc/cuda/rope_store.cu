@@ -87,7 +87,9 @@ SPLICE_DEVICE uint32_t* place_of(const splice_cuda_kv& kv, int64_t layer, int64_
 
 template <bool PUSHES>
 SPLICE_KERNEL __launch_bounds__(WARPS * WARP) rope_store(splice_cuda_rope args, const int64_t* peers, const int64_t* peer_slots) {
-  const int64_t heads = args.q_heads + 2 * args.kv.kv_heads, at = block_x() * WARPS + thread_index() / WARP, dim = args.kv.head_dim;
+  // Counted in 32 bits: a warp has a row of head_dim to move, and a quotient of 64 is a third of its instructions.
+  const auto heads = static_cast<uint32_t>(args.q_heads + 2 * args.kv.kv_heads), at = static_cast<uint32_t>(block_x()) * WARPS + thread_index() / WARP;
+  const int64_t dim = args.kv.head_dim;
   if (at >= args.tokens * heads) return;
   const int lane = thread_index() % WARP;
   const int64_t token = at / heads, head = at % heads;
@@ -98,7 +100,7 @@ SPLICE_KERNEL __launch_bounds__(WARPS * WARP) rope_store(splice_cuda_rope args, 
   }
   const int64_t slot = args.slots[token];
   if (slot < 0) return;
-  const int64_t plane = (head - args.q_heads) / args.kv.kv_heads, kv_head = (head - args.q_heads) % args.kv.kv_heads;
+  const int64_t plane = head < args.q_heads + args.kv.kv_heads ? 0 : 1, kv_head = head - args.q_heads - plane * args.kv.kv_heads;
   Head stored = {nullptr, place_of(args.kv, args.layer, slot, plane, kv_head), args.k_norm};
   if constexpr (PUSHES) {
     if (peers[token] && peer_slots[token] >= 0) {
@@ -123,7 +125,10 @@ int launch_rope_store(const splice_cuda_rope* args, const int64_t* peers, const 
                 static_cast<long long>(dim), static_cast<long long>(args->rotary_dim), static_cast<long long>(most));
   if (args->q_stride % 2 || args->k_stride % 2 || args->v_stride % 2)
     return fail(SPLICE_CUDA_INVALID, "rope_store: q_stride, k_stride and v_stride must be even");
-  const int64_t heads = args->tokens * (args->q_heads + 2 * args->kv.kv_heads);
+  const int64_t heads = args->tokens * (args->q_heads + 2 * args->kv.kv_heads), most_heads = int64_t{1} << 31;
+  if (heads > most_heads)
+    return fail(SPLICE_CUDA_INVALID, "rope_store: %lld heads of all tokens, expected at most %lld", static_cast<long long>(heads),
+                static_cast<long long>(most_heads));
   const auto kernel = peers ? rope_store<true> : rope_store<false>;
   return launch("rope_store", kernel, {(heads + WARPS - 1) / WARPS}, WARPS * WARP, 0, stream, *args, peers, peer_slots);
 }

@@ -37,6 +37,7 @@ def test_products_are_those_of_plain_loops_from_registers_and_from_shared_memory
         ("not awaited", "a product that nobody waited for"),
         ("not arrived", "threads wait for what none of them will do"),
         ("not together", "warps of a group that do not take part in the same products"),
+        ("not given", "threads that take more registers than others give"),
     ],
 )
 def test_a_kernel_with_a_mistake_ends_with_its_name(probe, mistake, said):

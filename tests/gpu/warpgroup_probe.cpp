@@ -16,7 +16,7 @@ namespace {
 constexpr int ROWS = 64, KEYS = 64, DIMS = 128, VALUES = 96, CONSUMERS = WARPGROUP, THREADS = 2 * WARPGROUP;
 constexpr int CHUNKS = DIMS / 8, PANELS = DIMS / PANEL_COLUMNS, STEPS = DIMS / 16, KEY_STEPS = KEYS / 16;
 
-enum class Mistake { NONE, NOT_PUBLISHED, NOT_OPENED, NOT_AWAITED, NOT_ARRIVED, NOT_TOGETHER, READ_TOO_EARLY, OVERWRITTEN };
+enum class Mistake { NONE, NOT_PUBLISHED, NOT_OPENED, NOT_AWAITED, NOT_ARRIVED, NOT_TOGETHER, READ_TOO_EARLY, OVERWRITTEN, NOT_GIVEN };
 
 struct Shared {
   Chunk queries[PANELS][ROWS * PANEL_CHUNKS], keys[PANELS][KEYS * PANEL_CHUNKS], values[PANELS][KEYS * PANEL_CHUNKS];
@@ -35,7 +35,7 @@ SPLICE_KERNEL multiply_twice(const Chunk* queries, const Chunk* keys, const Chun
   if (thread_index() == 0) shared.full.begin(WARPGROUP);
   barrier();
   if (thread_index() >= CONSUMERS) {
-    give_registers<40>();
+    if (mistake != Mistake::NOT_GIVEN) give_registers<40>();
     copy_panels(queries, shared.queries);
     copy_panels(keys, shared.keys);
     copy_panels(values, shared.values);
@@ -45,7 +45,10 @@ SPLICE_KERNEL multiply_twice(const Chunk* queries, const Chunk* keys, const Chun
     if (mistake != Mistake::NOT_ARRIVED) shared.full.arrive();
     return;
   }
-  take_registers<232>();
+  if (mistake == Mistake::NOT_GIVEN)
+    take_registers<256>();
+  else
+    take_registers<232>();
   shared.full.wait(0);
   const int lane = thread_index() % WARP, warp = thread_index() / WARP;
   float scores[KEYS / 8][4];
@@ -101,7 +104,7 @@ float chain(int count, const uint16_t* a, const uint16_t* b, int stride) {
 using namespace splice::cuda;
 
 int main(int, char** arguments) {
-  const std::string names[] = {"right", "not published", "not opened", "not awaited", "not arrived", "not together", "read too early", "overwritten"};
+  const std::string names[] = {"right", "not published", "not opened", "not awaited", "not arrived", "not together", "read too early", "overwritten", "not given"};
   int mistake = 0;
   while (names[mistake] != arguments[1]) ++mistake;
   const std::vector<uint16_t> queries = drawn(), keys = drawn(), values = drawn();

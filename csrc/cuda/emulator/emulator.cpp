@@ -17,6 +17,9 @@ namespace splice::cuda::emulator {
 namespace {
 
 constexpr size_t STACK_BYTES = 256 << 10, GUARD_BYTES = 256, SLOT_BYTES = 64, ALIGNMENT = 1024;
+// A multiprocessor's registers, and the most a thread is launched with. All a block is launched with are what its threads lend each other:
+// as many for each as fit, a multiple of 8.
+constexpr int REGISTERS = 64 << 10, MOST_AT_LAUNCH = 255;
 constexpr unsigned char POISON = 0xff, GUARD = 0xa5;
 enum class State { READY, AT_BARRIER, AT_COLLECTIVE, POLLING, ENDED };
 
@@ -107,6 +110,7 @@ struct Fiber {
   std::vector<size_t> unpublished;  // chunks of shared memory
   std::vector<std::vector<Product>> products;  // closed groups, then the open one
   std::map<float*, Outstanding> accumulators;
+  int registers;
   bool opened;
   int64_t issued;  // products
 };
@@ -238,12 +242,14 @@ void run_block(int threads, size_t shared_bytes) {
   writer.assign(shared_bytes / 16 + 1, 0);
   meetings.assign(16, {});
   std::fill_n(current.shared + shared_bytes, GUARD_BYTES, GUARD);
+  const int at_launch = std::min(REGISTERS / threads, MOST_AT_LAUNCH) / 8 * 8;
   for (Fiber& fiber : fibers) {
     fiber.state = State::READY;
     fiber.groups.assign(1, {});
     fiber.unpublished.clear();
     fiber.products.assign(1, {});
     fiber.accumulators.clear();
+    fiber.registers = at_launch;
     fiber.opened = false;
     fiber.issued = 0;
     prepare(fiber.context, fiber.stack.get(), entry);
@@ -254,12 +260,15 @@ void run_block(int threads, size_t shared_bytes) {
     std::shuffle(ready.begin(), ready.end(), chance);
     for (const int thread : ready) resume(thread);
   }
+  int registers = 0;
   for (int thread = 0; thread < threads; ++thread) {
     const Fiber& fiber = fibers[static_cast<size_t>(thread)];
+    registers += fiber.registers;
     if (!fiber.accumulators.empty()) fail("a product that nobody waited for");
     if (fiber.issued && threads % 128) fail("products of a block whose threads are no whole warpgroups");
     if (fiber.issued != fibers[static_cast<size_t>(thread / 128 * 128)].issued) fail("warps of a group that do not take part in the same products");
   }
+  if (registers > at_launch * threads) fail("threads that take more registers than others give: they wait for ever");
   for (size_t i = 0; i < GUARD_BYTES; ++i)
     if (current.shared[shared_bytes + i] != GUARD) fail("a write beyond the end of shared memory");
 }
@@ -284,6 +293,8 @@ void wait_until(const std::function<bool()>& condition) {
   } while (!condition());
 }
 void* slot_of_lane(int lane) { return slots.data() + static_cast<size_t>(current.thread / 32 * 32 + lane) * SLOT_BYTES; }
+
+void keep_registers(int count) { fibers[static_cast<size_t>(current.thread)].registers = count; }
 
 void queue_copy(void* to, const void* from, bool valid) {
   if (reinterpret_cast<uintptr_t>(to) % 16 || (valid && reinterpret_cast<uintptr_t>(from) % 16)) fail("a copy of 16 bytes that is not aligned");

@@ -2,6 +2,7 @@
 // - products take place when they are issued or as late as they may, and read shared memory then; accumulators are NaNs until waited for;
 // - a product that reads what was copied or stored and not published, or that no open_products precedes, ends the process with a
 //   message, and so do warps of a group that do not issue the same number of products;
+// - so do threads that take more registers than the block has: a GPU would let them wait for ever;
 // - shared memory is where the operand's descriptor says, swizzle included.
 #pragma once
 
@@ -24,6 +25,7 @@ void close_products();
 void finish_products(int pending);
 void stored(void* shared, int bytes);  // by this thread, not published yet
 void barrier_of(int barrier, int threads, bool wait);
+void keep_registers(int count);  // of this thread, from here on
 
 }  // namespace emulator
 
@@ -98,10 +100,12 @@ inline void arrive_at(int barrier, int threads) { emulator::barrier_of(barrier, 
 template <int count>
 inline void take_registers() {
   static_assert(count % 8 == 0 && count >= 24 && count <= 256);
+  emulator::keep_registers(count);
 }
 template <int count>
 inline void give_registers() {
   static_assert(count % 8 == 0 && count >= 24 && count <= 256);
+  emulator::keep_registers(count);
 }
 
 }  // namespace splice::cuda
