@@ -130,4 +130,8 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 def _last(words: Sequence[str]) -> str:
+    """Where its fault handler speaks, what it begins with: the line of Python stands there."""
+    fatal = next((place for place, word in enumerate(words) if word.startswith("Fatal Python error")), None)
+    if fatal is not None:
+        return f"its last words: {' | '.join(words[max(0, fatal - 2) : fatal + _WORDS])[:600]}"
     return f"its last words: {' | '.join(words[-_WORDS:])[-600:]}" if words else "it said nothing"
