@@ -7,6 +7,7 @@ import argparse
 import datetime
 import importlib.util
 import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ from wire.errors import SpliceError
 
 _DRY_CAPABILITY = "90"
 _TESTS_AT_ONCE = 8
+TACTICS = "tactics"
+"""The folder, beside a result, of what its fast mode chose among kernels."""
 _ORDER: tuple[Kind, ...] = ("ceilings", "measured", "steps", "handoffs", "peers", "serving", "tactics")
 """Kinds by what they take: a figure of every target is worth more than all figures of one."""
 
@@ -58,6 +61,7 @@ def run(arguments: argparse.Namespace, scratch: Path, unpacked: Sequence[str]) -
         print(table(report))
         return int(report.failed)
     report.write(arguments.out)
+    _bring_tactics(arguments.resume, arguments.out)
     _prove(report, arguments.out, scratch, budget)
     _measure(report, arguments.out, scratch, budget, first := first_of(report, wanted))
     _check_memory(report, arguments.out, scratch, budget)
@@ -148,10 +152,10 @@ def _measure(report: Report, out: Path, scratch: Path, budget: Budget, left: Seq
     except SpliceError as error:
         report.errors = [*dict.fromkeys((*report.errors, f"nothing was measured: {error}"))]
         return
-    plan = scratch / "plan.json"
+    plan, shared = scratch / "plan.json", (out / TACTICS).resolve()
     plan.write_text(json.dumps([task.name for task in left]))
     found = outcomes(
-        lambda first: (sys.executable, "-m", "benchmarks.gpu.measuring_process", str(plan), str(first)),
+        lambda first: (sys.executable, "-m", "benchmarks.gpu.measuring_process", str(plan), str(first), str(shared)),
         lambda index: budget.for_task(left[index].limit_s),
         len(left),
         ROOT,
@@ -159,6 +163,15 @@ def _measure(report: Report, out: Path, scratch: Path, budget: Budget, left: Seq
     for outcome in found:
         report.take(left[outcome.index], outcome)
         report.write(out)
+
+
+def _bring_tactics(resume: Path | None, out: Path) -> None:
+    """What was found out in the run that is gone on with: the fast mode tries every kernel for half a minute."""
+    (out / TACTICS).mkdir(parents=True, exist_ok=True)
+    found = [] if resume is None else (resume.parent / TACTICS).glob("tactics-*.json")
+    for file in found:
+        if not (out / TACTICS / file.name).exists():
+            shutil.copy2(file, out / TACTICS)
 
 
 def _say_packages(report: Report, parts: Path, unpacked: Sequence[str]) -> None:

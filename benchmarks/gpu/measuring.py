@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import queue
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +18,9 @@ from benchmarks.gpu.limited import end_group
 
 _TO_BEGIN_S = 60.0
 """For imports, before the first task begins."""
+_TO_SAY_S = 3.0
+"""For its last words, once it has been aborted."""
+_WORDS = 6
 _MARKS = ("begun", "index")
 
 
@@ -71,6 +76,7 @@ def _followed(
             try:
                 line = lines.get(timeout=allowed)
             except queue.Empty:
+                words += _where_it_is(process, lines)
                 yield Outcome(index, error=f"not done after {allowed:.0f} s; {_last(words)}")
                 return
             if line is None and is_between:
@@ -96,6 +102,16 @@ def _followed(
         process.wait()
 
 
+def _where_it_is(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> list[str]:
+    """What a process that hangs says when it is aborted: its fault handler names the line of Python."""
+    process.send_signal(signal.SIGABRT)
+    words: list[str] = []
+    with suppress(queue.Empty):
+        while len(words) < _WORDS and (line := lines.get(timeout=_TO_SAY_S)) is not None:
+            words += [line.strip()] if line.strip() else []
+    return words
+
+
 def _read(stream: IO[str], lines: queue.Queue[str | None]) -> None:
     for line in stream:
         lines.put(line)
@@ -114,4 +130,8 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 def _last(words: Sequence[str]) -> str:
-    return f"its last words: {' | '.join(words[-6:])[-600:]}" if words else "it said nothing"
+    """Where its fault handler speaks, what it begins with: the line of Python stands there."""
+    fatal = next((place for place, word in enumerate(words) if word.startswith("Fatal Python error")), None)
+    if fatal is not None:
+        return f"its last words: {' | '.join(words[max(0, fatal - 2) : fatal + _WORDS])[:600]}"
+    return f"its last words: {' | '.join(words[-_WORDS:])[-600:]}" if words else "it said nothing"

@@ -1,9 +1,12 @@
-"""`python -m benchmarks.gpu.measuring_process PLAN FIRST`: runs the tasks that the file PLAN names, from number FIRST
-on, and says of each, on a line, what came of it. A kernel that ends the process or the GPU's context ends this one:
-`measuring` starts another after it."""
+"""`python -m benchmarks.gpu.measuring_process PLAN FIRST SHARED`: runs the tasks that the file PLAN names, from number
+FIRST on, and says of each, on a line, what came of it; SHARED is the folder for what they share.
+
+A kernel that ends the process or the GPU's context ends this one: `measuring` starts another after it.
+"""
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import sys
@@ -20,11 +23,12 @@ LOST = 3
 
 
 def main() -> int:
-    plan, first = Path(sys.argv[1]), int(sys.argv[2])
+    faulthandler.enable()  # whoever ends it wants to know where it was
+    plan, first, shared = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     library, known = Library(), {task.name: task for task in tasks()}
     for index, name in list(enumerate(json.loads(plan.read_text())))[first:]:
         _say({"begun": index})
-        _say({"index": index} | _outcome(known[name], library, plan.parent))
+        _say({"index": index} | _outcome(known[name], library, shared))
         try:
             torch.cuda.synchronize()
         except RuntimeError as error:

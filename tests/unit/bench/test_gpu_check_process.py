@@ -13,7 +13,8 @@ from benchmarks.gpu.measuring import Outcome, outcomes
 from benchmarks.gpu.parts import fits, unpack_wheels
 
 SCRIPT = """
-import json, os, sys, time
+import faulthandler, json, os, sys, time
+faulthandler.enable()
 say = lambda line: print(json.dumps(line), flush=True)
 for index in range(int(sys.argv[1]), 5):
     say({"begun": index})
@@ -55,7 +56,8 @@ def test_a_task_that_kills_its_process_is_the_only_one_without_a_result(tmp_path
 def test_a_task_that_hangs_is_ended_and_the_others_follow(tmp_path):
     found = _run("hang", tmp_path, lambda index: 0.5 if index == 1 else 30.0)
     assert [each.index for each in found] == [0, 1, 2, 3, 4]
-    assert found[1].error == "not done after 0 s; its last words: waiting for ever"
+    assert found[1].error.startswith("not done after 0 s; its last words: waiting for ever")
+    assert "script.py" in found[1].error
     assert found[4] == WELL[4]
 
 

@@ -21,6 +21,9 @@ from wire.errors import ErrorCode, SpliceError
 PROCESS = """#!{python}
 import json, os, sys
 plan, first = json.load(open(sys.argv[3])), int(sys.argv[4])
+said = open("{shared}").read().split()
+if sys.argv[5] not in said:
+    open("{shared}", "a").write(sys.argv[5] + " ")
 for index, name in list(enumerate(plan))[first:]:
     print(json.dumps({{"begun": index}}), flush=True)
     open("{log}", "a").write(name + " ")
@@ -34,9 +37,14 @@ NAMES = {"one": (), "goal": ("a target",), "fatal": ("a target",), "two": ()}
 @pytest.fixture
 def ground(tmp_path, monkeypatch):
     python = tmp_path / "python"
-    python.write_text(PROCESS.format(python=sys.executable, log=tmp_path / "log", mended=tmp_path / "mended"))
+    python.write_text(
+        PROCESS.format(
+            python=sys.executable, log=tmp_path / "log", mended=tmp_path / "mended", shared=tmp_path / "shared"
+        )
+    )
     python.chmod(0o755)
     (tmp_path / "log").write_text("")
+    (tmp_path / "shared").write_text("")
     wanted = [Task(name, "tactics", 5.0, lambda library, shared: None, goals) for name, goals in NAMES.items()]
     monkeypatch.setattr(check.sys, "executable", str(python))
     monkeypatch.setattr(check.torch.cuda, "is_available", lambda: True)
@@ -58,7 +66,7 @@ def _run(ground, monkeypatch, *more: str):
     out = ground / "out"
     monkeypatch.setattr("sys.argv", ["gpu_check", "--out", str(out), "--parts", str(ground / "parts"), *more])
     code = command.main()
-    files = sorted(out.glob("*")) if out.exists() else []
+    files = sorted(out.glob("*.json")) if out.exists() else []
     return code, files
 
 
@@ -83,6 +91,16 @@ def test_a_measurement_that_dies_costs_itself_and_a_second_run_does_what_is_miss
     assert (again.commit, again.missed, again.done) == ("4567", {}, ["goal", "one", "two", "fatal"])
     assert len(again.proofs) == len(first.proofs)
     assert [each["name"] for each in again.tactics] == again.done
+
+
+def test_what_was_found_of_kernels_goes_along_to_the_run_that_goes_on(ground, monkeypatch):
+    _, (file,) = _run(ground, monkeypatch)
+    (file.parent / check.TACTICS / "tactics-0.json").write_text("found")
+    monkeypatch.setattr("sys.argv", ["gpu_check", "--out", str(ground / "later"), "--resume", str(file)])
+    command.main()
+    assert (ground / "later" / check.TACTICS / "tactics-0.json").read_text() == "found"
+    said = (ground / "shared").read_text().split()
+    assert said == [str(ground / "out" / check.TACTICS), str(ground / "later" / check.TACTICS)]
 
 
 def test_without_a_library_tests_are_told_and_nothing_is_measured(ground, monkeypatch):
