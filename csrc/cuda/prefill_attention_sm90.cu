@@ -66,29 +66,30 @@ struct Work {
 // Copies the block's tiles. A thread has one chunk of every few rows, and knows the blocks of a tile before it starts on it.
 template <int head_dim>
 SPLICE_DEVICE void load_tiles(const Work& work, int64_t sequence, int shift, Shared<head_dim>& shared) {
-  constexpr int chunks = head_dim / CHUNK_ELEMENTS, threads_a_row = chunks > 8 ? 16 : 8, rows_at_once = WARPGROUP / threads_a_row, quarters = 4;
+  constexpr int chunks = head_dim / CHUNK_ELEMENTS, threads_a_row = chunks > 8 ? 16 : 8, rows_at_once = WARPGROUP / threads_a_row;
+  constexpr int parts = 4, part_keys = TILE_KEYS / parts;  // no block has fewer keys
   const splice_cuda_attention& args = work.rows.args;
   const int thread = thread_index() % WARPGROUP, chunk = thread % threads_a_row, first = thread / threads_a_row;
   const bool copies = chunk < chunks;
   const int place = chunk / PANEL_CHUNKS * PANEL_CHUNKS_OF_TILE + panel_place(first, chunk % PANEL_CHUNKS);
   const int32_t* table = args.block_tables + sequence * args.table_stride;
   const int64_t plane = args.kv.kv_heads * args.kv.block_tokens * chunks, block = args.kv.layers * 2 * plane;
-  const Chunk* start = reinterpret_cast<const Chunk*>(kv_plane(args.kv, args.layer, 0, 0, work.rows.kv_head)) + chunk;
+  const Chunk* start = reinterpret_cast<const Chunk*>(kv_plane(args.kv, args.layer, 0, 0, work.rows.kv_head)) + first * chunks + chunk;
 
-  int32_t blocks[quarters];  // of every 16 keys
-  const auto read_table = [&](int tile) {
+  const Chunk* parts_of_tile[parts];  // this thread's first chunk of each
+  const auto find_tile = [&](int tile) {
     SPLICE_UNROLL
-    for (int i = 0; i < quarters; ++i) {
-      const int key = tile * TILE_KEYS + i * TILE_KEYS / quarters;
-      blocks[i] = key < work.end ? table[key >> shift] : 0;
+    for (int part = 0; part < parts; ++part) {
+      const int key = tile * TILE_KEYS + part * part_keys;
+      parts_of_tile[part] = start + (key < work.end ? table[key >> shift] : 0) * block + (key & ((1 << shift) - 1)) * chunks;
     }
   };
-  const auto start_tile = [&](int tile, const Chunk* from, Chunk* to) {
+  const auto start_tile = [&](int tile, int64_t further, Chunk* to) {
+    const int keys = work.end - tile * TILE_KEYS - first;
     SPLICE_UNROLL
     for (int row = 0; row < TILE_KEYS; row += rows_at_once) {
-      const int key = tile * TILE_KEYS + row + first;
-      const Chunk* key_chunk = from + blocks[row * quarters / TILE_KEYS] * block + (key & ((1 << shift) - 1)) * chunks;
-      if (copies) start_copy(to + place + row * PANEL_CHUNKS, key_chunk, key < work.end);
+      const Chunk* from = parts_of_tile[row / part_keys] + further + row % part_keys * chunks;
+      if (copies) start_copy(to + place + row * PANEL_CHUNKS, from, row < keys);
     }
     close_copies();
   };
@@ -100,17 +101,18 @@ SPLICE_DEVICE void load_tiles(const Work& work, int64_t sequence, int shift, Sha
     announced.advance();
   };
 
-  read_table(work.begin);
+  find_tile(work.begin);
   for (int tile = work.begin; tile < work.tiles; ++tile) {
     if (tile - work.begin >= STAGES) shared.of_keys.empty[loaded.stage].wait(loaded.parity ^ 1);
-    start_tile(tile, start, shared.keys.panels[loaded.stage][0]);
+    start_tile(tile, 0, shared.keys.panels[loaded.stage][0]);
     if (tile - work.begin >= STAGES) shared.of_values.empty[loaded.stage].wait(loaded.parity ^ 1);
-    start_tile(tile, start + plane, shared.values.panels[loaded.stage][0]);
+    start_tile(tile, plane, shared.values.panels[loaded.stage][0]);
     loaded.advance();
-    read_table(tile + 1);
-    if (tile - work.begin < LOADING) continue;
-    wait_copies<2 * LOADING>();
-    announce();
+    if (tile - work.begin >= LOADING) {
+      wait_copies<2 * LOADING>();
+      announce();
+    }
+    find_tile(tile + 1);
   }
   wait_copies<0>();
   for (int i = work.tiles - work.begin < LOADING ? work.tiles - work.begin : LOADING; i > 0; --i) announce();
@@ -201,16 +203,19 @@ SPLICE_DEVICE void attend_tiles(const Work& work, Shared<head_dim>& shared) {
     const bool begins = begins_span(tile);
     if (begins) gathered.close_span(state, shares);
     soften_tile(tile);
-    wait_products<0>();
-    hold(own.acc);
-    shared.of_values.empty[at_values.stage].arrive_warp();
-    at_values.advance();
+    // Each branch waits for itself: a wait that does not follow a branch, the compiler would move before the softening.
     if (begins) {
+      wait_products<0>();
+      hold(own.acc);
       gathered.add(own.acc, shares);
     } else {
+      wait_products<0>();
+      hold(own.acc);
       SPLICE_UNROLL
       for (int i = 0; i < 4 * Rows<head_dim>::fragments; ++i) own.acc[i / 4][i % 4] = product(own.acc[i / 4][i % 4], rescale[i % 4 / 2]);
     }
+    shared.of_values.empty[at_values.stage].arrive_warp();
+    at_values.advance();
     pack_weights(own.scores, own.weights);
   }
   shared.of_values.full[at_values.stage].wait(at_values.parity);
@@ -242,10 +247,10 @@ SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention ar
   }
   barrier();
   if (thread_index() < WARPGROUP) {
-    give_registers<32>();
+    give_registers<40>();
     load_tiles<head_dim>(work, block_z(), shift, shared);
   } else {
-    take_registers<240>();
+    take_registers<232>();
     attend_tiles<head_dim>(work, shared);
   }
 }

@@ -27,6 +27,7 @@ EMULATED_UNITS = (
     "kv_checksum",
     "decode_attention",
     "prefill_attention",
+    "prefill_attention_sm90",
     "sampling",
     "quantise_fp8",
     "gemm_fp8_weights",
