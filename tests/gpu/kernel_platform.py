@@ -60,6 +60,12 @@ class Platform:
         """A size: emulated threads take their turns on one core."""
         return emulated if self.name == "emulated" else gpu
 
+    def has_warpgroups(self, function: str) -> bool:
+        """Whether it runs a kernel of products of warpgroups: the emulator, and Hopper where it was built."""
+        if not self.library.has(function):
+            return False
+        return self.name == "emulated" or torch.cuda.get_device_capability()[0] == 9
+
 
 def why_no_gpu() -> str | None:
     """What is missing for the tests on a GPU; None if nothing is."""

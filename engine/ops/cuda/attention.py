@@ -1,5 +1,5 @@
-"""Causal attention over the paged cache. Kernels have one order of operations: the same bits, where the matrix units that
-Hopper has beside Ampere's round alike."""
+"""Causal attention over the paged cache. Kernels have one order of operations, and the same bits where wgmma rounds as
+mma.sync does."""
 
 from __future__ import annotations
 
