@@ -22,8 +22,8 @@ namespace splice::cuda {
 namespace {
 
 constexpr int GROUPS = 2, GROUP_ROWS = 64, BLOCK_ROWS = GROUPS * GROUP_ROWS, THREADS = (GROUPS + 1) * WARPGROUP;
-// Places in the ring; how many tiles are being copied when one is announced. While the first place is not free again, what follows the
-// two tiles being multiplied must have been announced: LOADING is at most STAGES - 3.
+// Places in the ring; how many tiles are copied before the first of them is announced. While the place for the next is not free, all
+// that is being multiplied and the tile after it must have been announced: LOADING is at most STAGES - 2.
 constexpr int STAGES = 6, LOADING = 2;
 constexpr int PANEL_CHUNKS_OF_TILE = TILE_KEYS * PANEL_CHUNKS;
 
@@ -103,15 +103,15 @@ SPLICE_DEVICE void load_tiles(const Work& work, int64_t sequence, int shift, Sha
 
   find_tile(work.begin);
   for (int tile = work.begin; tile < work.tiles; ++tile) {
+    if (tile - work.begin >= LOADING) {
+      wait_copies<2 * (LOADING - 1)>();
+      announce();
+    }
     if (tile - work.begin >= STAGES) shared.of_keys.empty[loaded.stage].wait(loaded.parity ^ 1);
     start_tile(tile, 0, shared.keys.panels[loaded.stage][0]);
     if (tile - work.begin >= STAGES) shared.of_values.empty[loaded.stage].wait(loaded.parity ^ 1);
     start_tile(tile, plane, shared.values.panels[loaded.stage][0]);
     loaded.advance();
-    if (tile - work.begin >= LOADING) {
-      wait_copies<2 * LOADING>();
-      announce();
-    }
     find_tile(tile + 1);
   }
   wait_copies<0>();
@@ -164,7 +164,6 @@ SPLICE_DEVICE void attend_tiles(const Work& work, Shared<head_dim>& shared) {
   const int group = thread_index() / WARPGROUP - 1, warp = thread_index() % WARPGROUP / WARP, lane = thread_index() % WARP;
   const uint32_t own_row = work.first_row + group * GROUP_ROWS + warp * FRAGMENT_ROWS;
   const Sight sight[2] = {{work.rows, own_row + lane / 4}, {work.rows, own_row + lane / 4 + 8}};
-  const Sight lowest(work.rows, own_row), highest(work.rows, own_row + FRAGMENT_ROWS - 1);
   const Scoring scoring(args);
 
   Rows<head_dim> own;
@@ -173,10 +172,11 @@ SPLICE_DEVICE void attend_tiles(const Work& work, Shared<head_dim>& shared) {
   RowState state;
   float rescale[2];
   const auto soften_tile = [&](int tile) {
-    soften(scoring, tile * TILE_KEYS, sight, sees_whole(lowest, highest, tile * TILE_KEYS), own.scores, state, rescale);
+    soften(scoring, tile * TILE_KEYS, sight, own.scores, state, rescale);
   };
   const auto begins_span = [&](int tile) { return tile == work.begin || tile % SPAN_TILES == 0; };
 
+  if (group != 0 && work.begin + 1 < work.tiles) arrive_at(1, GROUPS * WARPGROUP);
   Turn at_keys, at_values;
   shared.of_keys.full[0].wait(0);
   own.multiply_keys(shared.keys.panels[0]);
@@ -186,7 +186,6 @@ SPLICE_DEVICE void attend_tiles(const Work& work, Shared<head_dim>& shared) {
   at_keys.advance();
   soften_tile(work.begin);
   pack_weights(own.scores, own.weights);
-  if (group != 0 && work.begin + 1 < work.tiles) arrive_at(1, GROUPS * WARPGROUP);
 
   for (int tile = work.begin + 1; tile < work.tiles; ++tile) {
     shared.of_keys.full[at_keys.stage].wait(at_keys.parity);
