@@ -1,13 +1,13 @@
 // Paged causal attention of many query rows on Hopper, by products of warpgroups. Compiled for sm_90; not yet run on a GPU.
 //
-// Does 4·head_dim operations a row and visible key on the matrix units, and a special function and some seven other operations beside
-// them. Reads queries once and each tile of 64 keys and values once for 128 query rows (heads of a group × tokens), from the
-// second-level cache mostly: 64 operations a byte. Bound by the matrix units. Of head_dim 128, a tile and 128 rows take them 1024
-// cycles. Products read shared memory meanwhile at 64 bytes a cycle and copies write it at 32, of 128; the second-level cache gives 32
-// a cycle, of some 40; each quarter of the multiprocessor takes its special functions 512 cycles, and issues some 600 instructions.
+// Does 4·head_dim operations a row and visible key on the matrix units, and a special function and some seven others beside them. Reads
+// queries once, and each tile of 64 keys and values once for 128 query rows (heads of a group × tokens): 128 operations a byte, from the
+// second-level cache mostly. Bound by the matrix units. Of head_dim 128, a tile takes them 1024 cycles with 128 rows. Meanwhile products
+// read 64 bytes a cycle from shared memory, of 128, and copies bring 32, of some 40 that the second-level cache gives; each quarter of
+// the multiprocessor is busy with special functions for 512 cycles, and issues some 730 instructions for rows and 240 for copies.
 //
 // A block is three warpgroups and takes 128 rows of one KV head. One copies: keys and values of a tile have places of their own in a
-// ring and are announced apart, through barriers in shared memory. Copies are those of single threads, since what a tensor map gives for
+// ring and are given back apart, through barriers in shared memory. Copies are those of single threads, since what a tensor map gives for
 // keys past the last is whatever the cache holds there, and not zeros. The others take 64 rows each and all tiles of the block: a tile
 // that none of a row's keys is in changes no bit of it. Queries stay in registers, and so do weights, as left operands.
 //
