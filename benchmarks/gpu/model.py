@@ -111,7 +111,8 @@ def _built(mode: Mode, weights: WeightFormat, tactics: Path) -> Model:
         rows = rows_that_codes_meet(library, runtime.capability, wants_bfloat16=False)
         tactics_of_fp8 = None if tuned is None else tuned.fp8
         fp8 = Fp8Choice(runtime.device, rows, quantises=True, tactics=tactics_of_fp8)
-    offered = [*reference.CANDIDATES, *candidates(library, best_product(library, runtime.capability), fp8=fp8)]
+    product = best_product(library, runtime.capability)
+    offered = [*reference.CANDIDATES, *candidates(library, product, fp8=fp8, keeps_bits=mode != "fast")]
     if tuned is not None:
         offered += tuned.candidates()
     drawn = DrawnWeights(runtime.device)

@@ -87,6 +87,7 @@ struct Sight {
   }
   // Of a row; of rows past the last, what the last sees: their queries are zeros, and nobody keeps what comes of them.
   SPLICE_DEVICE Sight(const QueryRows& rows, uint32_t row) : Sight(rows.args, rows.position(row < rows.count ? row : rows.count - 1)) {}
+  SPLICE_DEVICE bool is_whole(int first_key) const { return low <= first_key && high >= first_key + TILE_KEYS; }
 };
 
 // The sequence that a row of q belongs to: the last that begins at or before it.
@@ -234,11 +235,6 @@ struct Scoring {
         outer(product(capped ? args.softcap : args.scale, LOG2_E)) {}
 };
 
-// Whether rows from `first` to `last` all see a whole tile. Those past the last of all may be among them: nobody reads what they get.
-SPLICE_DEVICE bool sees_whole(const Sight& first, const Sight& last, int first_key) {
-  return first.high >= first_key + TILE_KEYS && last.low <= first_key;
-}
-
 SPLICE_DEVICE void hide_unseen(int first_key, const Sight (&sight)[2], float (&scores)[TILE_COLUMNS][4]) {
   int low[2], high[2];  // of this thread's keys, the first of which is number 0
   SPLICE_UNROLL
@@ -254,21 +250,20 @@ SPLICE_DEVICE void hide_unseen(int first_key, const Sight (&sight)[2], float (&s
   }
 }
 
-// Raw products become weights. `rescale[r]` is what the accumulators of row r are to be multiplied with. `whole`: all rows of the
-// fragment that matter see all of the tile.
-SPLICE_DEVICE void soften(const Scoring& scoring, int first_key, const Sight (&sight)[2], bool whole, float (&scores)[TILE_COLUMNS][4],
+// Raw products become weights. `rescale[r]` is what the accumulators of row r are to be multiplied with.
+SPLICE_DEVICE void soften(const Scoring& scoring, int first_key, const Sight (&sight)[2], float (&scores)[TILE_COLUMNS][4],
                           RowState& state, float (&rescale)[2]) {
   if (scoring.capped) {
     SPLICE_UNROLL
     for (int i = 0; i < 4 * TILE_COLUMNS; ++i) scores[i / 4][i % 4] = hyperbolic_tangent(product(scores[i / 4][i % 4], scoring.inner));
   }
-  if (!whole) hide_unseen(first_key, sight, scores);
-  float most[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY}, level[2];
+  if (!sight[0].is_whole(first_key) || !sight[1].is_whole(first_key)) hide_unseen(first_key, sight, scores);
+  float most[4] = {scores[0][0], scores[0][1], scores[0][2], scores[0][3]}, level[2];  // two chains a row
   SPLICE_UNROLL
-  for (int i = 0; i < 4 * TILE_COLUMNS; ++i) most[i % 4 / 2] = larger_number(most[i % 4 / 2], scores[i / 4][i % 4]);
+  for (int i = 4; i < 4 * TILE_COLUMNS; ++i) most[i % 4] = larger_number(most[i % 4], scores[i / 4][i % 4]);
   SPLICE_UNROLL
   for (int row = 0; row < 2; ++row) {
-    const Shares shares = joined(state.maximum[row], product(quad_maximum(most[row]), scoring.outer));
+    const Shares shares = joined(state.maximum[row], product(quad_maximum(larger_number(most[2 * row], most[2 * row + 1])), scoring.outer));
     state.maximum[row] = shares.maximum;
     rescale[row] = shares.own;
     level[row] = shares.maximum == NEGATIVE_INFINITY ? 0.0f : shares.maximum;
@@ -326,20 +321,19 @@ SPLICE_DEVICE void multiply_values(const uint32_t (&weights)[TILE_STEPS][4], con
   }
 }
 
-// What is left to do to a row once all its spans are joined: a sink takes its share, and the sum divides.
+// What is left to do to a row once all its spans are joined: a sink takes its share, and the sum divides, once for all dimensions.
 struct Finish {
-  float factor, total;
+  float factor;
 
-  SPLICE_DEVICE Finish(float maximum, float sum_of_weights, const float* sink) : factor(1.0f), total(sum_of_weights) {
+  SPLICE_DEVICE Finish(float maximum, float total, const float* sink) : factor(quotient(1.0f, total)) {
     if (!sink) return;
     const Shares shares = joined(maximum, product(*sink, LOG2_E));
-    factor = shares.own;
-    total = fused(total, shares.own, shares.other);
+    factor = quotient(shares.own, fused(total, shares.own, shares.other));
   }
-  SPLICE_DEVICE float operator()(float acc) const { return quotient(product(acc, factor), total); }
+  SPLICE_DEVICE float operator()(float acc) const { return product(acc, factor); }
 };
 
-// Whether arguments are such as both kernels take.
+// Whether arguments are such as all kernels take.
 inline int check_attention(const char* name, const splice_cuda_attention& args) {
   const splice_cuda_kv& kv = args.kv;
   if (kv.kv_heads <= 0 || args.q_heads % kv.kv_heads || args.q_heads <= 0)

@@ -85,7 +85,7 @@ SPLICE_DEVICE void attend_span(const splice_cuda_attention& args, const QueryRow
     uint32_t weights[TILE_STEPS][4];
     read_scores(shared.scores, scores);
     const int first_key = first + tile * TILE_KEYS;
-    soften(scoring, first_key, sight, sees_whole(first_sight, last_sight, first_key), scores, state, rescale);
+    soften(scoring, first_key, sight, scores, state, rescale);
     pack_weights(scores, weights);
     multiply_values<head_dim, fragments>(weights, rescale, shared.values[tile % stages], warp * fragments, acc);
     barrier();  // everybody is done with this stage

@@ -39,7 +39,8 @@ struct Gathered {
       if (query >= rows.count) continue;
       const int64_t place = rows.place(query);
       const Finish finish(maximum[row], total[row], args.sinks ? args.sinks + place % args.q_heads : nullptr);
-      auto* to = reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(args.out) + place * head_dim + first_fragment * FRAGMENT_COLUMNS) + lane % 4;
+      uint16_t* row_out = static_cast<uint16_t*>(args.out) + place * head_dim;
+      auto* to = reinterpret_cast<uint32_t*>(row_out + first_fragment * FRAGMENT_COLUMNS) + lane % 4;
       SPLICE_UNROLL
       for (int fragment = 0; fragment < fragments; ++fragment)
         to[fragment * FRAGMENT_COLUMNS / 2] = to_bf16_pair(finish(all[fragment][2 * row]), finish(all[fragment][2 * row + 1]));

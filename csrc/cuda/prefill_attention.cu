@@ -1,8 +1,8 @@
 // Paged causal attention of many query rows. Compiled for sm_80 and sm_90; not yet run on a GPU.
 //
-// Does 4·head_dim operations a row and visible key on the matrix units, and four special functions and some twenty others a row
+// Does 4·head_dim operations a row and visible key on the matrix units, and a special function and some eight others a row
 // and key beside them. Reads queries once, and each tile of 64 keys and values once for 128 query rows (heads of a group × tokens):
-// 64 operations a byte and 128 rows, from the second-level cache mostly. Bound by the matrix units. mma.sync reaches some 60 % of what
+// 128 operations a byte, from the second-level cache mostly. Bound by the matrix units. mma.sync reaches some 60 % of what
 // wgmma does on Hopper, which is the ceiling of this kernel there.
 //
 // One block of eight warps takes 128 rows of one KV head, each warp 16 of them and all tiles; keys and values come by asynchronous
@@ -97,7 +97,7 @@ SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention ar
     if (seen) {
       float rescale[2];
       uint32_t weights[TILE_STEPS][4];
-      soften(scoring, first_key, sight, sees_whole(own_first, own_last, first_key), scores, state, rescale);
+      soften(scoring, first_key, sight, scores, state, rescale);
       pack_weights(scores, weights);
       multiply_values<head_dim, fragments>(weights, rescale, shared.values[tile % stages], share * fragments, acc);
     }

@@ -1,13 +1,13 @@
 // Paged causal attention of many query rows on Hopper, by products of warpgroups. Compiled for sm_90; not yet run on a GPU.
 //
-// Does 4·head_dim operations a row and visible key on the matrix units, and a special function and some seven other operations beside
-// them. Reads queries once and each tile of 64 keys and values once for 128 query rows (heads of a group × tokens), from the
-// second-level cache mostly: 64 operations a byte. Bound by the matrix units. Of head_dim 128, a tile and 128 rows take them 1024
-// cycles. Products read shared memory meanwhile at 64 bytes a cycle and copies write it at 32, of 128; the second-level cache gives 32
-// a cycle, of some 40; each quarter of the multiprocessor takes its special functions 512 cycles, and issues some 600 instructions.
+// Does 4·head_dim operations a row and visible key on the matrix units, and a special function and some seven others beside them. Reads
+// queries once, and each tile of 64 keys and values once for 128 query rows (heads of a group × tokens): 128 operations a byte, from the
+// second-level cache mostly. Bound by the matrix units. Of head_dim 128, a tile takes them 1024 cycles with 128 rows. Meanwhile products
+// read 64 bytes a cycle from shared memory, of 128, and copies bring 32, of some 40 that the second-level cache gives; each quarter of
+// the multiprocessor is busy with special functions for 512 cycles, and issues some 730 instructions for rows and 240 for copies.
 //
 // A block is three warpgroups and takes 128 rows of one KV head. One copies: keys and values of a tile have places of their own in a
-// ring and are announced apart, through barriers in shared memory. Copies are those of single threads, since what a tensor map gives for
+// ring and are given back apart, through barriers in shared memory. Copies are those of single threads, since what a tensor map gives for
 // keys past the last is whatever the cache holds there, and not zeros. The others take 64 rows each and all tiles of the block: a tile
 // that none of a row's keys is in changes no bit of it. Queries stay in registers, and so do weights, as left operands.
 //
@@ -22,8 +22,8 @@ namespace splice::cuda {
 namespace {
 
 constexpr int GROUPS = 2, GROUP_ROWS = 64, BLOCK_ROWS = GROUPS * GROUP_ROWS, THREADS = (GROUPS + 1) * WARPGROUP;
-// Places in the ring; how many tiles are being copied when one is announced. While the first place is not free again, what follows the
-// two tiles being multiplied must have been announced: LOADING is at most STAGES - 3.
+// Places in the ring; how many tiles are copied before the first of them is announced. While the place for the next is not free, all
+// that is being multiplied and the tile after it must have been announced: LOADING is at most STAGES - 2.
 constexpr int STAGES = 6, LOADING = 2;
 constexpr int PANEL_CHUNKS_OF_TILE = TILE_KEYS * PANEL_CHUNKS;
 
@@ -66,29 +66,30 @@ struct Work {
 // Copies the block's tiles. A thread has one chunk of every few rows, and knows the blocks of a tile before it starts on it.
 template <int head_dim>
 SPLICE_DEVICE void load_tiles(const Work& work, int64_t sequence, int shift, Shared<head_dim>& shared) {
-  constexpr int chunks = head_dim / CHUNK_ELEMENTS, threads_a_row = chunks > 8 ? 16 : 8, rows_at_once = WARPGROUP / threads_a_row, quarters = 4;
+  constexpr int chunks = head_dim / CHUNK_ELEMENTS, threads_a_row = chunks > 8 ? 16 : 8, rows_at_once = WARPGROUP / threads_a_row;
+  constexpr int parts = 4, part_keys = TILE_KEYS / parts;  // no block has fewer keys
   const splice_cuda_attention& args = work.rows.args;
   const int thread = thread_index() % WARPGROUP, chunk = thread % threads_a_row, first = thread / threads_a_row;
   const bool copies = chunk < chunks;
   const int place = chunk / PANEL_CHUNKS * PANEL_CHUNKS_OF_TILE + panel_place(first, chunk % PANEL_CHUNKS);
   const int32_t* table = args.block_tables + sequence * args.table_stride;
   const int64_t plane = args.kv.kv_heads * args.kv.block_tokens * chunks, block = args.kv.layers * 2 * plane;
-  const Chunk* start = reinterpret_cast<const Chunk*>(kv_plane(args.kv, args.layer, 0, 0, work.rows.kv_head)) + chunk;
+  const Chunk* start = reinterpret_cast<const Chunk*>(kv_plane(args.kv, args.layer, 0, 0, work.rows.kv_head)) + first * chunks + chunk;
 
-  int32_t blocks[quarters];  // of every 16 keys
-  const auto read_table = [&](int tile) {
+  const Chunk* parts_of_tile[parts];  // this thread's first chunk of each
+  const auto find_tile = [&](int tile) {
     SPLICE_UNROLL
-    for (int i = 0; i < quarters; ++i) {
-      const int key = tile * TILE_KEYS + i * TILE_KEYS / quarters;
-      blocks[i] = key < work.end ? table[key >> shift] : 0;
+    for (int part = 0; part < parts; ++part) {
+      const int key = tile * TILE_KEYS + part * part_keys;
+      parts_of_tile[part] = start + (key < work.end ? table[key >> shift] : 0) * block + (key & ((1 << shift) - 1)) * chunks;
     }
   };
-  const auto start_tile = [&](int tile, const Chunk* from, Chunk* to) {
+  const auto start_tile = [&](int tile, int64_t further, Chunk* to) {
+    const int keys = work.end - tile * TILE_KEYS - first;
     SPLICE_UNROLL
     for (int row = 0; row < TILE_KEYS; row += rows_at_once) {
-      const int key = tile * TILE_KEYS + row + first;
-      const Chunk* key_chunk = from + blocks[row * quarters / TILE_KEYS] * block + (key & ((1 << shift) - 1)) * chunks;
-      if (copies) start_copy(to + place + row * PANEL_CHUNKS, key_chunk, key < work.end);
+      const Chunk* from = parts_of_tile[row / part_keys] + further + row % part_keys * chunks;
+      if (copies) start_copy(to + place + row * PANEL_CHUNKS, from, row < keys);
     }
     close_copies();
   };
@@ -100,17 +101,18 @@ SPLICE_DEVICE void load_tiles(const Work& work, int64_t sequence, int shift, Sha
     announced.advance();
   };
 
-  read_table(work.begin);
+  find_tile(work.begin);
   for (int tile = work.begin; tile < work.tiles; ++tile) {
+    if (tile - work.begin >= LOADING) {
+      wait_copies<2 * (LOADING - 1)>();
+      announce();
+    }
     if (tile - work.begin >= STAGES) shared.of_keys.empty[loaded.stage].wait(loaded.parity ^ 1);
-    start_tile(tile, start, shared.keys.panels[loaded.stage][0]);
+    start_tile(tile, 0, shared.keys.panels[loaded.stage][0]);
     if (tile - work.begin >= STAGES) shared.of_values.empty[loaded.stage].wait(loaded.parity ^ 1);
-    start_tile(tile, start + plane, shared.values.panels[loaded.stage][0]);
+    start_tile(tile, plane, shared.values.panels[loaded.stage][0]);
     loaded.advance();
-    read_table(tile + 1);
-    if (tile - work.begin < LOADING) continue;
-    wait_copies<2 * LOADING>();
-    announce();
+    find_tile(tile + 1);
   }
   wait_copies<0>();
   for (int i = work.tiles - work.begin < LOADING ? work.tiles - work.begin : LOADING; i > 0; --i) announce();
@@ -162,7 +164,6 @@ SPLICE_DEVICE void attend_tiles(const Work& work, Shared<head_dim>& shared) {
   const int group = thread_index() / WARPGROUP - 1, warp = thread_index() % WARPGROUP / WARP, lane = thread_index() % WARP;
   const uint32_t own_row = work.first_row + group * GROUP_ROWS + warp * FRAGMENT_ROWS;
   const Sight sight[2] = {{work.rows, own_row + lane / 4}, {work.rows, own_row + lane / 4 + 8}};
-  const Sight lowest(work.rows, own_row), highest(work.rows, own_row + FRAGMENT_ROWS - 1);
   const Scoring scoring(args);
 
   Rows<head_dim> own;
@@ -171,10 +172,11 @@ SPLICE_DEVICE void attend_tiles(const Work& work, Shared<head_dim>& shared) {
   RowState state;
   float rescale[2];
   const auto soften_tile = [&](int tile) {
-    soften(scoring, tile * TILE_KEYS, sight, sees_whole(lowest, highest, tile * TILE_KEYS), own.scores, state, rescale);
+    soften(scoring, tile * TILE_KEYS, sight, own.scores, state, rescale);
   };
   const auto begins_span = [&](int tile) { return tile == work.begin || tile % SPAN_TILES == 0; };
 
+  if (group != 0 && work.begin + 1 < work.tiles) arrive_at(1, GROUPS * WARPGROUP);
   Turn at_keys, at_values;
   shared.of_keys.full[0].wait(0);
   own.multiply_keys(shared.keys.panels[0]);
@@ -184,7 +186,6 @@ SPLICE_DEVICE void attend_tiles(const Work& work, Shared<head_dim>& shared) {
   at_keys.advance();
   soften_tile(work.begin);
   pack_weights(own.scores, own.weights);
-  if (group != 0 && work.begin + 1 < work.tiles) arrive_at(1, GROUPS * WARPGROUP);
 
   for (int tile = work.begin + 1; tile < work.tiles; ++tile) {
     shared.of_keys.full[at_keys.stage].wait(at_keys.parity);
@@ -201,16 +202,19 @@ SPLICE_DEVICE void attend_tiles(const Work& work, Shared<head_dim>& shared) {
     const bool begins = begins_span(tile);
     if (begins) gathered.close_span(state, shares);
     soften_tile(tile);
-    wait_products<0>();
-    hold(own.acc);
-    shared.of_values.empty[at_values.stage].arrive_warp();
-    at_values.advance();
+    // Each branch waits for itself: a wait that does not follow a branch, the compiler would move before the softening.
     if (begins) {
+      wait_products<0>();
+      hold(own.acc);
       gathered.add(own.acc, shares);
     } else {
+      wait_products<0>();
+      hold(own.acc);
       SPLICE_UNROLL
       for (int i = 0; i < 4 * Rows<head_dim>::fragments; ++i) own.acc[i / 4][i % 4] = product(own.acc[i / 4][i % 4], rescale[i % 4 / 2]);
     }
+    shared.of_values.empty[at_values.stage].arrive_warp();
+    at_values.advance();
     pack_weights(own.scores, own.weights);
   }
   shared.of_values.full[at_values.stage].wait(at_values.parity);
@@ -242,10 +246,10 @@ SPLICE_KERNEL __launch_bounds__(THREADS, 1) attend_rows(splice_cuda_attention ar
   }
   barrier();
   if (thread_index() < WARPGROUP) {
-    give_registers<32>();
+    give_registers<40>();
     load_tiles<head_dim>(work, block_z(), shift, shared);
   } else {
-    take_registers<240>();
+    take_registers<232>();
     attend_tiles<head_dim>(work, shared);
   }
 }

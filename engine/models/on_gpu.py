@@ -57,12 +57,12 @@ def _built(
     spec: ModelSpec, weights: WeightSource, length: int, place: GpuPlace, library: Library, runtime: CudaRuntime
 ) -> BuiltOnGpu:
     product = best_product(library, runtime.capability)
+    mode: Mode = "deterministic" if place.is_deterministic else "fast"
     tuned = None
     fp8 = None
     is_fp8 = place.fp8_rows is not None
     keeps_quantised = place.is_quantised or is_fp8
     if place.tactics is not None:
-        mode: Mode = "deterministic" if place.is_deterministic else "fast"
         matrices: TunedMatrices = "fp8" if is_fp8 else "others" if place.is_quantised else "bfloat16"
         tuned = TunedOperations(library, runtime.device, mode, matrices=matrices)
     if is_fp8:
@@ -70,7 +70,7 @@ def _built(
         tactics_of_fp8 = None if tuned is None else tuned.fp8
         fp8 = Fp8Choice(runtime.device, rows, place.quantises, tactics=tactics_of_fp8)
     blocks_on = runtime.device if place.is_quantised else None
-    offered = [*reference.CANDIDATES, *candidates(library, product, blocks_on, fp8)]
+    offered = [*reference.CANDIDATES, *candidates(library, product, blocks_on, fp8, keeps_bits=mode != "fast")]
     if tuned is not None:
         offered += tuned.candidates()
     ops = choose(offered, torch.bfloat16, features_of(spec))

@@ -27,6 +27,7 @@ EMULATED_UNITS = (
     "kv_checksum",
     "decode_attention",
     "prefill_attention",
+    "prefill_attention_sm90",
     "sampling",
     "quantise_fp8",
     "gemm_fp8_weights",
@@ -58,6 +59,12 @@ class Platform:
     def pick(self, emulated: int, gpu: int) -> int:
         """A size: emulated threads take their turns on one core."""
         return emulated if self.name == "emulated" else gpu
+
+    def has_warpgroups(self, function: str) -> bool:
+        """Whether it runs a kernel of products of warpgroups: the emulator, and Hopper where it was built."""
+        if not self.library.has(function):
+            return False
+        return self.name == "emulated" or torch.cuda.get_device_capability()[0] == 9
 
 
 def why_no_gpu() -> str | None:

@@ -7,7 +7,14 @@ import torch
 from closeness import distance, same_bits
 from paged_cases import exact_attention, paged_case
 
-from engine.ops.cuda.attention import PagedRows, Scores, decode_attention, prefill_attention, workspace_bytes
+from engine.ops.cuda.attention import (
+    PagedRows,
+    Scores,
+    decode_attention,
+    prefill_attention,
+    prefill_attention_sm90,
+    workspace_bytes,
+)
 from wire.errors import SpliceError
 
 RAGGED = [(0, 1), (255, 1), (256, 1), (300, 3), (63, 2), (17, 5)]
@@ -16,13 +23,22 @@ TOLERANCE = 6e-3
 """Weights and the result are rounded to bfloat16."""
 
 
+KERNELS = {"decode": decode_attention, "prefill": prefill_attention, "prefill_sm90": prefill_attention_sm90}
+
+
 def _attend(kind: str, platform, case, scores: Scores) -> torch.Tensor:
-    attend = decode_attention if kind == "decode" else prefill_attention
-    return attend(platform.library, case.q, case.cache, 1, case.rows, scores)
+    if kind == "prefill_sm90" and not platform.has_warpgroups("prefill_attention_sm90"):
+        pytest.skip("prefill_attention_sm90 needs a Hopper GPU and its unit")
+    return KERNELS[kind](platform.library, case.q, case.cache, 1, case.rows, scores)
+
+
+def _agree(platform, one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Products of warpgroups may round otherwise on a GPU, which is asked when it is used."""
+    return same_bits(one, other) if platform.name == "emulated" else distance(one, other) < TOLERANCE
 
 
 @pytest.mark.parametrize(("heads", "head_dim"), [((4, 1), 64), ((8, 2), 128), ((3, 3), 128), ((20, 1), 64)])
-@pytest.mark.parametrize("kind", ["decode", "prefill"])
+@pytest.mark.parametrize("kind", KERNELS)
 def test_attention_is_the_exact_one(platform, kind, heads, head_dim):
     case = paged_case(RAGGED, heads, head_dim, platform.device)
     scores = Scores(head_dim**-0.5)
@@ -46,7 +62,7 @@ def test_a_row_of_256_has_the_same_bits_alone_and_in_any_chunk(platform, reseede
         assert same_bits(part, together[first : first + count]), (first, count)
 
 
-@pytest.mark.parametrize("kind", ["decode", "prefill"])
+@pytest.mark.parametrize("kind", KERNELS)
 @pytest.mark.parametrize(
     "scores",
     [
@@ -61,15 +77,16 @@ def test_windows_and_caps_are_heeded(platform, kind, scores):
     assert distance(_attend(kind, platform, case, scores), exact_attention(case, scores)) < TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["decode", "prefill"])
+@pytest.mark.parametrize("kind", KERNELS)
 def test_sinks_take_their_share(platform, kind):
     sinks = torch.tensor([-1e9, 0.0, 3.0, 40.0], device=platform.device)
     case, scores = paged_case(RAGGED, (4, 2), 64, platform.device), Scores(0.125, sinks=sinks)
     assert distance(_attend(kind, platform, case, scores), exact_attention(case, scores)) < TOLERANCE
 
 
+@pytest.mark.parametrize("kind", KERNELS)
 @pytest.mark.parametrize("block_tokens", [16, 128, 256])
-def test_the_size_of_blocks_changes_no_bit(platform, block_tokens):
+def test_the_size_of_blocks_changes_no_bit(platform, block_tokens, kind):
     case, scores = paged_case([(290, 3)], (2, 1), 64, platform.device), Scores(0.125)
     tables, cache = case.rows.block_tables[0], case.cache[:, 1]
     count = -(-293 // 32)
@@ -80,8 +97,8 @@ def test_the_size_of_blocks_changes_no_bit(platform, block_tokens):
     other = padded.view(2, 1, blocks, block_tokens, 64).permute(2, 0, 1, 3, 4).unsqueeze(1).contiguous()
     table = torch.arange(blocks, dtype=torch.int32, device=flat.device).unsqueeze(0)
     rows = PagedRows(table, case.rows.query_starts, case.rows.starts, 293, 3)
-    wanted = decode_attention(platform.library, case.q, case.cache, 1, case.rows, scores)
-    assert same_bits(decode_attention(platform.library, case.q, other, 0, rows, scores), wanted)
+    wanted = _attend(kind, platform, case, scores)
+    assert same_bits(KERNELS[kind](platform.library, case.q, other, 0, rows, scores), wanted)
 
 
 @pytest.mark.parametrize("scores", [Scores(0.125), Scores(0.125, window=70, softcap=20.0)])
@@ -93,15 +110,35 @@ def test_both_kernels_give_the_same_bits(platform, scores, heads, head_dim):
     assert same_bits(decoded, prefilled)
 
 
-def test_a_row_has_the_same_bits_alone_and_in_any_chunk(platform, reseeded):
+@pytest.mark.parametrize("scores", [Scores(0.125), Scores(0.125, window=70, softcap=20.0)])
+@pytest.mark.parametrize(("heads", "head_dim"), [((4, 1), 64), ((3, 1), 80), ((2, 2), 96), ((4, 2), 128)])
+def test_products_of_warpgroups_give_the_bits_of_others(platform, scores, heads, head_dim):
+    """Two blocks of rows, a block with rows of one warpgroup alone, more tiles than there are places for them."""
+    long = platform.pick(530, 4100)
+    case = paged_case([(0, 70), (long, 3), (250, 20)], heads, head_dim, platform.device)
+    found, wanted = (_attend(kind, platform, case, scores) for kind in ("prefill_sm90", "prefill"))
+    assert _agree(platform, found, wanted)
+
+
+def test_no_order_of_warpgroups_changes_a_bit(platform, reseeded):
+    case, scores = paged_case([(590, 9), (0, 3)], (8, 1), 64, platform.device), Scores(0.125)
+    first = _attend("prefill_sm90", platform, case, scores)
+    for seed in range(1, 13):
+        reseeded(seed)
+        assert same_bits(_attend("prefill_sm90", platform, case, scores), first), seed
+
+
+@pytest.mark.parametrize("kind", ["prefill", "prefill_sm90"])
+def test_a_row_has_the_same_bits_alone_and_in_any_chunk(platform, reseeded, kind):
     case, scores = paged_case([(5, 40), (700, 1), (250, 12)], (4, 2), 64, platform.device), Scores(0.125)
-    together = _attend("prefill", platform, case, scores)
+    together = _attend(kind, platform, case, scores)
     for seed, (sequence, first, count) in enumerate([(0, 0, 40), (0, 39, 1), (0, 7, 20), (1, 0, 1), (2, 5, 7)]):
         reseeded(seed + 1)
-        begin = sum(rows for _, rows in case.parts[:sequence]) + first
-        for kind in ("decode", "prefill"):
-            part = _attend(kind, platform, case.alone(sequence, first, count), scores)
-            assert same_bits(part, together[begin : begin + count]), (kind, sequence, first, count)
+        begin, alone = sum(rows for _, rows in case.parts[:sequence]) + first, case.alone(sequence, first, count)
+        part = _attend(kind, platform, alone, scores)
+        assert same_bits(part, together[begin : begin + count]), (sequence, first, count)
+        decoded = _attend("decode", platform, alone, scores)
+        assert same_bits(decoded, part) if kind == "prefill" else _agree(platform, decoded, part)
 
 
 def test_a_bound_on_the_context_that_is_too_high_changes_no_bit(platform):
@@ -132,15 +169,16 @@ def test_parts_of_many_spans_are_joined_in_their_order(platform):
         assert same_bits(decoded, _attend("prefill", platform, case, scores)), length
 
 
-def test_a_sequence_without_rows_is_passed_over(platform):
+@pytest.mark.parametrize("kind", KERNELS)
+def test_a_sequence_without_rows_is_passed_over(platform, kind):
     case, scores = paged_case([(40, 2), (90, 1)], (4, 2), 64, platform.device), Scores(0.125)
-    exact = _attend("decode", platform, case, scores)
+    exact = _attend(kind, platform, case, scores)
     device = platform.device
     tables = case.rows.block_tables[[0, 0, 1, 1]].contiguous()
     begins = torch.tensor([0, 2, 2, 3, 3], dtype=torch.int32, device=device)
     starts = torch.tensor([40, 7, 90, 0], dtype=torch.int32, device=device)
-    found = decode_attention(platform.library, case.q, case.cache, 1, PagedRows(tables, begins, starts, 91, 2), scores)
-    assert same_bits(found, exact)
+    rows = PagedRows(tables, begins, starts, 91, 2)
+    assert same_bits(KERNELS[kind](platform.library, case.q, case.cache, 1, rows, scores), exact)
 
 
 def test_memory_the_parts_need_is_counted_and_demanded(platform):
@@ -151,7 +189,20 @@ def test_memory_the_parts_need_is_counted_and_demanded(platform):
         decode_attention(platform.library, case.q, case.cache, 1, case.rows, Scores(0.125), small)
 
 
+@pytest.mark.parametrize("scores", [Scores(0.0), Scores(-0.125), Scores(float("nan")), Scores(0.125, softcap=-5.0)])
+def test_scores_whose_order_would_turn_are_refused(platform, scores):
+    case = paged_case([(3, 1)], (2, 1), 64, platform.device)
+    for kind, attend in KERNELS.items():
+        if platform.library.has(f"{kind.removesuffix('_sm90')}_attention{'_sm90' * kind.endswith('_sm90')}"):
+            with pytest.raises(SpliceError, match="expected a positive scale and a cap that is positive or 0"):
+                attend(platform.library, case.q, case.cache, 1, case.rows, scores)
+
+
 def test_shapes_no_kernel_has_are_refused(platform):
+    case = paged_case([(3, 1)], (2, 1), 256, platform.device)
+    if platform.library.has("prefill_attention_sm90"):
+        with pytest.raises(SpliceError, match="head_dim 256, expected 64, 80, 96 or 128"):
+            prefill_attention_sm90(platform.library, case.q, case.cache, 1, case.rows, Scores(0.1))
     case = paged_case([(3, 1)], (2, 1), 72, platform.device)
     for kind in ("decode", "prefill"):
         with pytest.raises(SpliceError, match="head_dim 72, expected 64, 80, 96, 128 or 256"):

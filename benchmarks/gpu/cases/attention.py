@@ -10,13 +10,24 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.cases.case import HEAD_DIM, HEADS, KV_HEADS, Call, Case, drawn, paged, require_memory, sets
-from engine.ops.cuda.attention import Scores, decode_attention, prefill_attention, workspace_bytes
+from engine.ops.cuda.attention import (
+    Scores,
+    decode_attention,
+    prefill_attention,
+    prefill_attention_sm90,
+    workspace_bytes,
+)
+from engine.ops.cuda.attention_kernels import Prefill
 from engine.ops.cuda.library import Library
 
 _BATCHES, _CONTEXTS = (1, 8, 32, 64, 128, 256), (1024, 4096, 8192, 32768)
 """Sequences, and tokens of each."""
 _PROMPTS = (2048, 8192)
 _TARGET_PROMPT = 8192
+_KERNELS: dict[str, Prefill] = {
+    "prefill_attention_sm90": prefill_attention_sm90,
+    "prefill_attention": prefill_attention,
+}
 _SCORES = Scores(HEAD_DIM**-0.5)
 
 
@@ -29,12 +40,13 @@ def decode() -> Iterator[Case]:
 
 
 def prefill() -> Iterator[Case]:
-    for tokens in _PROMPTS:
+    for tokens, (function, kernel) in itertools.product(_PROMPTS, _KERNELS.items()):
         moved = 2 * tokens * (2 * HEADS + 2 * KV_HEADS) * HEAD_DIM
         operations = 4 * (tokens * (tokens + 1) // 2) * HEADS * HEAD_DIM
-        name, make = f"prefill attention, causal, {tokens} tokens", partial(_prefill_calls, tokens)
+        group = f"prefill attention, causal, {tokens} tokens"
+        name, make = f"{group}, {function}", partial(_prefill_calls, tokens, kernel)
         rival, goal = partial(_sdpa_calls, tokens), "prefill attention" if tokens == _TARGET_PROMPT else ""
-        yield Case(name, "prefill_attention", moved, operations, make, rival, "torch's flash SDPA", goal=goal)
+        yield Case(name, function, moved, operations, make, rival, "torch's flash SDPA", goal=goal, group=group)
 
 
 def _decode_calls(batch: int, context: int, moved: int, library: Library) -> list[Call]:
@@ -49,9 +61,9 @@ def _decode_calls(batch: int, context: int, moved: int, library: Library) -> lis
     return calls
 
 
-def _prefill_calls(tokens: int, library: Library) -> list[Call]:
+def _prefill_calls(tokens: int, kernel: Prefill, library: Library) -> list[Call]:
     cache, rows = paged(1, tokens, tokens)
-    return [partial(prefill_attention, library, drawn(tokens, HEADS, HEAD_DIM), cache, 0, rows, _SCORES)]
+    return [partial(kernel, library, drawn(tokens, HEADS, HEAD_DIM), cache, 0, rows, _SCORES)]
 
 
 def _sdpa_calls(tokens: int) -> list[Call]:

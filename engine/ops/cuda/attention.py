@@ -1,4 +1,5 @@
-"""Causal attention over the paged cache, by one of two kernels that give the same bits."""
+"""Causal attention over the paged cache. Kernels have one order of operations, and the same bits where wgmma rounds as
+mma.sync does."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from engine.ops.cuda.structs import Attention
 from engine.ops.cuda.tensors import refuse, require
 
 PREFILL_HEAD_DIMS = DECODE_HEAD_DIMS = frozenset({64, 80, 96, 128, 256})
+SM90_HEAD_DIMS = frozenset({64, 80, 96, 128})
+_Kernel = Literal["decode_attention", "prefill_attention", "prefill_attention_sm90"]
 _ALIGN = 16
 
 
@@ -65,19 +68,26 @@ def decode_attention(
     address = require("workspace", workspace, torch.uint8, (None,), library.device_type, _ALIGN)
     if workspace.numel() < needed:
         raise refuse("workspace", f"{workspace.numel()} bytes", f"{needed} at least")
-    return _attend(library, "decode", q, kv_cache, layer, rows, scores, address)
+    return _attend(library, "decode_attention", q, kv_cache, layer, rows, scores, address)
 
 
 def prefill_attention(
     library: Library, q: torch.Tensor, kv_cache: torch.Tensor, layer: int, rows: PagedRows, scores: Scores
 ) -> torch.Tensor:
     """For many rows a sequence."""
-    return _attend(library, "prefill", q, kv_cache, layer, rows, scores, None)
+    return _attend(library, "prefill_attention", q, kv_cache, layer, rows, scores, None)
+
+
+def prefill_attention_sm90(
+    library: Library, q: torch.Tensor, kv_cache: torch.Tensor, layer: int, rows: PagedRows, scores: Scores
+) -> torch.Tensor:
+    """The same on Hopper alone; `SM90_HEAD_DIMS`."""
+    return _attend(library, "prefill_attention_sm90", q, kv_cache, layer, rows, scores, None)
 
 
 def _attend(
     library: Library,
-    kind: Literal["decode", "prefill"],
+    kernel: _Kernel,
     q: torch.Tensor,
     kv_cache: torch.Tensor,
     layer: int,
@@ -102,5 +112,5 @@ def _attend(
         sequences=sequences, q_heads=q.shape[1], window=scores.window or 0, max_context=rows.max_context,
         max_query=rows.max_query, scale=scores.scale, softcap=scores.softcap or 0.0,
     )  # fmt: skip
-    library.call(f"{kind}_attention", arguments)
+    library.call(kernel, arguments)
     return out

@@ -13,7 +13,7 @@ from engine.ops.candidate import Candidate
 from engine.ops.cuda import rows
 from engine.ops.cuda.attention import DECODE_HEAD_DIMS, PREFILL_HEAD_DIMS, PagedRows, Scores
 from engine.ops.cuda.attention import decode_attention as attend_few
-from engine.ops.cuda.attention import prefill_attention as attend_many
+from engine.ops.cuda.attention_kernels import PrefillChoice, asked
 from engine.ops.cuda.block_pack import FILE_KINDS
 from engine.ops.cuda.block_products import BlockProducts
 from engine.ops.cuda.cache import rope_and_store
@@ -82,10 +82,11 @@ def _mixture_obstacle(hidden_size: int, mixture: MoeSpec) -> str | None:
 class CudaOps:
     """The operations of `engine.ops.signatures`, bound to one library."""
 
-    def __init__(self, library: Library, product: GemmKernel | None) -> None:
+    def __init__(self, library: Library, product: GemmKernel | None, prefill: PrefillChoice | None = None) -> None:
         """`product`: None leaves matrix products to torch."""
         self._library = library
         self._product = product
+        self._prefill = prefill or PrefillChoice()
         self._tiles_agree = product is not None and _tiles_agree(library, product)
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -114,8 +115,9 @@ class CudaOps:
         sinks: torch.Tensor | None = None,
         bounds: StepBounds | None = None,
     ) -> torch.Tensor:
-        """See `signatures.PagedAttentionOp`; needs `bounds`. Both kernels give the same bits, so who takes which
-        sequence is a matter of speed: those that decode are split over their keys, prompts over their rows."""
+        """See `signatures.PagedAttentionOp`; needs `bounds`. Kernels give the same bits (but see `PrefillChoice`), so
+        who takes which sequence is a matter of speed: those that decode are split over their keys, prompts over their
+        rows."""
         if bounds is None:
             raise ValueError("paged_attention: bounds are None, expected those of the step: a launch is sized by them")
         scores = Scores(scale, window, softcap, sinks)
@@ -132,8 +134,9 @@ class CudaOps:
         self, q: torch.Tensor, paged: PagedRows, *, kv_cache: torch.Tensor, layer: int, scores: Scores
     ) -> torch.Tensor:
         rows_of_heads = paged.max_query * (q.shape[1] // kv_cache.shape[3])
-        attend = attend_few if paged.max_query == 1 or rows_of_heads <= _FRAGMENT_ROWS else attend_many
-        return attend(self._library, q, kv_cache, layer, paged, scores)
+        if paged.max_query == 1 or rows_of_heads <= _FRAGMENT_ROWS:
+            return attend_few(self._library, q, kv_cache, layer, paged, scores)
+        return self._prefill.of(q.shape[2])(self._library, q, kv_cache, layer, paged, scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +161,17 @@ def candidates(
     product: GemmKernel | None,
     quantised_on: torch.device | None = None,
     fp8: Fp8Choice | None = None,
+    *,
+    keeps_bits: bool = True,
 ) -> tuple[Candidate, ...]:
     """On this library; products by `product`, or by torch where it is None. With `quantised_on`, the library's device,
     products take matrices as GGUF files quantise them too, with int8 activations and the bits of the CPU's; with `fp8`
-    those in FP8."""
-    ops, latents = CudaOps(library, product), LatentOps(library)
-    experts = CudaExperts(library, is_hopper=product == "gemm_sm90")
+    those in FP8. `keeps_bits`: whether a row's must be the same in any step, the promise of the exact mode."""
+    is_hopper = product == "gemm_sm90"
+    has_both = is_hopper and library.has("prefill_attention_sm90")
+    prefill = asked(library, keeps_bits=keeps_bits) if has_both else PrefillChoice()
+    ops, latents = CudaOps(library, product, prefill), LatentOps(library)
+    experts = CudaExperts(library, is_hopper=is_hopper)
     found = [
         Candidate("rms_norm", "cuda", partial(rows.rms_norm, library), _supports, _RANK),
         Candidate("add_rms_norm", "cuda", partial(rows.add_rms_norm, library), _supports, _RANK),
@@ -186,7 +194,7 @@ def candidates(
         ),
         Candidate(
             "paged_attention",
-            "cuda",
+            prefill.name,
             ops.paged_attention,
             _supports,
             _RANK,
