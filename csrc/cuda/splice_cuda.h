@@ -452,6 +452,11 @@ typedef struct {
 int splice_cuda_grouped_fp8_blocks_gemm(const splice_cuda_grouped_blocks* args, void* stream);
 int64_t splice_cuda_grouped_fp8_blocks_workspace(int64_t num_experts);
 
+// splice_cuda_latent_decode and splice_cuda_latent_prefill, with the same workspaces, on Hopper by products of warpgroups. row_tile is 0
+// or 64, halves 0 or 4.
+int splice_cuda_latent_sm90_decode(const splice_cuda_latent_attention* args, void* stream);
+int splice_cuda_latent_sm90_prefill(const splice_cuda_latent_attention* args, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -31,19 +31,20 @@ constexpr int PANEL_COLUMNS = 64, PANEL_CHUNKS = PANEL_COLUMNS * 2 / CHUNK_BYTES
 
 SPLICE_BOTH int panel_place(int row, int chunk) { return row * PANEL_CHUNKS + (chunk ^ (row & 7)); }
 
-// Where a product finds an operand: the descriptor of PTX ISA 9.7.15.5 with a swizzle of 128 bytes.
-SPLICE_DEVICE uint64_t operand_place(const void* start, int leading_bytes, int stride_bytes) {
-  return static_cast<uint64_t>((shared_address(start) & 0x3ffff) >> 4) | static_cast<uint64_t>(leading_bytes >> 4) << 16 |
-         static_cast<uint64_t>(stride_bytes >> 4) << 32 | uint64_t{1} << 62;
+// Where a product finds an operand, so many chunks behind `start`: the descriptor of PTX ISA 9.7.15.5 with a swizzle of 128 bytes. What
+// is further is added last, to half of it: operands from one start are one addition each.
+SPLICE_DEVICE uint64_t operand_place(const void* start, int further, int leading_bytes, int stride_bytes) {
+  const uint32_t low = (shared_address(start) >> 4 | static_cast<uint32_t>(leading_bytes >> 4) << 16) + static_cast<uint32_t>(further);
+  return low | static_cast<uint64_t>(stride_bytes >> 4 | 1 << 30) << 32;
 }
 
 // Rows of a panel are rows (of a) or columns (of b) of the product, and the panel's columns are k: 16 of them from `step`·16 on.
-SPLICE_DEVICE uint64_t rows_in(const Chunk* panel, int step) { return operand_place(panel + 2 * step, 16, PANEL_ALIGNMENT); }
+SPLICE_DEVICE uint64_t rows_in(const Chunk* panel, int step) { return operand_place(panel, 2 * step, 16, PANEL_ALIGNMENT); }
 
 // Rows of panels are k, 16 of them from `step`·16 on, and their columns are columns of b, of which every 64 have a panel of their own,
 // so many bytes behind the one before.
 SPLICE_DEVICE uint64_t columns_in(const Chunk* panel, int step, int panel_bytes) {
-  return operand_place(panel + 16 * step * PANEL_CHUNKS, panel_bytes, PANEL_ALIGNMENT);
+  return operand_place(panel, 16 * step * PANEL_CHUNKS, panel_bytes, PANEL_ALIGNMENT);
 }
 
 }  // namespace splice::cuda

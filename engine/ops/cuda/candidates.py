@@ -25,6 +25,7 @@ from engine.ops.cuda.fp8_products import FP8_KINDS, Fp8Products, Fp8Rows, Fp8Tac
 from engine.ops.cuda.gemm import GemmKernel, gemm
 from engine.ops.cuda.grouped_fp8 import GROUPED_FP8, ProductOfGroups, grouped_fp8
 from engine.ops.cuda.latent import store_latents
+from engine.ops.cuda.latent_kernels import latent_kernels
 from engine.ops.cuda.latent_ops import LatentOps, latent_obstacle
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.mixed_products import MixedProducts
@@ -162,8 +163,9 @@ def candidates(
     """On this library; products by `product`, or by torch where it is None. With `quantised_on`, the library's device,
     products take matrices as GGUF files quantise them too, with int8 activations and the bits of the CPU's; with `fp8`
     those in FP8."""
-    ops, latents = CudaOps(library, product), LatentOps(library)
-    experts = CudaExperts(library, is_hopper=product == "gemm_sm90")
+    ops, is_hopper = CudaOps(library, product), product == "gemm_sm90"
+    experts = CudaExperts(library, is_hopper=is_hopper)
+    latents = LatentOps(library, latent_kernels(library, is_hopper=is_hopper))
     found = [
         Candidate("rms_norm", "cuda", partial(rows.rms_norm, library), _supports, _RANK),
         Candidate("add_rms_norm", "cuda", partial(rows.add_rms_norm, library), _supports, _RANK),
@@ -202,7 +204,7 @@ def candidates(
             _RANK,
             push=partial(store_latents_and_push, library),
         ),
-        Candidate("latent_attention", "cuda", latents.latent_attention, _supports, _RANK),
+        Candidate("latent_attention", latents.name, latents.latent_attention, _supports, _RANK),
     ]
     dense = (reference.linear, reference.lm_head) if product is None else (ops.linear, ops.lm_head)
     if fp8 is not None:
