@@ -9,7 +9,7 @@ namespace splice::cuda {
 
 constexpr int GROUP_ROWS = 64, STAGES = 2, PIECES = 2;  // a piece of a tile's weights is handed over at a time
 constexpr int COMPUTING = 2 * WARPGROUP, LOADING = WARPGROUP, GROUP_THREADS = COMPUTING + LOADING, STAGE_THREADS = LOADING / STAGES;
-constexpr int COMPUTING_REGISTERS = 232, LOADING_REGISTERS = 48;  // 64 Ki of them in all
+constexpr int COMPUTING_REGISTERS = 232, LOADING_REGISTERS = 40;  // of 168 each at launch
 constexpr int PANEL = TILE_KEYS * PANEL_CHUNKS;                   // chunks
 constexpr int WEIGHTS_BARRIER = 1, SPAN_BARRIER = WEIGHTS_BARRIER + STAGES * PIECES,
               SCORES_BARRIER = SPAN_BARRIER + 1;

@@ -109,6 +109,7 @@ struct Fiber {
   std::map<float*, Outstanding> accumulators;
   bool opened;
   int64_t issued;  // products
+  int registers;
 };
 
 [[noreturn]] void fail(const char* what) {
@@ -232,6 +233,9 @@ void multiply_group_of(Fiber& fiber, std::vector<Product>& group) {
   }
 }
 
+// Of a kernel whose launch bounds say one block a multiprocessor.
+int registers_at_launch(int threads) { return std::min((64 << 10) / threads / 8 * 8, 255); }
+
 void run_block(int threads, size_t shared_bytes) {
   shared.assign(shared_bytes + GUARD_BYTES + ALIGNMENT, POISON);
   current.shared = shared.data() + (ALIGNMENT - reinterpret_cast<uintptr_t>(shared.data()) % ALIGNMENT) % ALIGNMENT;
@@ -246,6 +250,7 @@ void run_block(int threads, size_t shared_bytes) {
     fiber.accumulators.clear();
     fiber.opened = false;
     fiber.issued = 0;
+    fiber.registers = registers_at_launch(threads);
     prepare(fiber.context, fiber.stack.get(), entry);
   }
   std::vector<int> ready(static_cast<size_t>(threads));
@@ -254,12 +259,15 @@ void run_block(int threads, size_t shared_bytes) {
     std::shuffle(ready.begin(), ready.end(), chance);
     for (const int thread : ready) resume(thread);
   }
+  int registers = 0;
   for (int thread = 0; thread < threads; ++thread) {
     const Fiber& fiber = fibers[static_cast<size_t>(thread)];
+    registers += fiber.registers;
     if (!fiber.accumulators.empty()) fail("a product that nobody waited for");
     if (fiber.issued && threads % 128) fail("products of a block whose threads are no whole warpgroups");
     if (fiber.issued != fibers[static_cast<size_t>(thread / 128 * 128)].issued) fail("warps of a group that do not take part in the same products");
   }
+  if (registers > registers_at_launch(threads) * threads) fail("warpgroups take more registers than their block was launched with");
   for (size_t i = 0; i < GUARD_BYTES; ++i)
     if (current.shared[shared_bytes + i] != GUARD) fail("a write beyond the end of shared memory");
 }
@@ -347,6 +355,8 @@ void finish_products(int pending) {
     fiber.products.erase(fiber.products.begin());
   }
 }
+
+void own_registers(int count) { fibers[static_cast<size_t>(current.thread)].registers = count; }
 
 void barrier_of(int barrier, int threads, bool wait) {
   Meeting& meeting = meetings.at(static_cast<size_t>(barrier));

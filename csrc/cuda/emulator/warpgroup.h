@@ -2,7 +2,8 @@
 // - products take place when they are issued or as late as they may, and read shared memory then; accumulators are NaNs until waited for;
 // - a product that reads what was copied or stored and not published, or that no open_products precedes, ends the process with a
 //   message, and so do warps of a group that do not issue the same number of products;
-// - shared memory is where the operand's descriptor says, swizzle included.
+// - shared memory is where the operand's descriptor says, swizzle included;
+// - warpgroups that take more registers than their block was launched with, and would wait for them for ever, end the process.
 #pragma once
 
 #include "emulator.h"
@@ -24,6 +25,7 @@ void close_products();
 void finish_products(int pending);
 void stored(void* shared, int bytes);  // by this thread, not published yet
 void barrier_of(int barrier, int threads, bool wait);
+void own_registers(int count);  // of each thread of the warpgroup
 
 }  // namespace emulator
 
@@ -98,10 +100,12 @@ inline void arrive_at(int barrier, int threads) { emulator::barrier_of(barrier, 
 template <int count>
 inline void take_registers() {
   static_assert(count % 8 == 0 && count >= 24 && count <= 256);
+  emulator::own_registers(count);
 }
 template <int count>
 inline void give_registers() {
   static_assert(count % 8 == 0 && count >= 24 && count <= 256);
+  emulator::own_registers(count);
 }
 
 }  // namespace splice::cuda
