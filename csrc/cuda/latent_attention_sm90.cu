@@ -196,7 +196,9 @@ SPLICE_KERNEL __launch_bounds__(GROUP_THREADS, 1) attend_latents_by_groups(splic
   int tiles = 0, done = 0, taken = 0;  // of the block: tiles, spans, items
   work.walk([&](const LatentRows& rows, uint32_t first, int first_tile, int last_tile, int) {
     const uint32_t queries[2] = {first + static_cast<uint32_t>(group_row(0)), first + static_cast<uint32_t>(group_row(1))};
-    const int ends[2] = {rows.end(queries[0]), rows.end(queries[1])};
+    // Rows past the last see what it sees, so that tiles are masked for nobody's sake; nobody keeps what comes of them.
+    const bool real[2] = {queries[0] < rows.count, queries[1] < rows.count};
+    const int ends[2] = {rows.end(real[0] ? queries[0] : rows.count - 1), rows.end(real[1] ? queries[1] : rows.count - 1)};
     float maximum[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY}, total[2] = {};
     if (group == 0) shared.queries_full.wait(taken++ & 1);
     for (int tile = first_tile; tile < last_tile; ++done) {
@@ -216,7 +218,7 @@ SPLICE_KERNEL __launch_bounds__(GROUP_THREADS, 1) attend_latents_by_groups(splic
           shown.own[group_row(i)] = shares.own;
           shown.other[group_row(i)] = shares.other;
           shown.total[group_row(i)] = total[i];
-          if (!split || ends[i] <= LATENT_SPAN_KEYS) continue;
+          if (!split || !real[i] || ends[i] <= LATENT_SPAN_KEYS) continue;
           float* to = parts.sum_of(rows.place(queries[i]), span);
           to[0] = state.maximum[i];
           to[1] = sum_of_span;
@@ -229,9 +231,9 @@ SPLICE_KERNEL __launch_bounds__(GROUP_THREADS, 1) attend_latents_by_groups(splic
       for (int i = 0; i < 2; ++i) {
         const Shares shares{0.0f, shown.own[group_row(i)], shown.other[group_row(i)]};
         const Quotients by(shown.total[group_row(i)]);
-        const bool real = queries[i] < rows.count, parted = split && ends[i] > LATENT_SPAN_KEYS;
-        auto* out = reinterpret_cast<uint32_t*>(rows.out(real ? queries[i] : 0) + first_column<Shape>());
-        if (parted) {
+        if (split && !real[i]) continue;
+        auto* out = reinterpret_cast<uint32_t*>(rows.out(real[i] ? queries[i] : 0) + first_column<Shape>());
+        if (split && ends[i] > LATENT_SPAN_KEYS) {
           auto* to = reinterpret_cast<Pair*>(parts.accumulator(rows.place(queries[i]), span, Shape::rank) + first_column<Shape>());
           SPLICE_UNROLL
           for (int fragment = 0; fragment < Panels::fragments; ++fragment)
@@ -249,7 +251,7 @@ SPLICE_KERNEL __launch_bounds__(GROUP_THREADS, 1) attend_latents_by_groups(splic
           all = {merged(all.first, acc[fragment][2 * i], shares), merged(all.second, acc[fragment][2 * i + 1], shares)};
           if (!whole)
             place[fragment * COMPUTING] = all;
-          else if (real)
+          else if (real[i])
             out[fragment * FRAGMENT_COLUMNS / 2] = to_bf16_pair(by(all.first), by(all.second));
         }
       }
