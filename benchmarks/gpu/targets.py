@@ -79,9 +79,11 @@ Row = tuple[str, str, str, list[Point]]
 def _of_attention(report: Report) -> Iterator[Row]:
     decode = [Point(one.name, memory, 0.85) for one, memory, _ in _shares(report, "decode attention")]
     yield "paged decode attention, 8B", "≥ 0.85 of copy bandwidth", "decode attention", decode
-    latent = [
-        Point(one.name, max(memory / 0.75, matrix / 0.60), 1.0) for one, memory, matrix in _shares(report, "latents")
-    ]
+    parts: dict[str, float] = {}  # of the target; the best kernel counts
+    for one, memory, matrix in _shares(report, "latents"):
+        name = one.group or one.name
+        parts[name] = max(parts.get(name, 0.0), memory / 0.75, matrix / 0.60)
+    latent = [Point(name, part, 1.0) for name, part in parts.items()]
     yield "latent (MLA) decode attention", "≥ 0.75 of bandwidth or 0.60 of rate", "latents", latent
     prefill = [Point(one.name, matrix, 0.65) for one, _, matrix in _shares(report, "prefill attention")]
     prefill = sorted(prefill, key=lambda point: -point.value)[:1]  # of the kernels for it

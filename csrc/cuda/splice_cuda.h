@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-enum { SPLICE_CUDA_ABI = 2 };
+enum { SPLICE_CUDA_ABI = 3 };
 enum { SPLICE_CUDA_OK = 0, SPLICE_CUDA_INVALID = 1, SPLICE_CUDA_UNSUPPORTED = 2, SPLICE_CUDA_FAILED = 3 };
 
 int splice_cuda_abi(void);
@@ -451,6 +451,11 @@ typedef struct {
 } splice_cuda_grouped_blocks;
 int splice_cuda_grouped_fp8_blocks_gemm(const splice_cuda_grouped_blocks* args, void* stream);
 int64_t splice_cuda_grouped_fp8_blocks_workspace(int64_t num_experts);
+
+// splice_cuda_latent_decode and splice_cuda_latent_prefill, with the same workspaces, on Hopper by products of warpgroups. row_tile is 0
+// or 64, halves 0 or 4.
+int splice_cuda_latent_sm90_decode(const splice_cuda_latent_attention* args, void* stream);
+int splice_cuda_latent_sm90_prefill(const splice_cuda_latent_attention* args, void* stream);
 
 #ifdef __cplusplus
 }

@@ -43,6 +43,7 @@ EMULATED_UNITS = (
     "grouped_fp8_weights",
     "store_latents",
     "latent_attention",
+    "latent_attention_sm90",
     "head_products",
 )
 _FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra", "-Werror")

@@ -11,7 +11,7 @@ from paged_cases import paged_case
 
 from engine.ops.cuda import attention_kernels
 from engine.ops.cuda.attention import Scores, prefill_attention, prefill_attention_sm90
-from engine.ops.cuda.attention_kernels import PrefillChoice, asked, choice_of
+from engine.ops.cuda.attention_kernels import PrefillChoice, choice_of, prefill_choice
 from engine.ops.cuda.candidates import CudaOps
 from engine.steps.step_plan import StepBounds
 
@@ -42,20 +42,23 @@ def test_a_kernel_that_is_wrong_is_never_taken(apart, caplog):
 def test_the_gpu_is_asked_with_every_head_dim(platform):
     if not platform.has_warpgroups("prefill_attention_sm90"):
         pytest.skip("prefill_attention_sm90 needs a Hopper GPU and its unit")
-    choice = asked(platform.library, keeps_bits=False)
+    choice = prefill_choice(platform.library, is_hopper=True, keeps_bits=False)
     assert choice.same_bits | choice.other_bits == {64, 80, 96, 128}
     if platform.name == "emulated":
         assert not choice.other_bits
 
 
 def test_a_last_bit_makes_a_difference(platform, monkeypatch):
+    if not platform.has_warpgroups("prefill_attention_sm90"):
+        pytest.skip("prefill_attention_sm90 needs a Hopper GPU and its unit")
+
     def nudged(*arguments):
         out = prefill_attention(*arguments)
         out.view(torch.int16)[0, 0, 0] += 1
         return out
 
     monkeypatch.setattr(attention_kernels, "prefill_attention_sm90", nudged)
-    choice = asked(platform.library, keeps_bits=False)
+    choice = prefill_choice(platform.library, is_hopper=True, keeps_bits=False)
     assert (choice.same_bits, choice.other_bits) == (frozenset(), {64, 80, 96, 128})
 
 

@@ -37,6 +37,9 @@ _BATCHES = (
 """(sequences, tokens of each)"""
 _FEW_HEADS = ((1, 8192), (64, 4096), (128, 4096))
 _PROMPTS = (2048, 8192)
+_DECODE: tuple[LatentKernel, ...] = ("latent_decode", "latent_sm90_decode")
+_PREFILL: tuple[LatentKernel, ...] = ("latent_prefill", "latent_sm90_prefill")
+"""The latter is Hopper's."""
 
 
 def decode() -> Iterator[Case]:
@@ -44,8 +47,9 @@ def decode() -> Iterator[Case]:
         for batch, context in batches:
             name = f"latent decode, {heads} heads, batch {batch}, context {context}"
             moved, operations = _moved(batch, context, 1, heads), 2 * batch * context * heads * (_WIDTH + _RANK)
-            make = partial(_attend_calls, "latent_decode", heads, batch, context, 1)
-            yield Case(name, "latent_decode", moved, operations, make, goal="latents")
+            for kernel in _DECODE:
+                make = partial(_attend_calls, kernel, heads, batch, context, 1)
+                yield Case(_of(name, kernel), kernel, moved, operations, make, goal="latents", group=name)
 
 
 def rows() -> Iterator[Case]:
@@ -62,9 +66,14 @@ def rows() -> Iterator[Case]:
 def prefill() -> Iterator[Case]:
     for tokens in _PROMPTS:
         operations = tokens * (tokens + 1) // 2 * 2 * _HEADS * (_WIDTH + _RANK)
-        make = partial(_attend_calls, "latent_prefill", _HEADS, 1, tokens, tokens)
-        name = f"latent prefill, absorbed, causal, {tokens} tokens"
-        yield Case(name, "latent_prefill", _moved(1, tokens, tokens, _HEADS), operations, make)
+        moved, name = _moved(1, tokens, tokens, _HEADS), f"latent prefill, absorbed, causal, {tokens} tokens"
+        for kernel in _PREFILL:
+            make = partial(_attend_calls, kernel, _HEADS, 1, tokens, tokens)
+            yield Case(_of(name, kernel), kernel, moved, operations, make, group=name)
+
+
+def _of(name: str, kernel: LatentKernel) -> str:
+    return f"{name}, Hopper's" if "sm90" in kernel else name
 
 
 def _moved(batch: int, context: int, tokens: int, heads: int) -> int:

@@ -51,9 +51,10 @@ def choice_of(apart: Mapping[int, float], *, keeps_bits: bool) -> PrefillChoice:
     return PrefillChoice(same, frozenset() if keeps_bits else other)
 
 
-def asked(library: Library, *, keeps_bits: bool) -> PrefillChoice:
-    """What this GPU says: whether kernels agree is asked of it rather than assumed, because they multiply by different
-    instructions."""
+def prefill_choice(library: Library, *, is_hopper: bool, keeps_bits: bool) -> PrefillChoice:
+    """Asked of the GPU rather than assumed, because kernels differ in the instructions that multiply."""
+    if not is_hopper or not library.has("prefill_attention_sm90"):
+        return PrefillChoice()
     choice = choice_of({dim: _apart(library, dim) for dim in sorted(SM90_HEAD_DIMS)}, keeps_bits=keeps_bits)
     _log.info("prompts: wgmma for head_dim %s", sorted(choice.same_bits | choice.other_bits) or "none")
     return choice

@@ -13,7 +13,7 @@ from engine.ops.candidate import Candidate
 from engine.ops.cuda import rows
 from engine.ops.cuda.attention import DECODE_HEAD_DIMS, PREFILL_HEAD_DIMS, PagedRows, Scores
 from engine.ops.cuda.attention import decode_attention as attend_few
-from engine.ops.cuda.attention_kernels import PrefillChoice, asked
+from engine.ops.cuda.attention_kernels import PrefillChoice, prefill_choice
 from engine.ops.cuda.block_pack import FILE_KINDS
 from engine.ops.cuda.block_products import BlockProducts
 from engine.ops.cuda.cache import rope_and_store
@@ -25,6 +25,7 @@ from engine.ops.cuda.fp8_products import FP8_KINDS, Fp8Products, Fp8Rows, Fp8Tac
 from engine.ops.cuda.gemm import GemmKernel, gemm
 from engine.ops.cuda.grouped_fp8 import GROUPED_FP8, ProductOfGroups, grouped_fp8
 from engine.ops.cuda.latent import store_latents
+from engine.ops.cuda.latent_kernels import latent_kernels
 from engine.ops.cuda.latent_ops import LatentOps, latent_obstacle
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.mixed_products import MixedProducts
@@ -168,9 +169,8 @@ def candidates(
     products take matrices as GGUF files quantise them too, with int8 activations and the bits of the CPU's; with `fp8`
     those in FP8. `keeps_bits`: whether a row's must be the same in any step, the promise of the exact mode."""
     is_hopper = product == "gemm_sm90"
-    has_both = is_hopper and library.has("prefill_attention_sm90")
-    prefill = asked(library, keeps_bits=keeps_bits) if has_both else PrefillChoice()
-    ops, latents = CudaOps(library, product, prefill), LatentOps(library)
+    ops = CudaOps(library, product, prefill_choice(library, is_hopper=is_hopper, keeps_bits=keeps_bits))
+    latents = LatentOps(library, latent_kernels(library, is_hopper=is_hopper))
     experts = CudaExperts(library, is_hopper=is_hopper)
     found = [
         Candidate("rms_norm", "cuda", partial(rows.rms_norm, library), _supports, _RANK),
@@ -210,7 +210,7 @@ def candidates(
             _RANK,
             push=partial(store_latents_and_push, library),
         ),
-        Candidate("latent_attention", "cuda", latents.latent_attention, _supports, _RANK),
+        Candidate("latent_attention", latents.name, latents.latent_attention, _supports, _RANK),
     ]
     dense = (reference.linear, reference.lm_head) if product is None else (ops.linear, ops.lm_head)
     if fp8 is not None:

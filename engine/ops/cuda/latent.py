@@ -20,7 +20,8 @@ from engine.ops.latent_norm import LatentNorm
 
 LATENT_DIMS = frozenset({(512, 64), (256, 32)})
 """(rank, rope) that attention has kernels for."""
-LatentKernel = Literal["latent_decode", "latent_prefill"]
+LatentKernel = Literal["latent_decode", "latent_prefill", "latent_sm90_decode", "latent_sm90_prefill"]
+"""The latter two are Hopper's."""
 _ALIGN = 16
 
 
@@ -146,8 +147,9 @@ def expand(library: Library, latents: torch.Tensor, up: torch.Tensor, nope: int)
 def workspace_bytes(library: Library, kernel: LatentKernel, rows: int, heads: int, rank: int, max_context: int) -> int:
     """Of `attend_latents`. Known before anything is captured or allocated; prefill's depends on the device and not on
     rows. Raises SpliceError where there is no device to ask."""
-    numbers = (rows, heads, rank, max_context) if kernel == "latent_decode" else (rank, max_context)
-    function = library.function(f"{kernel}_workspace")
+    twin = kernel.replace("_sm90", "")
+    numbers = (rows, heads, rank, max_context) if twin == "latent_decode" else (rank, max_context)
+    function = library.function(f"{twin}_workspace")
     function.restype = c_int64
     found = int(function(*(c_int64(number) for number in numbers)))
     if found < 0:
@@ -172,8 +174,9 @@ def attend_latents(
 
     `absorbed` `[M, num_heads, rank]` and `rotated` `[M, num_heads, rope]` bfloat16, strided perhaps; `kv_cache` as in
     `signatures.StoreLatentsOp`, bfloat16. `latent_decode` is for few rows a sequence and splits keys, `latent_prefill`
-    for many; both give the same bits. `workspace` uint8 of `workspace_bytes`, free again after the call. With `out` the
-    result is written there.
+    for many; both give the same bits. So do `latent_sm90_decode` and `latent_sm90_prefill`, Hopper's, whose division is
+    64 rows and 4 halves, and whose order of operations is that of the others. `workspace` uint8 of `workspace_bytes`,
+    free again after the call. With `out` the result is written there.
     """
     device = library.device_type
     tokens, heads, rank = absorbed.shape

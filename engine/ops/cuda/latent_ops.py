@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from engine.ops.cuda.attention import PagedRows
-from engine.ops.cuda.latent import LATENT_DIMS, LatentKernel, absorb, attend_latents, expand
+from engine.ops.cuda.latent import LATENT_DIMS, absorb, attend_latents, expand
+from engine.ops.cuda.latent_kernels import LatentKernels
 from engine.ops.cuda.library import Library
 from engine.spec import LatentAttentionSpec
 from engine.steps.step_plan import StepBounds
@@ -26,10 +27,15 @@ def latent_obstacle(spec: LatentAttentionSpec) -> str | None:
 
 
 class LatentOps:
-    """The operations of `engine.ops.signatures` that are latent attention's, bound to one library."""
+    """The operations of `engine.ops.signatures` that are latent attention's, bound to one library and its kernels."""
 
-    def __init__(self, library: Library) -> None:
-        self._library = library
+    def __init__(self, library: Library, kernels: LatentKernels) -> None:
+        self._library, self._kernels = library, kernels
+
+    @property
+    def name(self) -> str:
+        """Of attention's arithmetic."""
+        return self._kernels.name
 
     def latent_attention(
         self,
@@ -73,5 +79,5 @@ class LatentOps:
         scale: float,
     ) -> None:
         few = rows.max_query == 1 or rows.max_query * absorbed.shape[1] <= _FEW_ROWS
-        kernel: LatentKernel = "latent_decode" if few else "latent_prefill"
+        kernel = self._kernels.few if few else self._kernels.many
         attend_latents(self._library, kernel, absorbed, rotated, kv_cache, layer, rows, scale, out=out)

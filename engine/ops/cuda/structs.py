@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 
-ABI = 2
+ABI = 3
 """`SPLICE_CUDA_ABI` of the header these were written from."""
 
 __all__ = ["ABI", "Attention", "Copy", "Draws", "Gate", "Gemm", "Kv", "Norm", "Pool", "Rope"]

@@ -79,9 +79,9 @@ def test_what_does_not_link_is_said_beside_what_compiled(calls, tmp_path, monkey
 
 
 def test_some_units_alone_come_with_what_no_library_can_be_without():
-    (base, blocks) = units.chosen_units(["blocks"])
+    (base, draws) = units.chosen_units(["draws_blocks"])
     assert base.sources == ("status",)
-    assert (blocks.name, "kv_copy" in blocks.sources) == ("blocks", True)
+    assert (draws.name, "kv_copy" in draws.sources) == ("draws_blocks", True)
     assert units.chosen_units([]) == units.units()
     assert [unit.name for unit in units.chosen_units(["rows"])] == ["rows"]
     with pytest.raises(ValueError, match="no nonsense, expected some of"):

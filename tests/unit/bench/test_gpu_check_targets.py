@@ -61,6 +61,8 @@ def test_latents_meet_their_target_by_memory_or_by_arithmetic():
     busy = replace(slow, operations=int(0.7 * 800e12 * 2e-3))
     assert _verdict(_report(measured=[slow]), "latent").verdict == "missed by 33 %"
     assert _verdict(_report(measured=[busy]), "latent").verdict == "met"
+    kernels = [replace(each, group="a") for each in (slow, busy)]
+    assert _verdict(_report(measured=kernels), "latent").verdict == "met"
 
 
 def test_the_fastest_tile_counts_and_the_exact_one_says_what_exactness_costs():
