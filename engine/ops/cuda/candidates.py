@@ -169,7 +169,8 @@ def candidates(
     products take matrices as GGUF files quantise them too, with int8 activations and the bits of the CPU's; with `fp8`
     those in FP8. `keeps_bits`: whether a row's must be the same in any step, the promise of the exact mode."""
     is_hopper = product == "gemm_sm90"
-    ops = CudaOps(library, product, prefill_choice(library, is_hopper=is_hopper, keeps_bits=keeps_bits))
+    prefill = prefill_choice(library, is_hopper=is_hopper, keeps_bits=keeps_bits)
+    ops = CudaOps(library, product, prefill)
     latents = LatentOps(library, latent_kernels(library, is_hopper=is_hopper))
     experts = CudaExperts(library, is_hopper=is_hopper)
     found = [
