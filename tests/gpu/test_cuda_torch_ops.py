@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from closeness import same_bits
@@ -12,6 +14,7 @@ from quantised_cases import matrix_of
 from engine.ops.cuda.block_products import pack_weight
 from engine.ops.cuda.draw import DrawChoice, draw_columns
 from engine.ops.cuda.fp8_reference import quantise_weight
+from engine.ops.cuda.latent import LatentKernel
 from engine.ops.cuda.library import Library
 from engine.ops.cuda.rows import add_rms_norm
 from engine.ops.cuda.torch_operators.register import register
@@ -52,6 +55,7 @@ def test_operators_keep_their_schemas_and_fakes(platform, operators, drawn):
         (operators.rope_store_and_push, (*stored, torch.zeros_like(at), at)),
         (operators.decode_attention, paged),
         (operators.prefill_attention, paged),
+        *([(operators.prefill_attention_sm90, paged)] if platform.has_warpgroups("prefill_attention_sm90") else []),
         (operators.draw, (logits, columns)),
         (operators.quantise_rows, (drawn(3, 128),)),
         (operators.block_gemm, (*quantised, *weight, drawn(24))),
@@ -113,11 +117,11 @@ def _latent_calls(operators, platform, drawn):
     at = torch.arange(3, device=platform.device)
     paged = (case.absorbed, case.rotated, case.cache, 1, rows.block_tables, rows.query_starts, rows.starts, 32, 2, 0.1)
     store = (q, down[:, :256], down[:, 256:], at, table, case.cache.nan_to_num(), 0, at, drawn(256), 1e-6)
+    kernels = [kernel for kernel in get_args(LatentKernel) if "sm90" not in kernel or platform.has_warpgroups(kernel)]
     return (
         (operators.store_latents, store),
         (operators.absorb, (q[:, :, :64], up)),
-        (operators.latent_decode, paged),
-        (operators.latent_prefill, paged),
+        *((getattr(operators, kernel), paged) for kernel in kernels),
         (operators.expand, (case.absorbed, up, 64)),
     )
 

@@ -23,6 +23,7 @@ SCHEMAS = {
     " int layer, Tensor slots, Tensor peer_caches, Tensor peer_slots) -> Tensor",
     "decode_attention": f"({_PAGED}, {_BOUNDS}) -> Tensor",
     "prefill_attention": f"({_PAGED}, {_BOUNDS}) -> Tensor",
+    "prefill_attention_sm90": f"({_PAGED}, {_BOUNDS}) -> Tensor",
     "gemm": "(Tensor x, Tensor weight, Tensor? bias, str kernel, int tile, bool float32=False) -> Tensor",
     "draw": "(Tensor logits, Tensor columns) -> Tensor",
 }
@@ -64,6 +65,7 @@ def implementations(library: Library) -> dict[str, Callable[..., Any]]:
         "rope_store_and_push": store_and_push,
         "decode_attention": attend(attention.decode_attention),
         "prefill_attention": attend(attention.prefill_attention),
+        "prefill_attention_sm90": attend(attention.prefill_attention_sm90),
         "gemm": product,
         "draw": bound(draw.draw_on_device),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -16,14 +16,13 @@ _LATENT = (
     "Tensor absorbed, Tensor rotated, Tensor kv_cache, int layer, Tensor block_tables, Tensor query_starts,"
     " Tensor starts, int max_context, int max_query, float scale"
 )
+_ATTENTION: tuple[latent.LatentKernel, ...] = get_args(latent.LatentKernel)
 SCHEMAS = {
     "store_latents": "(Tensor(a!) q, Tensor latents, Tensor keys, Tensor positions, Tensor cos_sin,"
     " Tensor(b!) kv_cache, int layer, Tensor slots, Tensor? norm=None, float eps=0.0) -> ()",
     "absorb": "(Tensor q, Tensor up) -> Tensor",
-    "latent_decode": f"({_LATENT}) -> Tensor",
-    "latent_prefill": f"({_LATENT}) -> Tensor",
     "expand": "(Tensor latents, Tensor up, int nope) -> Tensor",
-}
+} | dict.fromkeys(_ATTENTION, f"({_LATENT}) -> Tensor")
 
 
 def implementations(library: Library) -> dict[str, Callable[..., Any]]:
@@ -47,13 +46,8 @@ def implementations(library: Library) -> dict[str, Callable[..., Any]]:
     def bound(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *arguments: function(library, *arguments)
 
-    return {
-        "store_latents": store,
-        "absorb": bound(latent.absorb),
-        "latent_decode": attend_latents("latent_decode"),
-        "latent_prefill": attend_latents("latent_prefill"),
-        "expand": bound(latent.expand),
-    }
+    others = {"store_latents": store, "absorb": bound(latent.absorb), "expand": bound(latent.expand)}
+    return others | {kernel: attend_latents(kernel) for kernel in _ATTENTION}
 
 
 def fakes() -> dict[str, Callable[..., Any]]:
