@@ -7,13 +7,13 @@ import torch
 from closeness import same_bits
 from device_models import SPEC, DrawnByName, bound, device_decoder, runtime_of
 from fp8_cases import exact_product
+from kernel_timer import timer_of
 
 from engine.device.buckets import Buckets
 from engine.ops.cuda.candidates import Fp8Choice
 from engine.ops.cuda.fp8 import gemm_fp8
 from engine.steps.batch import SequenceSlice, StepBatch
 from engine.tuning.fp8_products import fp8_tunables
-from engine.tuning.graph_timer import GraphTimer
 from engine.tuning.operations import TunedOperations
 from engine.tuning.shapes import Shape
 from engine.tuning.tuner import Tuner
@@ -21,32 +21,12 @@ from engine.tuning.tuner import Tuner
 BATCH = StepBatch((SequenceSlice(list(range(5, 12)), 0, [0], True), SequenceSlice([9], 0, [1], True)))
 
 
-class _EarlierIsFaster:
-    """The emulator has no speed: whoever is tried first is fastest."""
-
-    def __init__(self):
-        self.tried = 0
-
-    def seconds(self, calls, limit_s):
-        for call in calls:
-            call()
-        self.tried += 1
-        return 1e-6 * self.tried
-
-    def settle(self):
-        return None
-
-
-def _timer(platform):
-    return _EarlierIsFaster() if platform.name == "emulated" else GraphTimer(repeats=3)
-
-
 @pytest.mark.parametrize("mode", ["fast", "deterministic"])
 def test_our_fp8_kernels_pass_the_tuner(platform, mode):
     is_hopper = platform.name == "gpu" and torch.cuda.get_device_capability()[0] == 9
     ops = ("fp8_weights", "fp8_block_weights", *(("fp8_codes", "fp8_block_codes") if is_hopper else ()))
     tunables = fp8_tunables(platform.library, platform.device)
-    tuner = Tuner(tunables, _timer(platform), buckets=(1, 3, 66), rotated_bytes=1)
+    tuner = Tuner(tunables, timer_of(platform), buckets=(1, 3, 66), rotated_bytes=1)
     shapes = [Shape(op, 40, 256) for op in ops]
     for shape, entry in zip(shapes, tuner.tune(shapes, mode).entries, strict=True):
         tried = {trial.tactic for trial in entry.trials}
@@ -69,7 +49,7 @@ def _model(platform, tuned, rows):
 def test_a_tuned_model_in_fp8_has_the_bits_it_had_and_says_what_it_took(platform):
     tuned = TunedOperations(platform.library, platform.device, "deterministic", matrices="fp8")
     model = _model(platform, tuned, "bfloat16")
-    tuner = Tuner(tuned.tunables, _timer(platform), buckets=(1, 4, 16), rotated_bytes=1)
+    tuner = Tuner(tuned.tunables, timer_of(platform), buckets=(1, 4, 16), rotated_bytes=1)
     identity = tuned.tune(SPEC, tuner)
     projections = {name: tactic for name, tactic in identity.items() if name.startswith("fp8")}
     assert {name.partition(":")[0] for name in projections} == {"fp8_weights"}

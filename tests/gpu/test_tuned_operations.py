@@ -8,6 +8,7 @@ import pytest
 import torch
 from closeness import same_bits
 from device_models import MAX_NUM_SEQS, SPEC, DrawnByName, bound, device_decoder, runtime_of
+from kernel_timer import EarlierIsFaster, timer_of
 
 from engine.device.buckets import Buckets
 from engine.models.decoder import Decoder
@@ -18,28 +19,11 @@ from engine.ops.features import features_of
 from engine.ops.registry import choose
 from engine.spec import MlpSpec, MoeSpec, RoutingSpec
 from engine.steps.batch import SequenceSlice, StepBatch
-from engine.tuning.graph_timer import GraphTimer
 from engine.tuning.operations import TunedOperations, row_shapes
 from engine.tuning.tuner import Tuner
 
 BUCKETS = (1, 4, 16)
 BATCH = StepBatch((SequenceSlice(list(range(5, 12)), 0, [0], True), SequenceSlice([9], 0, [1], True)))
-
-
-class _EarlierIsFaster:
-    """The emulator has no speed: whoever is tried first is fastest."""
-
-    def __init__(self):
-        self.tried = 0
-
-    def seconds(self, calls, limit_s):
-        for call in calls:
-            call()
-        self.tried += 1
-        return 1e-6 * self.tried
-
-    def settle(self):
-        return None
 
 
 def _tuned_model(platform, mode):
@@ -55,7 +39,7 @@ def _tuned_model(platform, mode):
 @pytest.mark.parametrize("mode", ["fast", "deterministic"])
 def test_a_tuned_model_looks_nothing_up_in_vain_and_says_what_it_took(platform, mode):
     tuned, ops, model = _tuned_model(platform, mode)
-    timer = _EarlierIsFaster() if platform.name == "emulated" else GraphTimer(repeats=3)
+    timer = timer_of(platform)
     identity = tuned.tune(SPEC, Tuner(tuned.tunables, timer, buckets=BUCKETS, rotated_bytes=1 << 16))
     shapes = [str(shape) for shape in row_shapes(SPEC)]
     if mode == "fast":
@@ -72,7 +56,7 @@ def test_a_tuned_model_looks_nothing_up_in_vain_and_says_what_it_took(platform, 
 
 def test_a_deterministic_model_has_the_bits_of_one_that_was_not_tuned(platform):
     tuned, _, model = _tuned_model(platform, "deterministic")
-    timer = _EarlierIsFaster() if platform.name == "emulated" else GraphTimer(repeats=3)
+    timer = timer_of(platform)
     tuned.tune(SPEC, Tuner(tuned.tunables, timer, buckets=BUCKETS, rotated_bytes=1 << 16))
     plain = device_decoder(platform, runtime_of(platform), Buckets((2,), (96,)))
     found, expected = (
@@ -94,7 +78,7 @@ def test_where_matrices_are_quantised_no_product_is_tuned(platform):
     tuned = TunedOperations(platform.library, platform.device, "deterministic", matrices="others")
     assert [tunable.op for tunable in tuned.tunables] == ["add_rms_norm", "silu_mul"]
     assert [candidate.op for candidate in tuned.candidates()] == ["add_rms_norm", "gated_mul"]
-    identity = tuned.tune(SPEC, Tuner(tuned.tunables, _EarlierIsFaster(), buckets=BUCKETS, rotated_bytes=1 << 16))
+    identity = tuned.tune(SPEC, Tuner(tuned.tunables, EarlierIsFaster(), buckets=BUCKETS, rotated_bytes=1 << 16))
     assert set(identity) == {str(shape) for shape in row_shapes(SPEC)}
 
 
