@@ -10,7 +10,7 @@ from kvtransfer.device_runtime import DeviceError
 from kvtransfer.kv_checksum import BlockRows
 from wire.errors import ErrorCode, SpliceError
 
-ABI = 2
+ABI = 3
 """`SPLICE_CUDA_ABI` of csrc/cuda/splice_cuda.h, from which the structures here are written."""
 _FUNCTIONS = ("kv_copy", "kv_checksum", "kv_checksum_workspace")
 

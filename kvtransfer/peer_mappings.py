@@ -136,6 +136,8 @@ class PeerMappings:
             for mapping in self._mappings.values():
                 mapping.ended = mapping.ended or "closed"
             self._changed.notify_all()
+        self._wake()
+        with self._changed:
             self._changed.wait_for(lambda: not self._opening)
         if self._thread is None:
             return
@@ -169,7 +171,7 @@ class PeerMappings:
                 with self._changed:
                     mappings = list(self._mappings.values())
                     over = [mapping for mapping in mappings if mapping.ended and not mapping.users]
-                    if self._closed and not mappings:
+                    if self._closed and not mappings and not self._opening:
                         return
                 for mapping in over:
                     if mapping in watched:

@@ -17,6 +17,8 @@ TOLERATED = {
     "grouped_gemm_cu": 8,
     # The same on sm_80 alone; one word is read again in each step of 64 products of fragments.
     "head_products_cu": 8,
+    # Of head_dim 128 alone, and where scores are capped: one word, put aside while a tile's are.
+    "prefill_attention_sm90_cu": 8,
 }
 """Bytes of local memory, by what a kernel's name contains."""
 

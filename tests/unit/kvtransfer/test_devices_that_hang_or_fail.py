@@ -68,7 +68,7 @@ class SlowDriver:
     """Opens the handle `slow` when it may."""
 
     def __init__(self) -> None:
-        self.asked, self.may = threading.Event(), threading.Event()
+        self.asked, self.may, self.closed = threading.Event(), threading.Event(), threading.Event()
         self.mapped: set[int] = set()
 
     def open_export(self, handle: bytes) -> int:
@@ -80,6 +80,7 @@ class SlowDriver:
 
     def close_export(self, address: int) -> None:
         self.mapped.remove(address)
+        self.closed.set()
 
 
 @pytest.fixture
@@ -110,7 +111,8 @@ def test_while_a_driver_opens_one_mapping_others_are_used(opening):
 def test_closing_waits_for_a_mapping_that_is_being_opened_and_unmaps_it(opening):
     closing = threading.Thread(target=opening.mappings.close)
     closing.start()
-    closing.join(0.05)
+    assert opening.driver.closed.wait(30)
+    closing.join(0.05)  # all that was mapped is not any more, and yet there is one to come
     assert closing.is_alive()
     opening.driver.may.set()
     opening.thread.join(30)
